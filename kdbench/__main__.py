@@ -1,0 +1,107 @@
+"""The command line: ``python -m kdbench task=pointcloud method=pointdistiller``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def own_imports() -> None:
+    """Takes the current folder off ``sys.path`` unless it is the checkout, so that no file there shadows a package.
+
+    ``tasks`` is a common name: the run ends here if what would be imported is not the one installed with kdbench.
+    """
+    root = Path(__file__).resolve().parent.parent
+    here = Path.cwd().resolve()
+    if here != root:
+        sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != here]
+    found = find_spec("tasks")
+    origin = Path(found.origin).resolve() if found and found.origin else None
+    if origin is None or origin.parent.parent != root:
+        sys.exit(
+            f"kdbench: error: the package 'tasks' found is {origin or 'none'}, expected the one of kdbench in {root}: "
+            "remove that folder from PYTHONPATH or use an environment of its own"
+        )
+
+
+def main() -> None:
+    """Runs one job, or with ``-m`` a sweep; exits with 0 only if every job ends with status ok."""
+    own_imports()
+    import hydra
+    from omegaconf import DictConfig
+
+    from kdbench import config as configuration
+    from kdbench import sweep
+    from kdbench.errors import KDBenchError
+
+    outcomes: list[str] = []
+
+    def job(composed: DictConfig) -> None:
+        outcomes.append(run_job(composed))
+
+    arguments = sys.argv[1:]
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    try:
+        configuration.register()
+        folder = str(configuration.folder())
+        plain = [a for a in arguments if "=" in a and not a.startswith("-")]
+        configuration.choices(plain, multirun)
+        if not multirun and not any(a.startswith("-") for a in arguments):
+            configuration.load(plain)
+    except KDBenchError as error:
+        _fail(error)
+    hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)()
+    if sweep.failed or any(status != "ok" for status in outcomes):
+        sys.exit(1)
+
+
+def run_job(composed: object) -> str:
+    """Runs one composed configuration.
+
+    Returns:
+        The status; a user's error ends the process (or, in a sweep, this job) with one line.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from kdbench import config as configuration
+    from kdbench.errors import KDBenchError
+    from kdbench.sweep import note
+
+    assert isinstance(composed, DictConfig)
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    multirun = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
+    title = " ".join(overrides)
+    try:
+        from kdbench.run import Run
+
+        config = configuration.check(composed)
+        outcome = Run(config, configuration.command_line(overrides)).execute()
+    except KDBenchError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        if not multirun:
+            _fail(error)
+        print(f"kdbench: error: {title}: {error}", file=sys.stderr)
+        note("failed", title, str(error))
+        return "failed"
+    record = outcome.record
+    student = record.scores.student or record.scores.teacher
+    score = student.test[record.primary.name] if student and record.primary else None
+    scratch = record.scores.scratch.test[record.primary.name] if record.scores.scratch and record.primary else None
+    gain = None if score is None or scratch is None else score - scratch
+    note(outcome.status, title, str(outcome.path), score, gain)
+    return outcome.status
+
+
+def _fail(error: Exception) -> None:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    sys.exit(f"kdbench: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""A content-addressed store of what takes long to make: teachers, scratch students, prepared data.
+
+A product is a folder ``<root>/<kind>/<key>`` that holds ``manifest.json``. It is whole or absent, it is made once
+however many processes ask for it, and a maker that is killed leaves its work folder for the next one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from kdbench import __version__
+from kdbench.digest import drop_nonfinite
+from kdbench.errors import KDBenchError
+
+MANIFEST = "manifest.json"
+SCRATCH = "scratch"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_log = logging.getLogger(__name__)
+
+
+def default_root() -> Path:
+    """The cache folder: ``$KDBENCH_CACHE``, else the user's cache folder."""
+    root = os.environ.get("KDBENCH_CACHE")
+    return Path(root).expanduser() if root else platformdirs.user_cache_path("kdbench", appauthor=False)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A finished product.
+
+    Attributes:
+        path: Its folder; read only.
+        manifest: What its maker returned, plus ``kind``, ``key``, ``created`` (UTC) and ``kdbench`` (version).
+        fresh: Whether this call made it.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    fresh: bool
+
+
+class Store:
+    """Products by kind and key under one folder, safe between threads, processes and killed processes.
+
+    Args:
+        root: The folder; it is created when the first product is made. Default: :func:`default_root`.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (default_root() if root is None else Path(root)).absolute()
+
+    def product(
+        self, kind: str, key: str, make: Callable[[Path], dict[str, Any]], *, wait_message: str | None = None
+    ) -> Product:
+        """Returns the product, making it first if it is absent.
+
+        Args:
+            kind: E.g. ``"teacher"``; letters, digits, ``_`` and ``-``.
+            key: The digest of everything that the product depends on.
+            make: Fills the folder that it is given and returns the manifest, as JSON. The folder may hold what an
+                interrupted maker of this product left. What lies in its ``scratch/`` is not part of the product.
+            wait_message: What another process is making, for the one line that is logged while this one waits.
+
+        Raises:
+            KDBenchError: The cache folder cannot be written, or its disk is full.
+            Exception: Whatever ``make`` raises; its folder stays.
+        """
+        found = self.find(kind, key)
+        if found is not None:
+            return found
+        final = self._folder(kind, key)
+        work = final.with_name(f"{key}.work")
+        with self._locked(kind, key, wait_message or f"{kind} {key}"), full_disk_is_one_line(self.root):
+            found = self.find(kind, key)
+            if found is not None:
+                return found
+            if final.exists():
+                _log.warning("%s has no whole %s: it is removed and made again", final, MANIFEST)
+                shutil.rmtree(final)
+            work.mkdir(parents=True, exist_ok=True)
+            # A maker may have been killed between its manifest, which it writes last, and the rename.
+            manifest = _read_manifest(work, kind, key)
+            fresh = manifest is None
+            if manifest is None:
+                manifest = _write_manifest(work, kind, key, make(work))
+            shutil.rmtree(work / SCRATCH, ignore_errors=True)
+            _sync(work)
+            work.rename(final)
+            return Product(final, manifest, fresh)
+
+    def find(self, kind: str, key: str) -> Product | None:
+        """Returns the finished product, or None."""
+        folder = self._folder(kind, key)
+        manifest = _read_manifest(folder, kind, key)
+        return None if manifest is None else Product(folder, manifest, fresh=False)
+
+    def remove(self, kind: str, key: str) -> bool:
+        """Removes a product and the work on it; returns whether there was any.
+
+        Raises:
+            KDBenchError: A process is making it.
+        """
+        final = self._folder(kind, key)
+        folders = [folder for folder in (final, final.with_name(f"{key}.work")) if folder.exists()]
+        if not folders:
+            return False
+        with self._locked(kind, key, f"{kind} {key}", wait=False):
+            for folder in folders:
+                (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a product is never half there
+                shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    def _folder(self, kind: str, key: str) -> Path:
+        if not _NAME.fullmatch(kind) or not _NAME.fullmatch(key) or kind == "locks":
+            raise KDBenchError(f"no product can be called {kind!r} / {key!r}: use letters, digits, '_' and '-'")
+        return self.root / kind / key
+
+    @contextmanager
+    def _locked(self, kind: str, key: str, what: str, wait: bool = True) -> Iterator[None]:
+        # A lock of the operating system is free once its holder is killed; with filelock >= 4 also where children that
+        # the holder forked (data loading workers) live on. The file stays: removing it would let two processes lock
+        # two files of one name.
+        lock = FileLock(self.root / "locks" / f"{kind}-{key}.lock", poll_interval=0.1)
+        holder = Path(lock.lock_file).with_suffix(".json")
+        try:
+            holder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0.2)
+            except Timeout:
+                if not wait:
+                    raise KDBenchError(f"{what} is in use by {_read_holder(holder)}: wait for it or end it") from None
+                _log.warning("waiting for %s, held by %s", what, _read_holder(holder))
+                lock.acquire()
+        except OSError as error:
+            raise KDBenchError(
+                f"cannot write the cache folder {self.root} ({error.strerror}): set cache=DIR or KDBENCH_CACHE"
+            ) from error
+        try:
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            write_atomic(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+@contextmanager
+def full_disk_is_one_line(folder: Path) -> Iterator[None]:
+    """Turns the errors of a full disk, from Python or from a library, into one line that says which disk it is."""
+    try:
+        yield
+    except KDBenchError:
+        raise
+    except Exception as error:
+        # safetensors reports the system's text, torch's zip writer only where its own code gave up.
+        free = shutil.disk_usage(_existing(folder)).free
+        if not (
+            (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+            or os.strerror(errno.ENOSPC) in str(error)
+            or ("inline_container" in str(error) and free < 2**20)
+        ):
+            raise
+        raise KDBenchError(
+            f"no space left to write below {folder} ({free / 2**20:.1f} MiB free): free some or choose another folder"
+        ) from error
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Writes a file whole or not at all: aside, synced, then renamed.
+
+    Raises:
+        KDBenchError: The disk is full; the file is as it was before.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with full_disk_is_one_line(path.parent), aside.open("wb") as stream:
+            stream.write(data.encode() if isinstance(data, str) else data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _write_manifest(folder: Path, kind: str, key: str, details: dict[str, Any]) -> dict[str, Any]:
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest, dropped = drop_nonfinite(
+        {**details, "kind": kind, "key": key, "created": created, "kdbench": __version__}
+    )
+    if dropped:
+        _log.warning("%s %s: not a finite number, kept as null: %s", kind, key, ", ".join(dropped))
+    try:
+        text = json.dumps(manifest, indent=1, allow_nan=False)
+    except TypeError as error:
+        raise KDBenchError(f"the manifest of {kind} {key} is not JSON: {error}") from None
+    write_atomic(folder / MANIFEST, text)
+    return dict(json.loads(text))
+
+
+def _read_manifest(folder: Path, kind: str, key: str) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if isinstance(manifest, dict) and (manifest.get("kind"), manifest.get("key")) == (kind, key):
+        return manifest
+    return None
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_bytes())
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def _sync(folder: Path) -> None:
+    """Makes the files of a folder durable before its rename makes them visible."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())

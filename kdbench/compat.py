@@ -1,0 +1,68 @@
+"""Compatibility: what a plugin needs against what a task and a pair can give, from class facts and configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdbench.errors import KDBenchError, nearest
+from kdbench.features import Kind
+from kdbench.plugin import Bindings, Need, Plugin, kind_names, serves
+from kdbench.task import Task
+
+
+def bind(
+    plugin: type[Plugin], task: type[Task], pair: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> Bindings:
+    """Binds every need of a plugin to features that all of its roles give.
+
+    A need binds to the feature of its own name where the kind fits, else to the last (deepest) feature of that kind;
+    with ``many`` to all of them. ``overrides`` (``method.bind`` in the configuration) come first.
+
+    Raises:
+        KDBenchError: The task lacks a capability or the pair a feature or part: one line that says which.
+    """
+    lacking = plugin.requires - task.capabilities
+    if lacking:
+        raise KDBenchError(f"{plugin.__name__} requires {', '.join(sorted(lacking))}, which task {task.name} lacks")
+    overrides = dict(overrides or {})
+    unknown = set(overrides) - {need.name for need in plugin.needs}
+    if unknown:
+        options = [need.name for need in plugin.needs]
+        raise KDBenchError(f"method.bind.{min(unknown)}: unknown need: {nearest(min(unknown), options)}")
+    for part in plugin.parts:
+        for role in part.roles:
+            side = plugin.roles[role].side
+            if part.name not in (pair[side].get("parts") or {}):
+                raise KDBenchError(f"{plugin.__name__} calls the part {part.name!r}, which {_pair(pair)} does not name")
+    return {need.name: _bind(need, plugin, task, pair, overrides.get(need.name)) for need in plugin.needs}
+
+
+def _bind(
+    need: Need, plugin: type[Plugin], task: type[Task], pair: Mapping[str, Any], override: str | list[str] | None
+) -> str | list[str]:
+    sides = sorted({plugin.roles[role].side for role in need.roles})
+    kinds: dict[str, Kind] = {}
+    for position, side in enumerate(sides):
+        given = task.kinds(pair[side])
+        kinds = given if position == 0 else {n: k for n, k in kinds.items() if n in given and serves(given[n], need)}
+    fitting = [name for name, kind in kinds.items() if serves(kind, need)]
+    if override is not None:
+        for name in [override] if isinstance(override, str) else override:
+            if name not in fitting:
+                raise KDBenchError(
+                    f"method.bind.{need.name}={name}: not a {kind_names(need)} of {_pair(pair)}: {nearest(name, fitting)}"
+                )
+        return override
+    if not fitting:
+        raise KDBenchError(
+            f"{plugin.__name__} needs {kind_names(need)} ({need.name!r}), which task {task.name} with {_pair(pair)} "
+            f"does not give: it gives {', '.join(f'{n} ({k.__name__})' for n, k in kinds.items()) or 'nothing'}"
+        )
+    if need.many:
+        return fitting
+    return need.name if need.name in fitting else fitting[-1]
+
+
+def _pair(pair: Mapping[str, Any]) -> str:
+    return f"pair {pair['name']}"

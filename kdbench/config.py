@@ -1,0 +1,243 @@
+"""Configuration: found, composed and checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdbench.errors import KDBenchError, nearest
+
+#: Entry-point group through which another package adds its YAML: the value is a package with config groups.
+CONF_GROUP = "kdbench.conf"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TrainerConfig(_Strict):
+    """``trainer``."""
+
+    epochs: int = Field(ge=1)
+    val_every: int = Field(ge=1)
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    clip: float | None
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+    channels_last: bool
+    accelerator: str
+    devices: int = Field(ge=1)
+    strategy: str
+    threads: int | None
+    max_minutes: float | None
+    manual: bool
+
+
+class TeacherConfig(_Strict):
+    """``teacher``."""
+
+    seed: int
+    init_from: str | None
+    expect: float | None
+    tolerance: float
+    trainer: dict[str, Any]
+
+
+class StudentConfig(BaseModel):
+    """``student``; with ``_target_`` a model of the user's own, whose options stand beside it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    init_from: str | None
+    trainer: dict[str, Any]
+
+
+class TuningConfig(_Strict):
+    """``tuning``."""
+
+    trials: int = Field(ge=0)
+    factors: list[float] = Field(min_length=1)
+    seed: int
+
+
+class Config(_Strict):
+    """The whole configuration, resolved."""
+
+    task: dict[str, Any]
+    data: dict[str, Any]
+    pair: dict[str, Any]
+    method: dict[str, Any]
+    augment: dict[str, Any]
+    quant: dict[str, Any]
+    trainer: TrainerConfig
+    logger: dict[str, Any]
+    preset: dict[str, Any]
+    seed: int
+    results: str
+    cache: str | None
+    rerun: bool
+    role: Literal["student", "teacher"] | None
+    teacher: TeacherConfig
+    student: StudentConfig
+    tuning: TuningConfig
+
+
+def folder() -> Path:
+    """Returns the folder of the YAML files: ``conf/`` of a checkout, ``kdbench/conf`` of an installed wheel."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise KDBenchError(f"no conf/config.yaml beside {package}: the installation is not whole, install kdbench again")
+
+
+class _ThirdPartyConf(SearchPathPlugin):
+    """Appends the YAML of other packages (entry-point group ``kdbench.conf``)."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for entry in entry_points(group=CONF_GROUP):
+            search_path.append(provider=f"kdbench:{entry.name}", path=f"pkg://{entry.value}")
+
+
+def register() -> None:
+    """Registers the search path of other packages and the resolver of unique names with Hydra; idempotent."""
+    if _ThirdPartyConf not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(_ThirdPartyConf)
+    OmegaConf.register_new_resolver("kdbench_unique", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True)
+
+
+def options(group: str) -> list[str]:
+    """Lists the options of a config group, those of other packages included."""
+    register()
+    with _initialized():
+        loader = GlobalHydra.instance().config_loader()
+        return sorted(o for o in loader.get_group_options(group) if not o.startswith("_"))
+
+
+def load(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Composes and checks a configuration as the command line does.
+
+    Raises:
+        KDBenchError: An override is wrong; the line names the nearest fix.
+    """
+    register()
+    with _initialized():
+        try:
+            composed = compose("config", overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error) from None
+    return check(composed)
+
+
+def check(composed: DictConfig) -> dict[str, Any]:
+    """Resolves a composed configuration, checks its types and applies the student's own class.
+
+    Raises:
+        KDBenchError: A value has the wrong type, or a data option or pair belongs to another task.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise explain(error) from None
+    assert isinstance(plain, dict)
+    plain = {str(k): v for k, v in plain.items() if k not in ("hydra", "experiment", "recipe")}
+    try:
+        config = Config.model_validate(plain).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, message = ".".join(map(str, first["loc"])), first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "extra_forbidden":
+            raise KDBenchError(f"{where}: unknown key: {nearest(where, Config.model_fields)}") from None
+        raise KDBenchError(f"{where}={first['input']}: {message}") from None
+    for group in ("data", "pair"):
+        owner = config[group].get("task")
+        if owner not in (None, config["task"]["name"]):
+            raise KDBenchError(
+                f"{group}={config[group].get('name')} belongs to task {owner}, not to {config['task']['name']}: "
+                f"leave {group}= out for this task's own"
+            )
+    for side in ("teacher", "student"):
+        unknown = set(config[side]["trainer"]) - set(TrainerConfig.model_fields)
+        if unknown:
+            raise KDBenchError(
+                f"{side}.trainer.{min(unknown)}: unknown key: {nearest(min(unknown), TrainerConfig.model_fields)}"
+            )
+    own = {k: v for k, v in config["student"].items() if k not in StudentConfig.model_fields}
+    if own:
+        architecture = config["pair"]["student"]["architecture"]
+        config["pair"]["student"]["architecture"] = own if "_target_" in own else {**architecture, **own}
+    if config["role"] is not None and config["method"]["name"] != "none":
+        raise KDBenchError(f"role={config['role']} trains one role alone and goes with method=none")
+    return config
+
+
+def choices(overrides: Iterable[str], sweep: bool) -> None:
+    """Checks the chosen option of every group before Hydra composes, so that the error names the nearest.
+
+    Raises:
+        KDBenchError: A group has no such option.
+    """
+    groups = ("task", "data", "pair", "method", "augment", "quant", "preset", "trainer", "logger")
+    for override in overrides:
+        group, found, value = override.partition("=")
+        if not found or group not in groups or value[:1] in "[{$" or "(" in value:
+            continue
+        for name in value.split(",") if sweep else [value]:
+            known = options(group)
+            if name not in known:
+                raise KDBenchError(f"{group}={name}: there is no such {group}: {nearest(name, known)}")
+
+
+def explain(error: Exception) -> KDBenchError:
+    """Turns an error of Hydra or OmegaConf into one line with the nearest fix."""
+    text = str(error)
+    cause = error.__cause__
+    if cause is not None and "not in struct" in str(cause):
+        text = str(cause)
+    missing = re.search(r"Could not find '([^']+)'", text)
+    if isinstance(error, MissingConfigException) and missing:
+        group, _, name = missing[1].rpartition("/")
+        return KDBenchError(f"{group}={name}: there is no such {group}: {nearest(name, options(group))}")
+    unknown = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text)
+    if unknown:
+        return KDBenchError(f"{unknown[2]}: unknown key: {_siblings(unknown[2], unknown[1])}")
+    return KDBenchError(" ".join(line.strip() for line in text.splitlines() if line.strip())[:400])
+
+
+def _siblings(full_key: str, key: str) -> str:
+    parent = full_key.rpartition(".")[0]
+    with _initialized():
+        node = OmegaConf.select(compose("config"), parent) if parent else compose("config")
+    names = [str(k) for k in node] if isinstance(node, DictConfig) else []
+    return nearest(key, names) if names else "python -m kdbench --cfg job lists every key"
+
+
+def _initialized() -> Any:
+    GlobalHydra.instance().clear()
+    return initialize_config_dir(str(folder()), version_base="1.3", job_name="kdbench")
+
+
+def command_line(overrides: Sequence[str]) -> str:
+    """Returns the command that composes this run again."""
+    import shlex
+
+    return " ".join(["python -m kdbench", *(shlex.quote(o) for o in overrides)])
+
+
+def single(config: Mapping[str, Any]) -> str:
+    """Names a run in a few words for messages."""
+    return f"{config['task']['name']} {config['method']['name']} seed {config['seed']}"

@@ -1,0 +1,93 @@
+"""Loading samples in an order that belongs to (seed, epoch), whatever else draws random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kdbench import rng
+from kdbench.task import Batch
+
+
+class Key(NamedTuple):
+    """What a data set is asked for: an augmented sample is a function of the seed and this."""
+
+    epoch: int
+    sample: int
+
+
+class EpochSampler(Sampler[Key]):
+    """Yields the keys of an epoch; the trainer calls :meth:`set_epoch`.
+
+    Args:
+        size: Samples of the data set.
+        seed: Names the order, with the epoch.
+        train: Draws a new order for each epoch and, where several processes train together, gives each an equal share;
+            else yields every sample in the order of the data set.
+    """
+
+    def __init__(self, size: int, seed: int, train: bool = True) -> None:
+        self.size = size
+        self.seed = seed
+        self.train = train
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next iteration."""
+        self.epoch = epoch
+
+    def _share(self) -> tuple[int, int]:
+        # Asked late: the processes find each other after the loaders are made.
+        if self.train and dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+        return 0, 1
+
+    def __len__(self) -> int:
+        return self.size // self._share()[1]
+
+    def __iter__(self) -> Iterator[Key]:
+        rank, world = self._share()
+        order = list(range(self.size))
+        if self.train:
+            order = torch.randperm(self.size, generator=rng.generator(self.seed, "order", self.epoch)).tolist()
+        for sample in order[rank::world][: len(self)]:
+            yield Key(self.epoch, sample)
+
+
+class SeededLoader(DataLoader):
+    """A loader whose data set is indexed by :class:`Key` and whose batches depend on the seed and the epoch alone.
+
+    Args:
+        dataset: ``dataset[Key(epoch, sample)]`` is a sample, augmented from a stream that its key names.
+        batch_size: Samples of a batch.
+        seed: Names the order.
+        collate: Makes a batch of samples.
+        train: Shuffles, shares the samples out over processes, and drops an incomplete last batch unless it is all.
+        workers: Loader processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        seed: int,
+        collate: Callable[[Sequence[Any]], Batch],
+        train: bool = False,
+        workers: int = 0,
+    ) -> None:
+        size = len(dataset)  # type: ignore[arg-type]
+        super().__init__(
+            dataset,
+            batch_size,
+            sampler=EpochSampler(size, seed, train),
+            collate_fn=collate,
+            drop_last=train and size >= batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # Its own stream: drawing the workers' base seed leaves the global generator alone.
+            generator=rng.generator(seed, "loader"),
+        )

@@ -1,0 +1,423 @@
+"""The one LightningModule that trains every task, method, augmentation and quantised student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from kdbench import rng
+from kdbench.errors import KDBenchError
+from kdbench.optim import make_optimizer, make_scheduler
+from kdbench.plan import StepPlan, Weight, make_plan
+from kdbench.plugin import Bindings, Plugin, Stage, State, Views
+from kdbench.rehearsal import check_reach, gradients
+from kdbench.signals import EVERY, Cast, Context, Signals, total
+from kdbench.sources import Answer
+from kdbench.task import Batch, Task, move, scalars
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How parameters step.
+
+    Attributes:
+        optimizer: ``_target_`` and options, for every owner without its own.
+        scheduler: ``_target_`` and options.
+        owners: Optimizer of single owners (``method``), by owner.
+        clip: Largest gradient norm of an update, or None.
+        channels_last: Lays 4-D tensors out channel last, which is faster on CPU and on tensor cores.
+        manual: Forces the manual path for a single update (both paths give the same weights).
+    """
+
+    optimizer: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    owners: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    clip: float | None = None
+    channels_last: bool = True
+    manual: bool = False
+
+
+class Distiller(LightningModule):
+    """Trains the roles of a run with the terms and updates of its plugins.
+
+    Roles that train (and moving averages) are registered and so are the plugins: their state is the checkpoint.
+    Frozen roles are held outside of it, stay in eval mode and never change.
+
+    Args:
+        cast: The networks and how they take part.
+        plugins: By owner: ``method``, ``augment``, ``quant``.
+        bindings: By owner, the feature names of each need.
+        weights: By owner, the weight of each term; ``task`` is the student's supervised loss.
+        optimization: Optimizer, schedule, clipping.
+        seed: Names every random stream.
+        stage: Which terms and parameters take part.
+    """
+
+    def __init__(
+        self,
+        cast: Cast,
+        plugins: Mapping[str, Plugin],
+        bindings: Mapping[str, Bindings],
+        weights: Mapping[str, Mapping[str, Weight]],
+        optimization: Optimization,
+        seed: int,
+        stage: Stage,
+    ) -> None:
+        super().__init__()
+        self.cast = cast
+        self.bindings = bindings
+        self.weights = weights
+        self.optimization = optimization
+        self.seed = seed
+        self.stage = stage
+        self.plugins = nn.ModuleDict(plugins)
+        self.roles = nn.ModuleDict({n: cast.model(n) for n, r in cast.roles.items() if r.mode != "frozen"})
+        self._order = tuple(plugins)
+        self.plan: StepPlan | None = None
+        self.fit_metrics: Any = None
+        self.validation: dict[str, float] = {}
+        self.sums: dict[str, tuple[Tensor | float, int]] = {}
+        self.samples = 0
+        self._signals: Signals | None = None
+        self._terms: dict[str, frozenset[str]] = {}
+        # In a tuple, because a module that is assigned to a module becomes its child.
+        self._deployed: tuple[nn.Module, ...] = ()
+        self._named: dict[str, nn.Parameter] = {}
+        self._members: list[frozenset[int]] = []
+        for name, role in cast.roles.items():
+            if role.mode != "train":
+                cast.sources[name].requires_grad_(False)
+        if optimization.channels_last:
+            for source in cast.sources.values():
+                channels_last(source)
+        self.train()
+
+    # ---- set-up -----------------------------------------------------------------------------------------------
+
+    def owned(self) -> Iterator[tuple[str, Plugin]]:
+        """Yields plugins by owner in the order in which they were composed."""
+        for owner in self._order:
+            yield owner, self.plugins[owner]  # type: ignore[misc]
+
+    def rehearse(self, batch: Batch) -> dict[str, Tensor]:
+        """Builds the plugins from one real batch, runs every term once and makes the step plan.
+
+        Nothing that trains changes: networks answer in eval mode and no gradient is kept.
+
+        Returns:
+            The terms and their values.
+
+        Raises:
+            KDBenchError: A tap, need, weight or update does not fit, a parameter has two owners, or a gradient does
+                not arrive where it should (see :func:`kdbench.rehearsal.check_reach`).
+        """
+        self._build(batch)
+        with self.rehearsal(), torch.enable_grad():
+            terms = self.every_term(batch)
+            self._terms = {owner: frozenset(found) for owner, found in terms.items()}
+            self._named = dict(self.trainable())
+            self.plan = make_plan(dict(self.owned()), self._terms, self.weights, self._named, self.stage)
+            flat = {name: value for found in terms.values() for name, value in found.items()}
+            check_reach(self.plan, gradients(flat, self._named), [owner for owner, _ in self.owned()])
+        whole = len(self.plan.updates[0].params or ()) == len(self._named)
+        own = self.optimization.owners or self.optimization.manual
+        self.automatic_optimization = self.plan.single and whole and not own
+        return {name: value.detach() for name, value in flat.items()}
+
+    def _build(self, batch: Batch) -> None:
+        """Builds the plugins in their order; each sees the views of those before it."""
+        with self.rehearsal(), torch.no_grad():
+            batches, context = self._real(batch)
+            views = self._first_views(batches)
+            for owner, plugin in self.owned():
+                probe = Signals(self.cast, views, self.bindings.get(owner, {}))
+                with rng.scope(self.seed, "build", owner, self.stage.name):
+                    if not plugin.built:
+                        plugin.build(probe)
+                    plugin.enter(self.stage, probe)
+                plugin.built = True
+                views = plugin.views(views, context)
+        self.train()
+        if self.optimization.channels_last:
+            channels_last(self.plugins)
+
+    def probe(self, batch: Batch) -> Signals:
+        """Returns signals of the roles' answers to what they read of one batch; ask them within :meth:`rehearsal`."""
+        batches, context = self._real(batch)
+        return Signals(self.cast, self._views(batches, context))
+
+    def every_term(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Returns every term on one real batch, by owner; to be called within :meth:`rehearsal`."""
+        return self._collect(self.probe(batch), self._real(batch)[1])
+
+    def _real(self, batch: Batch) -> tuple[dict[str, Batch], Context]:
+        """Returns one batch as the rehearsal reads it, everything on the device of this module."""
+        for source in self.cast.sources.values():
+            source.to(self.device)
+        batch = self.transfer_batch_to_device(batch, self.device, 0)
+        return {"main": batch, "train": batch, "meta": batch}, Context(State(0, 0, 0.0), self.seed, frozenset({EVERY}))
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Puts everything into eval mode for a block; random streams and pass counts are as before after it."""
+        modes = [(m, m.training) for s in (*self.cast.sources.values(), self.plugins) for m in s.modules()]
+        passes = dict(self.cast.passes)
+        for module, _ in modes:
+            module.training = False
+        try:
+            with rng.scope(self.seed, "rehearsal"):
+                yield
+        finally:
+            self.cast.passes = passes
+            for module, mode in modes:
+                module.training = mode
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields every trainable parameter once as ``owner.path``.
+
+        Raises:
+            KDBenchError: Two owners hold the same parameter.
+        """
+        owners: dict[str, nn.Module] = {n: self.cast.model(n) for n, r in self.cast.roles.items() if r.mode == "train"}
+        seen: dict[int, str] = {}
+        for owner, module in (*owners.items(), *self.owned()):
+            for path, parameter in module.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                name = f"{owner}.{path}"
+                if id(parameter) in seen:
+                    raise KDBenchError(f"{name} and {seen[id(parameter)]} are one parameter: it must have one owner")
+                seen[id(parameter)] = name
+                yield name, parameter
+
+    def configure_optimizers(self) -> Any:
+        """Makes one optimizer for each set of parameters that always step together."""
+        assert self.plan is not None, "rehearse() comes first"
+        sets: dict[tuple[frozenset[int], str], dict[str, list[nn.Parameter]]] = {}
+        for name, parameter in self._named.items():
+            members = frozenset(i for i, u in enumerate(self.plan.updates) if name in (u.params or ()))
+            if not members:
+                continue
+            owner = name.split(".", 1)[0]
+            own = owner if owner in self.optimization.owners else ""
+            sets.setdefault((members, own), {}).setdefault(owner, []).append(parameter)
+        configured = []
+        self._members = []
+        batches = int(self.trainer.estimated_stepping_batches)
+        for (members, own), owners in sets.items():
+            spec = self.optimization.owners.get(own, self.optimization.optimizer)
+            optimizer = make_optimizer(spec, [{"params": p, "name": o} for o, p in owners.items()])
+            scheduler = make_scheduler(self.optimization.scheduler, optimizer, self.plan.steps(members, batches))
+            configured.append({"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}})
+            self._members.append(members)
+        return configured
+
+    # ---- modes and devices ------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Sets train mode; frozen roles and moving averages stay in eval."""
+        super().train(mode)
+        for name, role in self.cast.roles.items():
+            self.cast.sources[name].train(mode and role.mode == "train")
+        return self
+
+    def on_fit_start(self) -> None:
+        """Moves what is not registered to the device."""
+        self.cast.passes.clear()
+        for source in self.cast.sources.values():
+            source.to(self.device)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves batches and lays image-like inputs out channel last."""
+        if isinstance(batch, dict):
+            return {name: self.transfer_batch_to_device(b, device, dataloader_idx) for name, b in batch.items()}
+        batch = move(batch, device)
+        inputs = batch.inputs
+        if self.optimization.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
+            batch.inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    # ---- the step ---------------------------------------------------------------------------------------------
+
+    def _state(self, batch_idx: int) -> State:
+        per_epoch = max(1, int(self.trainer.num_training_batches))
+        epoch = self.trainer.current_epoch
+        step = epoch * per_epoch + batch_idx
+        return State(epoch, step, step / (per_epoch * max(1, int(self.trainer.max_epochs or 1))))
+
+    def _first_views(self, batches: Mapping[str, Batch]) -> Views:
+        return {role: dict(batches) for role in self.cast.roles}
+
+    def _views(self, batches: Mapping[str, Batch], context: Context) -> Views:
+        views = self._first_views(batches)
+        for _, plugin in self.owned():
+            views = plugin.views(views, context)
+        return views
+
+    def _collect(self, signals: Signals, context: Context) -> dict[str, dict[str, Tensor]]:
+        """Returns the wanted terms by owner; supervised ones belong to ``task``."""
+        terms: dict[str, dict[str, Tensor]] = {"task": {}}
+        every = EVERY in context.wanted
+        for name, role in self.cast.roles.items():
+            term = "task" if name == "student" else f"task.{name}"
+            if role.mode == "train" and (every or term in context.wanted):
+                terms["task"][term] = signals.supervised(name)
+        for owner, plugin in self.owned():
+            if every or self._terms[owner] & context.wanted:
+                terms[owner] = plugin.terms(signals.bound(self.bindings.get(owner, {})), context)
+        return terms
+
+    def losses(self, signals: Signals, context: Context, weights: list[dict[str, float]]) -> list[Tensor]:
+        """Returns the loss of each update from the weights of its terms, and adds the terms to the epoch's means."""
+        found = {k: v for terms in self._collect(signals, context).values() for k, v in terms.items()}
+        absent = context.wanted - found.keys()
+        if absent:
+            raise KDBenchError(
+                f"term {min(absent)!r} was there on the first batch but is not at step {context.state.step}"
+            )
+        for term in found:
+            if term in context.wanted:
+                value, count = self.sums.get(term, (0.0, 0))
+                self.sums[term] = (value + found[term].detach(), count + 1)
+        return [total(found[t] if w == 1.0 else w * found[t] for t, w in terms.items()) for terms in weights]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Runs the updates of one step: by Lightning for a single one, else group by group."""
+        assert self.plan is not None
+        batches = batch if isinstance(batch, dict) else {"train": batch}
+        state = self._state(batch_idx)
+        kept: dict[tuple[str, int], Answer] = {}
+        self.samples += len(batches["train"])
+        self._signals = None
+        loss: Tensor | None = None
+        for indices in self.plan.groups(state):
+            weights = {i: self.plan.weights(i, state.progress) for i in indices}
+            indices = [i for i in indices if weights[i]]
+            if not indices:
+                continue
+            update = self.plan.updates[indices[0]]
+            context = Context(state, self.seed, frozenset().union(*(weights[i] for i in indices)), self.lr())
+            with self._modes(update.modes):
+                read = {"main" if name == update.batch else name: b for name, b in batches.items()}
+                views = self._views(read, context)
+                self._signals = Signals(self.cast, views, {}, state.step, kept)
+                losses = self.losses(self._signals, context, [weights[i] for i in indices])
+            if self.automatic_optimization:
+                loss = losses[0]
+            else:
+                self._step(indices, losses)
+        return loss
+
+    def lr(self) -> float:
+        """Returns the learning rate of the student (of the first optimizer where the student does not train)."""
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        return float(next((g for g in groups if g["name"] == "student"), groups[0])["lr"])
+
+    def _step(self, indices: list[int], losses: list[Tensor]) -> None:
+        """Gives each update's parameters its gradient and steps them together."""
+        assert self.plan is not None
+        optimizers, schedulers = _listed(self.optimizers()), _listed(self.lr_schedulers())
+        stepping = [i for i, members in enumerate(self._members) if not members.isdisjoint(indices)]
+        for i in stepping:
+            optimizers[i].zero_grad()
+        inputs = [[self._named[p] for p in self.plan.updates[index].params or ()] for index in indices]
+        for position, (loss, reached) in enumerate(zip(losses, inputs, strict=True)):
+            self.manual_backward(loss, inputs=reached, retain_graph=position < len(losses) - 1)
+        if self.optimization.clip is not None:
+            for reached in inputs:
+                nn.utils.clip_grad_norm_(reached, self.optimization.clip)
+        for i in stepping:
+            optimizers[i].step()
+            schedulers[i].step()
+        # Under mixed precision the next group must not meet the low-precision copies of the weights before this step.
+        torch.clear_autocast_cache()
+
+    @contextmanager
+    def _modes(self, modes: Mapping[str, str]) -> Iterator[None]:
+        changed = [(self.cast.sources[r], self.cast.sources[r].training) for r in modes]
+        for role, mode in modes.items():
+            self.cast.sources[role].train(mode == "train")
+        try:
+            yield
+        finally:
+            for source, training in changed:
+                source.train(training)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Moves averages and lets the plugins update their banks."""
+        for name, role in self.cast.roles.items():
+            if role.mode == "ema":
+                follow(self.cast.model(name), self.cast.model("student"), role.decay)
+        signals = self._signals
+        self._signals = None
+        if signals is None:
+            return
+        state = self._state(batch_idx)
+        with torch.no_grad():
+            for owner, plugin in self.owned():
+                plugin.after_step(signals.bound(self.bindings.get(owner, {})), state)
+
+    def on_train_epoch_start(self) -> None:
+        """Starts the epoch's means."""
+        self.sums = {}
+
+    def term_means(self) -> dict[str, float]:
+        """Returns the mean of each term over the steps of this epoch that read it."""
+        return {term: float(value) / count for term, (value, count) in self.sums.items()}
+
+    def deployed(self) -> nn.Module:
+        """Returns the student as it would be deployed now."""
+        return deploy(self.cast.model("student"), [plugin for _, plugin in self.owned()])
+
+    # ---- validation -------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Clears the metrics and puts together what is deployed."""
+        if self.fit_metrics is None:
+            self.fit_metrics = self.cast.task.metrics("val").to(self.device)
+        self.fit_metrics.reset()
+        self._deployed = (self.deployed().eval(),)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Scores the student as it would be deployed."""
+        task: Task = self.cast.task
+        (model,) = self._deployed
+        task.score(self.fit_metrics, model, task.forward(model, batch.inputs), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keeps the metrics of this epoch."""
+        self.validation = scalars(self.fit_metrics)
+        self.log("val", self.validation[self.cast.task.primary], logger=False)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lays the 4-D parameters and buffers of ``module`` out channel last, in place."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
+def deploy(student: nn.Module, plugins: Iterable[Plugin]) -> nn.Module:
+    """Returns what is needed at inference, by all plugins of a run."""
+    for plugin in plugins:
+        student = plugin.deploy(student)
+    return student
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Moves the parameters of ``average`` towards those of ``model``; buffers are copied."""
+    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for held, value in zip(average.buffers(), model.buffers(), strict=True):
+        held.copy_(value)

@@ -1,0 +1,162 @@
+"""What is wrong, or that nothing is: ``python -m kdbench.doctor [task=… method=… key=value …]``.
+
+Checks the environment, then on one real batch: taps and shapes, size of each term, which parameters each term reaches,
+and whether the student can overfit that batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from kdbench.errors import KDBenchError
+
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "torchmetrics", "wandb", "open3d-cpu", "onedl-mmdetection")
+#: What Open3D loads from the system, by Debian package.
+LIBRARIES = {
+    "libusb-1.0.so.0": "libusb-1.0-0",
+    "libEGL.so.1": "libegl1",
+    "libGL.so.1": "libgl1",
+    "libX11.so.6": "libx11-6",
+    "libgomp.so.1": "libgomp1",
+}
+
+Check = tuple[str, bool, str]
+
+
+def environment() -> list[Check]:
+    """Checks interpreter, packages, system libraries and disk."""
+    checks: list[Check] = [("python", sys.version_info >= (3, 11), platform.python_version())]
+    for name in PACKAGES:
+        try:
+            checks.append((name, True, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            checks.append((name, False, "not installed: make setup"))
+    checks.append(_try("torch and torchvision match", _torchvision))
+    missing = [package for library, package in LIBRARIES.items() if not _loads(library)]
+    checks.append(("system libraries", not missing, "apt-get install " + " ".join(missing) if missing else "all there"))
+    checks.append(_try("accelerator", _accelerator))
+    from kdbench.cache import default_root
+
+    root = default_root()
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    checks.append(("cache folder", os.access(existing, os.W_OK) and free > 2, f"{root}, {free:.0f} GiB free"))
+    return checks
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _try(name: str, probe: Callable[[], str]) -> Check:
+    try:
+        return name, True, probe()
+    except Exception as error:
+        return name, False, str(error).splitlines()[0]
+
+
+def _torchvision() -> str:
+    import torch
+    from torchvision.ops import nms
+
+    nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    return "torchvision's operators load"
+
+
+def _accelerator() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"none; {torch.get_num_threads()} CPU threads"
+
+
+def run(overrides: list[str], console: Console, steps: int) -> bool:
+    """Checks one configuration on one real batch.
+
+    Returns:
+        Whether all is well.
+    """
+    from kdbench import config as configuration
+    from kdbench.cache import Store
+    from kdbench.fit import Training
+    from kdbench.rehearsal import overfit, reach
+    from kdbench.run import make_task
+    from kdbench.stages import Stages
+
+    config = configuration.load(overrides)
+    store = Store(Path(config["cache"]) if config["cache"] else None)
+    task = make_task(config, store)
+    task.prepare()
+    stages = Stages(config, task, store, lambda name, epochs: ([], []))
+    recipe = stages.student_recipe()
+    teacher = store.find("model", stages.teacher_recipe.key)
+    console.print("teacher: " + ("trained, from the cache" if teacher else "not trained yet: fresh weights stand in"))
+    training = Training(recipe, task, teacher.path / "model.safetensors" if teacher else None, untrained=True)
+    distiller = training.distiller()
+    batch = training.first_batch()
+    terms = distiller.rehearse(batch)
+    with distiller.rehearsal():
+        signals = distiller.probe(batch)
+        features = Table("role", "feature", "kind and shape", title="features")
+        for role in training.cast.roles:
+            for name, feature in signals.answer(role).features.items():
+                features.add_row(role, name, feature.signature())
+    console.print(features)
+    for owner, bindings in training.bindings.items():
+        console.print(f"{owner} reads: " + ", ".join(f"{need} = {name}" for need, name in bindings.items()), highlight=False)
+    reached = reach(distiller, batch)
+    table = Table("term", "value", "weight", "gradient norm by owner", title="terms")
+    assert distiller.plan is not None
+    for name, value in terms.items():
+        norms = ", ".join(f"{owner} {norm:.3g}" for owner, norm in reached[name].items() if norm > 0) or "[red]nothing[/]"
+        table.add_row(name, f"{float(value):.4g}", f"{distiller.plan.schedules[name].at(1.0):g}", norms)
+    console.print(table)
+    before, after = overfit(distiller, batch, steps)
+    console.print(f"overfitting one batch for {steps} steps: loss {before:.4g} -> {after:.4g}", highlight=False)
+    return after < before and all(any(n > 0 for n in norms.values()) for norms in reached.values())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the findings; exits with 1 if something is wrong."""
+    parser = argparse.ArgumentParser("python -m kdbench.doctor", description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="as on the command line of kdbench; none: the environment alone")
+    parser.add_argument("--steps", type=int, default=20, help="of the one-batch overfit (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    console = Console()
+    table = Table("check", "", "found", title="environment")
+    checks = environment()
+    for name, fine, found in checks:
+        table.add_row(name, "[green]ok[/]" if fine else "[red]!![/]", found)
+    console.print(table)
+    well = all(fine for _, fine, _ in checks)
+    if options.overrides:
+        try:
+            well &= run(options.overrides, console, options.steps)
+        except KDBenchError as error:
+            print(f"kdbench: error: {error}", file=sys.stderr)
+            return 1
+    console.print("[green]all is well[/]" if well else "[red]something is wrong, see above[/]")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    from kdbench.__main__ import own_imports
+
+    own_imports()
+    sys.exit(main())

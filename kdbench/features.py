@@ -1,0 +1,171 @@
+"""Feature kinds: the vocabulary between tasks, which produce them, and methods, which ask for them.
+
+A kind says what the axes of a tensor mean, so that a method written for one domain can be tried in another. All are
+frozen dataclasses; ``values`` is always the tensor that carries the gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Law: TypeAlias = Literal["categorical", "bernoulli"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Base of all kinds.
+
+    Attributes:
+        values: The tensor, on the graph of the role that made it.
+    """
+
+    values: Tensor
+
+    def signature(self) -> str:
+        """Describes kind, shape and dtype in one short line, e.g. ``Grid(4, 64, 56, 56) float32``."""
+        return f"{type(self).__name__}{tuple(self.values.shape)} {str(self.values.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True)
+class Logits(Feature):
+    """Class scores before the link function.
+
+    Attributes:
+        values: Any shape with one class axis, e.g. ``(B, C)``, ``(B, C, H, W)`` or ``(B, anchors, C)``.
+        class_dim: The class axis.
+        mask: Rows that are distilled, shaped as ``values`` without its class axis; all of them when None.
+        weight: Weight of each row, same shape as ``mask``; equal when None.
+        law: ``categorical`` for a softmax head, ``bernoulli`` for independent sigmoids.
+        target: The one true class of each row, same shape as ``mask`` (capability ``single_label``), or None.
+    """
+
+    class_dim: int = -1
+    mask: Tensor | None = None
+    weight: Tensor | None = None
+    law: Law = "categorical"
+    target: Tensor | None = None
+
+    def rows(self) -> Tensor:
+        """Returns the unmasked rows, shape ``(N, C)``."""
+        rows = self.values.movedim(self.class_dim, -1)
+        return rows[self.mask] if self.mask is not None else rows.reshape(-1, rows.shape[-1])
+
+    def row_weight(self) -> Tensor | None:
+        """Returns the weight of each row of :meth:`rows`, shape ``(N,)``."""
+        return self._by_row(self.weight)
+
+    def row_target(self) -> Tensor | None:
+        """Returns the true class of each row of :meth:`rows`, shape ``(N,)``."""
+        return self._by_row(self.target)
+
+    def _by_row(self, value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        return value[self.mask] if self.mask is not None else value.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Grid(Feature):
+    """A regular grid of cells.
+
+    Attributes:
+        values: ``(B, C, *space)`` with one to three spatial axes.
+        stride: Input units per cell, one per spatial axis (pixels, pillars, …), or None where unknown.
+    """
+
+    stride: tuple[float, ...] | None = None
+
+    def as_tokens(self) -> Tokens:
+        """Returns the cells as tokens ``(B, prod(space), C)``."""
+        space = tuple(self.values.shape[2:])
+        return Tokens(self.values.flatten(2).transpose(1, 2), grid=space)
+
+    def as_points(self) -> Points:
+        """Returns the cells as points ``(B * prod(space), C)``; coordinates are cell indices, padded with zeros to 3."""
+        batch, _, *space = self.values.shape
+        axes = [torch.arange(n, device=self.values.device) for n in space]
+        cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(space))
+        cells = torch.nn.functional.pad(cells, (0, 3 - len(space))).to(self.values.dtype)
+        index = torch.arange(batch, device=self.values.device).repeat_interleave(len(cells))
+        return Points(self.values.flatten(2).transpose(1, 2).flatten(0, 1), cells.repeat(batch, 1), index)
+
+
+@dataclass(frozen=True)
+class Tokens(Feature):
+    """A sequence of tokens.
+
+    Attributes:
+        values: ``(B, L, D)``.
+        prefix: How many leading tokens are not positions (class and register tokens).
+        grid: Spatial shape of the other tokens, or None where they have none.
+    """
+
+    prefix: int = 0
+    grid: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Points(Feature):
+    """A ragged batch of points, voxels or pillars, samples one after another.
+
+    Attributes:
+        values: ``(M, C)``.
+        coords: ``(M, 3)`` coordinates or cell indices.
+        batch: ``(M,)`` sample of each point, ascending.
+        counts: ``(M,)`` raw points behind each (pillars and voxels), or None.
+    """
+
+    coords: Tensor
+    batch: Tensor
+    counts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Nodes(Feature):
+    """A batch of graphs.
+
+    Attributes:
+        values: ``(N, D)`` node features.
+        edges: ``(2, E)`` source and target node of each edge, or None for a student without edges.
+        batch: ``(N,)`` graph of each node.
+        edge_values: ``(E, …)`` edge features or attention, or None.
+        mask: ``(N,)`` nodes that count, or None for all.
+    """
+
+    edges: Tensor | None
+    batch: Tensor
+    edge_values: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Vector(Feature):
+    """One vector a sample, ``values`` of shape ``(B, D)``."""
+
+
+@dataclass(frozen=True)
+class Attention(Feature):
+    """Attention weights, ``values`` of shape ``(B, heads, queries, keys)``."""
+
+
+@dataclass(frozen=True)
+class Instances(Feature):
+    """Detected instances of a batch, one after another.
+
+    Attributes:
+        values: ``(N, box)`` boxes.
+        scores: ``(N,)``.
+        labels: ``(N,)``.
+        batch: ``(N,)`` sample of each.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    batch: Tensor
+
+
+Kind: TypeAlias = type[Feature]

@@ -1,0 +1,270 @@
+"""One training from a recipe to a scored model, resumable at every epoch."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import nn
+
+from kdbench import rng
+from kdbench.build import build
+from kdbench.compat import bind
+from kdbench.distiller import Distiller, Optimization, deploy
+from kdbench.errors import KDBenchError
+from kdbench.history import Diverged, History
+from kdbench.measure import PeakMemory, count_params
+from kdbench.plan import merge_roles, merge_stages
+from kdbench.plugin import Bindings, Plugin, Role, Stage
+from kdbench.recipe import Recipe
+from kdbench.signals import Cast
+from kdbench.sources import Network
+from kdbench.task import Batch, Task
+from kdbench.weights import load_weights, save_weights
+
+#: Keys of a plugin's configuration that the engine reads; the others are the plugin's own options.
+ENGINE_KEYS = frozenset({"name", "weights", "bind", "optimizer"})
+
+MODEL = "model.safetensors"
+DEPLOYED = "deployed.safetensors"
+BEST = "best.safetensors"
+
+
+class Training:
+    """A recipe brought to life: networks, plugins and data, ready to rehearse or to train.
+
+    Args:
+        recipe: What to train.
+        task: The task.
+        teacher: File of the trained teacher's weights, where the recipe has one.
+        untrained: Lets fresh weights stand in for a teacher that is not there (doctor).
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, teacher: Path | None = None, untrained: bool = False) -> None:
+        self.recipe = recipe
+        self.task = task
+        self.plugins: dict[str, Plugin] = {}
+        self.bindings: dict[str, Bindings] = {}
+        for owner, spec in recipe.plugins.items():
+            options = {k: v for k, v in spec.items() if k not in ENGINE_KEYS}
+            with rng.scope(recipe.seed, "init", owner):
+                plugin = build(owner, options)
+            self.plugins[owner] = plugin
+            self.bindings[owner] = bind(type(plugin), type(task), recipe.config["pair"], spec.get("bind"))
+        roles = merge_roles(self.plugins) if self.plugins else {"student": Role("train", side=recipe.side)}  # type: ignore[arg-type]
+        self.cast = Cast(task, roles, {}, seed=recipe.seed, parts={})
+        self._fill(roles, teacher, untrained)
+        self.data: LightningDataModule = task.data(recipe.seed)
+
+    def _fill(self, roles: Mapping[str, Role], teacher: Path | None, untrained: bool) -> None:
+        pair = self.recipe.config["pair"]
+        sources: dict[str, Network] = {}
+        for name in sorted(roles, key=lambda n: n != "student"):
+            role, side = roles[name], pair[roles[name].side]
+            # A model trained alone starts from the stream of its side: a student and its scratch twin are twins.
+            with rng.scope(self.recipe.seed, "init", name if self.plugins else self.recipe.role):
+                model = self.task.build(side["architecture"])
+            start = (self.recipe.config.get(role.side) or {}).get("init_from")
+            if role.init == "trained":
+                if teacher is None and not untrained:
+                    raise KDBenchError(f"role {name!r} starts from a trained {role.side}, and this run has none")
+                if teacher is not None:
+                    load_weights(model, teacher)
+            elif role.init == "student":
+                model.load_state_dict(sources["student"].model.state_dict())
+            elif start:
+                load_weights(model, Path(start))
+            sources[name] = Network(self.task, model, side.get("taps") if self.plugins else None)
+        self._plain = frozenset(sources["student"].model.state_dict())
+        self.cast.sources = sources
+        self.cast.parts = {name: pair[role.side].get("parts") or {} for name, role in roles.items()}
+
+    def distiller(self, stage: Stage = Stage()) -> Distiller:
+        """Returns the module that trains one stage."""
+        trainer = self.recipe.trainer
+        weights: dict[str, dict[str, Any]] = {}
+        for owner, spec in self.recipe.plugins.items():
+            weights[owner] = {t: _scaled(w, self.recipe.factor, t) for t, w in (spec.get("weights") or {}).items()}
+        return Distiller(
+            self.cast,
+            self.plugins,
+            self.bindings,
+            weights,
+            Optimization(
+                trainer["optimizer"],
+                trainer["scheduler"],
+                {o: s["optimizer"] for o, s in self.recipe.plugins.items() if s.get("optimizer")},
+                trainer["clip"],
+                trainer["channels_last"],
+                trainer["manual"],
+            ),
+            self.recipe.seed,
+            stage,
+        )
+
+    def first_batch(self) -> Batch:
+        """Returns the first training batch."""
+        batch = next(iter(self.data.train_dataloader()))
+        assert isinstance(batch, Batch)
+        return batch
+
+    def run(self, work: Path, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()) -> dict[str, Any]:
+        """Trains, scores and saves; continues from the last epoch that ``work`` holds.
+
+        Args:
+            work: Folder for the products; its ``scratch/`` holds what a resumed training needs.
+            callbacks: Further callbacks (progress).
+            loggers: Lightning loggers.
+
+        Returns:
+            The manifest: scores, cost and terms.
+
+        Raises:
+            Diverged: A loss or a metric is not finite.
+        """
+        threads = self.recipe.trainer["threads"]
+        if threads:
+            torch.set_num_threads(threads)
+        stages = merge_stages(self.plugins)
+        with PeakMemory() as memory:
+            history = History()
+            for stage in stages:
+                folder = work / "scratch" / stage.name
+                folder.mkdir(parents=True, exist_ok=True)
+                history = self._fit(stage, folder, [*callbacks], loggers, history)
+            device = _device(self.recipe.trainer["accelerator"])
+            manifest = self._finish(work, history, work / "scratch" / stages[-1].name / BEST, device)
+        manifest["cost"]["peak_rss_mb"] = memory.peak_mb
+        return manifest
+
+    def _fit(
+        self, stage: Stage, folder: Path, callbacks: list[Callback], loggers: Sequence[Logger], before: History
+    ) -> History:
+        config = self.recipe.trainer
+        for role, source in stage.roles.items():
+            model = copy.deepcopy(self.cast.model(source))
+            taps = self.recipe.config["pair"][self.cast.roles[source].side].get("taps")
+            self.cast.sources = {**self.cast.sources, role: Network(self.task, model, taps)}
+        distiller = self.distiller(stage)
+        distiller.rehearse(self.first_batch())
+        assert distiller.plan is not None
+        history = History(folder, before, self.task.higher_is_better, self.task.primary)
+        epochs = max(1, round(config["epochs"] * stage.epochs))
+        loaders: Any = self.data.train_dataloader()
+        if any(u.batch == "meta" for u in distiller.plan.updates):
+            loaders = CombinedLoader({"train": loaders, "meta": self.data.meta_dataloader()}, "max_size_cycle")  # type: ignore[attr-defined]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = Trainer(
+                max_epochs=epochs,
+                max_time={"minutes": config["max_minutes"]} if config["max_minutes"] else None,
+                accelerator=config["accelerator"],
+                devices=config["devices"],
+                strategy=config["strategy"],
+                precision=config["precision"],
+                gradient_clip_val=config["clip"] if distiller.automatic_optimization else None,
+                check_val_every_n_epoch=min(config["val_every"], epochs),
+                callbacks=[history, *callbacks],
+                logger=list(loggers) or False,
+                log_every_n_steps=1_000_000,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+            )
+            last = folder / "last.ckpt"
+            trainer.fit(
+                distiller,
+                loaders,
+                self.data.val_dataloader(),
+                ckpt_path=str(last) if last.exists() else None,
+                weights_only=True,
+            )
+        return history
+
+    def _finish(self, work: Path, history: History, best: Path, device: torch.device) -> dict[str, Any]:
+        task = self.task
+        model = deploy(self.cast.model("student"), self.plugins.values()).to(device)
+        peers = [n for n, r in self.cast.roles.items() if r.mode == "train" and n != "student"]
+        self._save(model, work)
+        for name in peers:
+            save_weights(self.cast.model(name), work / f"{name}.safetensors")
+        scores: dict[str, Any] = {"val": history.last_validation}
+        if self.recipe.scored:
+            scores["test"] = task.evaluate(model, self.data.test_dataloader(), "test", device)
+            if history.best_epoch == history.epochs - 1 or not best.exists():
+                scores["best_on_val"] = dict(scores["test"])
+            else:
+                other = copy.deepcopy(model)
+                load_weights(other, best)
+                scores["best_on_val"] = task.evaluate(other, self.data.test_dataloader(), "test", device)
+            for name in peers:
+                peer = self.cast.model(name).to(device)
+                scores.setdefault("peers", {})[name] = task.evaluate(peer, self.data.test_dataloader(), "test", device)
+        for split, values in scores.items():
+            if split in ("test", "val") and not _finite(values.get(task.primary)):
+                raise Diverged(f"{task.primary} on {split} is not finite: the set may hold nothing to score")
+        history.write(work / "metrics.csv")
+        seen = max(1, history.samples)
+        return {
+            "role": self.recipe.role,
+            "params": count_params(model),
+            "bytes": (work / (DEPLOYED if (work / DEPLOYED).exists() else MODEL)).stat().st_size,
+            "scores": scores,
+            "best_epoch": history.best_epoch,
+            "terms": history.terms(),
+            "cost": {
+                "epochs": history.epochs,
+                "samples_seen": history.samples,
+                "student_passes": history.passes.get("student", 0) / seen,
+                "teacher_passes": sum(n for r, n in history.passes.items() if r != "student") / seen,
+                "wall_s": history.wall,
+                "added_params": sum(count_params(p) for p in self.plugins.values()),
+            },
+        }
+
+    def _save(self, model: nn.Module, work: Path) -> None:
+        """Writes the student under its plain names; what is deployed too, where that is more than the student."""
+        if model.state_dict().keys() == self._plain:
+            save_weights(model, work / MODEL)
+        else:
+            save_weights(self.cast.model("student"), work / MODEL)
+            save_weights(model, work / DEPLOYED)
+
+
+def train(
+    recipe: Recipe,
+    task: Task,
+    work: Path,
+    teacher: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> dict[str, Any]:
+    """Trains a recipe in ``work`` and returns its manifest; see :meth:`Training.run`."""
+    return Training(recipe, task, teacher).run(work, callbacks, loggers)
+
+
+def _scaled(weight: Any, factor: float, term: str) -> Any:
+    """Applies the tuned factor to a distillation term; supervised terms keep their weight."""
+    if factor == 1.0 or term.split(".")[0] == "task":
+        return weight
+    return {**weight, "value": weight["value"] * factor} if isinstance(weight, Mapping) else weight * factor
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and value == value and abs(value) != float("inf")
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")

@@ -1,0 +1,70 @@
+"""Knowledge distillation of logits, with the optional standardisation of LSKD."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdbench.errors import KDBenchError
+from kdbench.functional.divergence import Law, divergence, upcast, weighted_mean
+
+
+def z_score(logits: Tensor, eps: float = 1e-7) -> Tensor:
+    """Z-scores every row of logits (N, C): ``(z - mean(z)) / (std(z) + eps)``, C >= 2.
+
+    Sun et al., Logit Standardization in Knowledge Distillation (CVPR 2024). ``std`` divides by C - 1 as the authors'
+    code does; the other convention would only rescale the temperature by ``sqrt(C / (C - 1))``.
+
+    Example:
+        >>> z_score(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[-1.0000,  0.0000,  1.0000]])
+    """
+    if logits.shape[1] < 2:
+        raise KDBenchError(f"z_score: found {logits.shape[1]} class, expected at least 2; set standardize=False")
+    logits = upcast(logits)
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    # A norm has the gradient zero, not NaN, where a row is constant.
+    std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / (logits.shape[1] - 1) ** 0.5
+    return centred / (std + eps)
+
+
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float | Tensor = 4.0,
+    *,
+    law: Law = "categorical",
+    standardize: bool = False,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Distillation loss ``T^2 * mean_n KL(p_t || p_s)`` at temperature T.
+
+    Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network (2015), section 2: T^2 keeps the size of the
+    gradient when T changes. (Their soft-target cross-entropy differs by the teacher's entropy, a constant.)
+
+    Args:
+        student: logits (N, C).
+        teacher: logits (N, C).
+        temperature: T > 0, a number or a scalar tensor.
+        law: ``"categorical"`` for a softmax head, ``"bernoulli"`` for a sigmoid head (a sum over classes).
+        standardize: z-score both logits first (LSKD). Only for the categorical law, which alone ignores a shift.
+        weight: non-negative row weights (N,), normalised by their sum: the loss is a weighted mean over rows.
+
+    Returns:
+        A scalar, float32 for low-precision input; zero for no rows or all-zero weights.
+
+    Raises:
+        KDBenchError: shapes differ, the law is unknown, or ``standardize`` meets a sigmoid head.
+
+    Example:
+        >>> kd_loss(torch.zeros(1, 2), torch.tensor([[8.0, 0.0]]), temperature=4.0)
+        tensor(5.2450)
+    """
+    if standardize:
+        if law != "categorical":
+            raise KDBenchError(
+                f"standardize=True was given with law={law!r}, expected 'categorical': a sigmoid is not "
+                "invariant to a shift of the logits; set standardize=False"
+            )
+        student, teacher = z_score(student), z_score(teacher)
+    return temperature**2 * weighted_mean(divergence(student, teacher, temperature, law), weight)

@@ -1,0 +1,86 @@
+"""Optimizers and schedules by configuration; schedules are written in shares of training, so they fit any length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from kdbench.build import locate
+from kdbench.errors import KDBenchError
+
+
+def make_optimizer(spec: Mapping[str, Any], groups: list[dict[str, Any]]) -> Optimizer:
+    """Creates ``spec._target_`` over parameter groups with the other keys as its options."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "_target_"}
+    try:
+        return locate(spec["_target_"])(groups, **options)
+    except TypeError as error:
+        raise KDBenchError(f"trainer.optimizer: {error}") from None
+
+
+def make_scheduler(spec: Mapping[str, Any], optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """Creates ``spec._target_(optimizer, total_steps, **options)``, stepped after every optimizer step."""
+    options = {k: v for k, v in spec.items() if k != "_target_"}
+    try:
+        return locate(spec["_target_"])(optimizer, total_steps, **options)
+    except TypeError as error:
+        raise KDBenchError(f"trainer.scheduler: {error}") from None
+
+
+def one_cycle(
+    optimizer: Optimizer,
+    total_steps: int,
+    peak: float = 10.0,
+    warmup: float = 0.4,
+    final: float = 1e-4,
+    momentum: tuple[float, float] = (0.85, 0.95),
+) -> LRScheduler:
+    """One cycle with cosine sides: from the optimizer's lr to ``peak`` times it, then to ``final`` times it.
+
+    Args:
+        optimizer: Its lr is the first one.
+        total_steps: Optimizer steps in all.
+        peak: Highest over first learning rate.
+        warmup: Share of the steps on the rising side.
+        final: Last over first learning rate.
+        momentum: Lowest (at the peak) and highest momentum or beta1.
+    """
+    low, high = momentum
+    return OneCycleLR(
+        optimizer,
+        max_lr=[peak * g["lr"] for g in optimizer.param_groups],
+        total_steps=total_steps + 1,
+        pct_start=warmup,
+        div_factor=peak,
+        final_div_factor=1.0 / final,
+        base_momentum=low,
+        max_momentum=high,
+    )
+
+
+def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.0, final: float = 0.0) -> LRScheduler:
+    """Cosine decay to ``final`` times the learning rate after a linear warm-up over a share of the steps."""
+
+    def factor(step: int) -> float:
+        done = step / max(1, total_steps)
+        if done < warmup:
+            return max(done / warmup, 1.0 / max(1, total_steps))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1e-12, 1 - warmup)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def steps(
+    optimizer: Optimizer, total_steps: int, milestones: Sequence[float] = (0.625, 0.75, 0.875), gamma: float = 0.1
+) -> LRScheduler:
+    """Multiplies by ``gamma`` at shares of training (150, 180 and 210 of 240 epochs by default)."""
+    return LambdaLR(optimizer, lambda step: gamma ** sum(step >= m * total_steps for m in milestones))
+
+
+def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """Keeps the learning rate."""
+    return LambdaLR(optimizer, lambda step: 1.0)

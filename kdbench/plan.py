@@ -1,0 +1,172 @@
+"""The step plan: what the plugins of a run ask for, merged and checked once, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from kdbench.errors import KDBenchError, nearest
+from kdbench.plugin import Plugin, Role, Stage, State, Update
+
+Weight: TypeAlias = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Weight of a term over training: ``value``, reached linearly after a share ``ramp`` of the steps."""
+
+    value: float
+    ramp: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, weight: Weight) -> Schedule:
+        """Reads ``0.5`` or ``{value: 0.5, ramp: 0.1}`` from the configuration."""
+        if isinstance(weight, Mapping):
+            unknown = set(weight) - {"value", "ramp"}
+            if unknown or "value" not in weight:
+                raise KDBenchError(f"weight of term {name!r} is {dict(weight)}: expected a number or {{value, ramp}}")
+            return cls(float(weight["value"]), float(weight.get("ramp", 0.0)))
+        return cls(float(weight))
+
+    def at(self, progress: float) -> float:
+        """Returns the weight at a share of training done."""
+        return self.value * min(1.0, progress / self.ramp) if self.ramp > 0 else self.value
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Updates of a training step with every term and parameter resolved.
+
+    Attributes:
+        updates: In order; ``terms`` and ``params`` are never None here.
+        schedules: Weight of each term.
+    """
+
+    updates: tuple[Update, ...]
+    schedules: Mapping[str, Schedule]
+
+    def groups(self, state: State) -> list[list[int]]:
+        """Returns the indices of the updates that are due, by group, in order."""
+        groups: dict[int, list[int]] = {}
+        for index, update in enumerate(self.updates):
+            if update.due(state):
+                groups.setdefault(update.group, []).append(index)
+        return [groups[g] for g in sorted(groups)]
+
+    def weights(self, index: int, progress: float) -> dict[str, float]:
+        """Returns the weight of each term of an update at a share of training done; terms that weigh 0 are left out."""
+        terms = self.updates[index].terms or {}
+        weights = {term: coefficient * self.schedules[term].at(progress) for term, coefficient in terms.items()}
+        return {term: weight for term, weight in weights.items() if weight != 0.0}
+
+    def steps(self, members: Iterable[int], batches: int) -> int:
+        """Returns how often parameters step in ``batches`` training steps; ``when`` counts as always."""
+        periods: dict[int, int] = {}
+        for update in (self.updates[i] for i in members):
+            period = 1 if update.when is not None else update.every
+            periods[update.group] = min(period, periods.get(update.group, period))
+        return max(1, sum(-(-batches // period) for period in periods.values()))
+
+    @property
+    def single(self) -> bool:
+        """Whether one unconditional update on the training batch is all there is."""
+        first = self.updates[0]
+        return len(self.updates) == 1 and first.every == 1 and first.when is None and first.batch == "train"
+
+
+def covers(globs: Iterable[str], name: str) -> bool:
+    """Says whether a parameter ``owner.path`` is meant by one of the globs; a bare owner means all of its own."""
+    return any(fnmatchcase(name, g) or name.startswith(g + ".") for g in globs)
+
+
+def merge_roles(plugins: Mapping[str, Plugin]) -> dict[str, Role]:
+    """Returns the union of the roles that the plugins ask for."""
+    roles: dict[str, Role] = {}
+    for owner, plugin in plugins.items():
+        for name, role in plugin.roles.items():
+            if roles.setdefault(name, role) != role:
+                raise KDBenchError(
+                    f"{owner} wants role {name!r} as {role}, another plugin of this run as {roles[name]}: "
+                    "these two do not compose"
+                )
+    return roles
+
+
+def merge_stages(plugins: Mapping[str, Plugin]) -> tuple[Stage, ...]:
+    """Returns the fits of a run: at most one plugin may ask for other stages than the default one."""
+    asked = {owner: plugin.stages() for owner, plugin in plugins.items() if plugin.stages() != (Stage(),)}
+    if len(asked) > 1:
+        raise KDBenchError(f"{' and '.join(asked)} each bring their own stages: these do not compose")
+    return next(iter(asked.values()), (Stage(),))
+
+
+def make_plan(
+    plugins: Mapping[str, Plugin],
+    term_names: Mapping[str, Iterable[str]],
+    weights: Mapping[str, Mapping[str, Weight]],
+    parameters: Iterable[str],
+    stage: Stage,
+) -> StepPlan:
+    """Merges the updates of all plugins and resolves their terms and parameters.
+
+    Args:
+        plugins: By owner (``method``, ``augment``, ``quant``).
+        term_names: Terms that each owner gave on the probe; those of the owner ``task`` are the supervised ones.
+        weights: Configured weight of each term, by owner.
+        parameters: ``owner.path`` of every trainable parameter.
+        stage: Restricts terms and parameters.
+
+    Raises:
+        KDBenchError: A weight for a term that does not exist, a term without weight, an update that names an unknown
+            term or no parameter, a trainable parameter that no update covers.
+    """
+    everything = [t for names in term_names.values() for t in names]
+    twice = {t for t in everything if everything.count(t) > 1}
+    if twice:
+        raise KDBenchError(f"two owners give a term of the same name: {', '.join(sorted(twice))}")
+    schedules: dict[str, Schedule] = {name: Schedule(1.0) for name in term_names.get("task", ())}
+    for owner, table in weights.items():
+        for term, weight in table.items():
+            if term not in everything:
+                raise KDBenchError(f"{owner}.weights.{term}: there is no such term: {nearest(term, everything)}")
+            schedules[term] = Schedule.of(term, weight)
+    missing = [t for t in everything if t not in schedules]
+    if missing:
+        raise KDBenchError(f"term {missing[0]!r} has no weight: set method.weights.{missing[0]} in its YAML file")
+    active = [t for t in everything if stage.terms is None or t in stage.terms]
+    parameters = [p for p in parameters if stage.trains is None or covers(stage.trains, p)]
+
+    updates = [u for plugin in plugins.values() for u in plugin.updates()] or [Update()]
+    named = {t for u in updates for t in (u.terms or ())}
+    unknown = named - set(everything)
+    if unknown:
+        raise KDBenchError(f"an update names term {min(unknown)!r}: {nearest(min(unknown), everything)}")
+    rest = {t: 1.0 for t in active if t not in named}
+    resolved: list[Update] = []
+    for update in updates:
+        terms = rest if update.terms is None else {t: c for t, c in update.terms.items() if t in active}
+        params = tuple(p for p in parameters if update.params is None or covers(update.params, p))
+        same = Update(terms, params, update.every, update.when, update.group, update.batch, update.modes)
+        if not terms or same in resolved:
+            continue
+        if not params:
+            raise KDBenchError(f"an update over {', '.join(terms)} reaches no trainable parameter ({update.params})")
+        resolved.append(same)
+    orphans = [p for p in parameters if not any(p in (u.params or ()) for u in resolved)]
+    if orphans:
+        raise KDBenchError(f"no update trains {orphans[0]} ({len(orphans)} such parameters): give it an owner's update")
+    _check_groups(resolved)
+    return StepPlan(tuple(resolved), schedules)
+
+
+def _check_groups(updates: Iterable[Update]) -> None:
+    firsts: dict[int, Update] = {}
+    for update in updates:
+        first = firsts.setdefault(update.group, update)
+        if (update.batch, update.modes) != (first.batch, first.modes):
+            raise KDBenchError(
+                f"updates over {', '.join(first.terms or ())} and over {', '.join(update.terms or ())} share group "
+                f"{update.group}, so one forward, but not batch and modes: give them different groups"
+            )

@@ -1,0 +1,234 @@
+"""Plugins: what a method, an augmentation or a quantisation adds to a run.
+
+A plugin speaks feature kinds and roles. It never names a layer, a task, a data set or an optimizer: layers are named
+by the pair's configuration, weights of terms by the method's, and the engine alone steps optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from kdbench.features import Feature, Kind
+from kdbench.task import Batch
+
+if TYPE_CHECKING:
+    from kdbench.signals import Context, Signals
+
+
+@dataclass(frozen=True)
+class Need:
+    """A feature that a plugin reads.
+
+    Attributes:
+        name: The plugin's own name for it; binds to the pair's feature of that name, else to the last of that kind.
+        kind: The kind, or a tuple of kinds that all serve.
+        roles: Who must produce it.
+        many: Whether the plugin reads every feature of that kind, shallow to deep, instead of one.
+    """
+
+    name: str
+    kind: Kind | tuple[Kind, ...]
+    roles: tuple[str, ...] = ("student", "teacher")
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sub-module of a role that a plugin calls itself (SimKD and SRRL: the teacher's classifier)."""
+
+    name: str
+    roles: tuple[str, ...] = ("teacher",)
+
+
+@dataclass(frozen=True)
+class Role:
+    """How a network takes part in training.
+
+    Attributes:
+        mode: ``train``; ``frozen`` (stays in eval, dropout included); ``ema`` (moving average of ``of_role``).
+        side: The side of the pair whose architecture it has.
+        init: ``trained`` (the product of an earlier stage), ``fresh``, or ``student`` (a copy of the student).
+        grad: ``params``; ``input`` (weights fixed, graph kept, for methods that optimise an input through it);
+            ``none``.
+        decay: Of the moving average, for ``ema``.
+    """
+
+    mode: Literal["train", "frozen", "ema"]
+    side: Literal["student", "teacher"] = "student"
+    init: Literal["trained", "fresh", "student"] = "fresh"
+    grad: Literal["params", "input", "none"] = "params"
+    decay: float = 0.999
+
+
+STUDENT = Role("train")
+TEACHER = Role("frozen", side="teacher", init="trained", grad="none")
+PEER = Role("train", side="teacher")
+EMA = Role("ema", init="student", grad="none")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where training stands: what :attr:`Update.when` and :meth:`Plugin.after_step` read."""
+
+    epoch: int
+    step: int
+    progress: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimisation step over some parameters.
+
+    Attributes:
+        terms: Coefficient of each term, on top of the configured weight; negative ascends. None means every term that
+            no other update names, with coefficient 1.
+        params: Globs over ``owner.parameter`` names (``student``, ``method.augmentor*``); None means everything
+            trainable.
+        every: Runs at every n-th step.
+        when: Runs only where this holds; replaces ``every``.
+        group: Updates of one group share one forward and step together; groups run in order on fresh forwards.
+        batch: ``train``, or ``meta`` for the further cut of the training set that bilevel methods use.
+        modes: Roles put into ``eval`` or ``train`` for this update's group.
+    """
+
+    terms: Mapping[str, float] | None = None
+    params: tuple[str, ...] | None = None
+    every: int = 1
+    when: Callable[[State], bool] | None = None
+    group: int = 0
+    batch: Literal["train", "meta"] = "train"
+    modes: Mapping[str, Literal["train", "eval"]] = field(default_factory=dict)
+
+    def due(self, state: State) -> bool:
+        """Says whether this update runs at this step."""
+        return self.when(state) if self.when is not None else state.step % self.every == 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A separate fit with a clean optimizer; a plugin's stages run in order on the same student.
+
+    Attributes:
+        name: Shown and recorded.
+        epochs: Share of the configured epochs, in (0, 1].
+        terms: Terms that are active; None means all.
+        trains: Parameter globs that train; None means everything trainable.
+        roles: Role rebindings, e.g. ``{"teacher": "student"}``: the teacher is the student as the last stage left it.
+    """
+
+    name: str = "distil"
+    epochs: float = 1.0
+    terms: tuple[str, ...] | None = None
+    trains: tuple[str, ...] | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+
+class Plugin(nn.Module):
+    """Base of methods, augmentations and quantisations.
+
+    Trainable state of a plugin is in its parameters, other state in its buffers, so all of it is in the checkpoint.
+
+    Attributes:
+        needs: Features it reads.
+        parts: Sub-modules of roles that it calls.
+        requires: Capabilities that the task must have.
+        roles: Networks that take part, by name; a run has the union over its plugins.
+        fidelity: ``equations`` or ``approximate``.
+        built: Whether :meth:`build` has run; the engine sets it.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    parts: ClassVar[tuple[Part, ...]] = ()
+    requires: ClassVar[frozenset[str]] = frozenset()
+    roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT}
+    fidelity: ClassVar[Literal["equations", "approximate"]] = "equations"
+    built: bool = False
+
+    def build(self, probe: Signals) -> None:
+        """Makes projectors, once, from the shapes seen on one real batch.
+
+        ``probe`` answers without gradient; its views are those of the plugins composed before this one.
+        """
+
+    def enter(self, stage: Stage, probe: Signals) -> None:
+        """Runs before each stage, e.g. to put quantisation on the student before the stage that trains it."""
+
+    def views(self, views: Views, ctx: Context) -> Views:
+        """Returns what each role reads, by role and view name; the default leaves it as it is.
+
+        Every role comes with the view ``main``. Where some update reads the ``meta`` batch, the batch that is not
+        ``main`` is there under its own name, ``train`` or ``meta``.
+        """
+        return views
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        """Returns named scalar terms, unweighted: weights live in the configuration.
+
+        Every term that ``ctx`` wants must be there at every step; a term of no rows is a zero on the graph.
+        """
+        return {}
+
+    def updates(self) -> tuple[Update, ...]:
+        """Returns the optimisation steps of one training step, in order."""
+        return (Update(),)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Returns the fits that this plugin asks for."""
+        return (Stage(),)
+
+    def after_step(self, signals: Signals, state: State) -> None:
+        """Runs once after all updates of a step, without gradient: banks, averages, quantisation points."""
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        """Returns what is needed at inference: ``student`` itself, a copy of it, or a module around it.
+
+        It is called while training goes on, so it leaves ``student`` as it is.
+        """
+        return student
+
+
+class Method(Plugin):
+    """A distillation method: a plugin with a frozen teacher unless it says otherwise."""
+
+    roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT, "teacher": TEACHER}
+
+
+Views = dict[str, dict[str, Batch]]
+"""Batches by role and view name; every role has at least ``main``."""
+
+Bindings = Mapping[str, str | list[str]]
+"""Feature name(s) for each need of a plugin."""
+
+
+def serves(kind: Kind, need: Need) -> bool:
+    """Says whether a feature of ``kind`` serves ``need``."""
+    return issubclass(kind, need.kind if isinstance(need.kind, tuple) else (need.kind,))
+
+
+def kind_names(need: Need) -> str:
+    """Names the kinds of a need, e.g. ``Grid or Tokens``."""
+    kinds = need.kind if isinstance(need.kind, tuple) else (need.kind,)
+    return " or ".join(k.__name__ for k in kinds)
+
+
+__all__ = [
+    "EMA",
+    "PEER",
+    "STUDENT",
+    "TEACHER",
+    "Bindings",
+    "Feature",
+    "Method",
+    "Need",
+    "Part",
+    "Plugin",
+    "Role",
+    "Stage",
+    "State",
+    "Update",
+    "Views",
+]

@@ -1,0 +1,72 @@
+"""Predictions of a recorded student: ``python -m kdbench.predict RUN INPUT [--out PICTURE]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import KDBenchError
+
+
+def predict(run: Path, source: Path, out: Path | None = None) -> list[dict[str, Any]]:
+    """Runs a recorded student on one input.
+
+    Args:
+        run: Folder of a record.
+        source: What the task reads (``.bin`` scan, image, …).
+        out: Where the picture goes; none is drawn without it.
+
+    Returns:
+        Predictions, ready for JSON.
+
+    Raises:
+        KDBenchError: The record or the input cannot be read.
+    """
+    from omegaconf import OmegaConf
+
+    from kdbench.cache import Store
+    from kdbench.record import CONFIG, read_record
+    from kdbench.run import make_task
+    from kdbench.weights import load_weights
+
+    record = read_record(run)
+    folder = run if run.is_dir() else run.parent
+    if record.status != "ok":
+        raise KDBenchError(f"{folder} is a run that {record.status} ({record.reason}): it has no student")
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    task = make_task(config, Store(Path(config["cache"]) if config["cache"] else None))
+    side = "teacher" if record.scores.student is None else "student"
+    model = task.build(config["pair"][side]["architecture"])
+    load_weights(model, folder / f"{side}.safetensors")
+    batch = task.read(source)
+    found = task.predictions(model.eval(), batch)
+    if out is not None:
+        task.picture(batch, {side: model}).save(out)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints predictions as JSON and writes the picture."""
+    parser = argparse.ArgumentParser("python -m kdbench.predict", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a record, e.g. results/pointcloud/kd/…")
+    parser.add_argument("input", type=Path, help="one input, e.g. training/velodyne/000134.bin")
+    parser.add_argument("--out", type=Path, default=Path("prediction.png"), help="picture (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        found = predict(options.run, options.input, options.out)
+    except KDBenchError as error:
+        print(f"kdbench: error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(found, indent=1))
+    print(f"picture: {options.out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    from kdbench.__main__ import own_imports
+
+    own_imports()
+    sys.exit(main())

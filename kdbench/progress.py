@@ -1,0 +1,85 @@
+"""What a person sees while a run works: one live bar a stage, and the closing table."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from kdbench.distiller import Distiller
+
+
+class Bar(Callback):
+    """A live bar with stage, epoch, loss and validation metric; on a pipe, one line an epoch.
+
+    Args:
+        stage: Shown in front.
+        epochs: Epochs in all.
+        primary: Name of the validation metric shown.
+        console: Where to draw.
+        interval: Seconds between redraws of the loss, which waits for the device.
+    """
+
+    def __init__(self, stage: str, epochs: int, primary: str, console: Console, interval: float = 1.0) -> None:
+        self.stage = stage
+        self.epochs = epochs
+        self.primary = primary
+        self.console = console
+        self.interval = interval
+        self._bar: Progress | None = None
+        self._row: Any = None
+        self._value = ""
+        self._drawn = 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:  # noqa: D102
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._bar.start()
+        steps = int(trainer.num_training_batches) * self.epochs
+        done = trainer.current_epoch * int(trainer.num_training_batches)
+        self._row = self._bar.add_task(f"[bold]{self.stage}[/]", total=steps, completed=done, status="")
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:  # noqa: D102
+        assert self._bar is not None
+        if self._bar.disable or time.monotonic() - self._drawn < self.interval:
+            return
+        self._drawn = time.monotonic()
+        done = trainer.current_epoch * int(trainer.num_training_batches) + index + 1
+        self._bar.update(self._row, completed=done, status=self._status(trainer, module))
+
+    def _status(self, trainer: Trainer, module: LightningModule) -> str:
+        distiller: Distiller = module  # type: ignore[assignment]
+        means = distiller.term_means()
+        terms = " ".join(f"{name} {value:.3g}" for name, value in means.items())
+        return f"epoch {trainer.current_epoch + 1}/{self.epochs} · {terms}{self._value}"
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:  # noqa: D102
+        assert self._bar is not None
+        distiller: Distiller = module  # type: ignore[assignment]
+        if self.primary in distiller.validation:
+            self._value = f" · val {self.primary} {distiller.validation[self.primary]:.2f}"
+        if self._bar.disable:
+            self.console.print(f"{self.stage}: {self._status(trainer, module)}", highlight=False, soft_wrap=True)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:  # noqa: D102
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

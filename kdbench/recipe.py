@@ -1,0 +1,88 @@
+"""Recipes: everything that determines the outcome of one training, and nothing else. Its digest is a product's key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kdbench.digest import digest, source_digest
+
+#: Keys of ``trainer`` that change how a training is run but not what comes out.
+_RUNNING = ("accelerator", "threads", "max_minutes")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training: whose weights come out, and from what.
+
+    Attributes:
+        role: The role whose model is the product.
+        side: The side of the pair that it is built from.
+        config: The resolved configuration.
+        plugins: Configuration of each plugin that takes part, by owner; empty when the role is trained alone.
+        seed: Of weights, order and augmentation.
+        dataset: Digest of the data.
+        teacher: Key of the trained teacher, or None.
+        factor: On the weights of all distillation terms.
+        scored: Whether the test set is read at the end (tuning trials are scored on validation alone).
+    """
+
+    role: str
+    side: str
+    config: Mapping[str, Any]
+    plugins: Mapping[str, Mapping[str, Any]]
+    seed: int
+    dataset: str
+    teacher: str | None = None
+    factor: float = 1.0
+    scored: bool = True
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """Trainer configuration of this role: the common one under the role's own overrides."""
+        own = self.config[self.side].get("trainer") or {}
+        return {**self.config["trainer"], **own}
+
+    @property
+    def modules(self) -> set[str]:
+        """Dotted modules whose sources decide the outcome."""
+        targets = [self.config["task"], self.config["pair"][self.side]["architecture"], *self.plugins.values()]
+        names = {t["_target_"].rpartition(".")[0] for t in targets if "_target_" in t}
+        return names | {"kdbench.fit"}
+
+    @property
+    def key(self) -> str:
+        """Digest of the recipe, the data, and the sources of the engine, the task and the plugins."""
+        sides = ("student", "teacher") if self.plugins else (self.side,)
+        return digest(
+            {
+                "role": self.role,
+                "side": self.side,
+                "pair": {side: self.config["pair"][side] for side in sides},
+                "files": dict(self.files),
+                "task": self.config["task"],
+                "dataset": self.dataset,
+                "plugins": {owner: dict(spec) for owner, spec in self.plugins.items()},
+                "trainer": {k: v for k, v in self.trainer.items() if k not in _RUNNING},
+                "seed": self.seed,
+                "teacher": self.teacher,
+                "factor": self.factor,
+                "scored": self.scored,
+                "code": source_digest(self.modules),
+            }
+        )
+
+    def trial(self, factor: float, seed: int) -> Recipe:
+        """Returns the same recipe as a tuning trial: another factor and seed, no test."""
+        return replace(self, factor=factor, seed=seed, scored=False)
+
+
+def file_digest(path: str) -> str:
+    """Digests a weights file that a recipe starts from."""
+    import hashlib
+
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

@@ -1,0 +1,345 @@
+"""One run: the stages that its configuration asks for, and the record that they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from kdbench.build import build, locate
+from kdbench.cache import Product, Store
+from kdbench.digest import digest, source_digest
+from kdbench.errors import KDBenchError
+from kdbench.record import (
+    RUN,
+    Cost,
+    Dataset,
+    Models,
+    Primary,
+    Record,
+    RoleScores,
+    Scores,
+    StudentModel,
+    TeacherModel,
+    Term,
+    Tuning,
+    provenance,
+    read_record,
+    spec_hash,
+    write_record,
+)
+from kdbench.stages import Stages
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdbench.task import Task
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        status: ``ok``, ``failed`` or ``diverged``.
+        path: Folder of the record.
+        record: Its content.
+    """
+
+    status: str
+    path: Path
+    record: Record
+
+
+def make_task(config: Mapping[str, Any], store: Store) -> Task:
+    """Builds the task of a configuration and checks that it can serve the plugins."""
+    from kdbench.compat import bind
+
+    spec = config["task"]
+    task: Task = build("task", {k: v for k, v in spec.items() if k != "name"}, data=config["data"], store=store)
+    for owner in ("augment", "quant", "method"):
+        if config[owner].get("_target_"):
+            plugin: Any = locate(config[owner]["_target_"])
+            bind(plugin, type(task), config["pair"], config[owner].get("bind"))
+    return task
+
+
+class Run:
+    """A configuration on its way to a record.
+
+    Args:
+        config: Resolved and checked.
+        command: The command that composes it.
+        console: Where to report.
+    """
+
+    def __init__(self, config: Mapping[str, Any], command: str, console: Console | None = None) -> None:
+        self.config = config
+        self.command = command
+        self.console = console or Console()
+        self.started = datetime.now(UTC)
+        self.store = Store(Path(config["cache"]) if config["cache"] else None)
+        self.task = make_task(config, self.store)
+        self.loggers: list[Any] = []
+
+    @functools.cached_property
+    def spec(self) -> str:
+        """Digest that joins the seeds of one specification on one data set."""
+        return spec_hash({**self.config, "dataset": self.task.dataset().digest})
+
+    def execute(self) -> Outcome:
+        """Trains what is missing, scores, and writes the record; a run that has its record is not run again.
+
+        Raises:
+            KDBenchError: Bad input; nothing is written.
+        """
+        self.task.prepare()
+        stages = Stages(self.config, self.task, self.store, self._follow)
+        run_id = f"{self.spec[:10]}-s{self.config['seed']}-{self._recipe(stages).key[:8]}"
+        names = self.config["task"]["name"], self.config["method"]["name"]
+        folder = Path(self.config["results"]).joinpath(*names, run_id)
+        if not self.config["rerun"] and (folder / RUN).is_file():
+            record = read_record(folder)
+            if record.status == "ok":
+                self.console.print("This run has its record (rerun=true runs it again):", highlight=False)
+                show(record, folder, self.console)
+                return Outcome("ok", folder, record)
+        with self._logging(run_id):
+            try:
+                record, files = self._record(stages, run_id)
+            except KDBenchError as error:
+                from kdbench.history import Diverged
+
+                if not isinstance(error, Diverged):
+                    raise
+                return self._failed(run_id, "diverged", str(error))
+            except (Exception, KeyboardInterrupt) as error:
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                self.console.print(traceback.format_exc(), highlight=False, markup=False)
+                return self._failed(run_id, "failed", f"{type(error).__name__}: {error}")
+            path = write_record(Path(self.config["results"]), record, files, replace=True)
+            self._publish(record, path)
+        show(record, path, self.console)
+        return Outcome("ok", path, record)
+
+    def _recipe(self, stages: Stages) -> Any:
+        return stages.teacher_recipe if self.config["role"] == "teacher" else stages.student_recipe()
+
+    def _follow(self, name: str, epochs: int) -> tuple[list[Any], list[Any]]:
+        from kdbench.progress import Bar
+
+        final = name == ("student" if self.config["method"].get("_target_") else "scratch")
+        return [Bar(name, epochs, self.task.primary, self.console)], self.loggers if final else []
+
+    @contextlib.contextmanager
+    def _logging(self, run_id: str) -> Iterator[None]:
+        if self.config["logger"]["name"] != "wandb":
+            yield
+            return
+        from kdbench.loggers import RunInfo, open_loggers
+
+        info = RunInfo(
+            task=self.config["task"]["name"],
+            method=self.config["method"]["name"],
+            pair=self.config["pair"]["name"],
+            seed=self.config["seed"],
+            stage="student",
+            spec_hash=self.spec,
+            run_id=run_id,
+            config=dict(self.config),
+            tags=(self.config["task"]["name"], self.config["method"]["name"], self.config["preset"]["name"]),
+            directions={f"val/{self.task.primary}": self.task.higher_is_better},
+        )
+        folder = Path(self.config["results"]) / ".wandb" / run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_loggers(self.config["logger"], run=info, folder=folder) as loggers:
+            self.loggers = loggers
+            yield
+
+    def _publish(self, record: Record, path: Path) -> None:
+        if self.loggers:
+            from kdbench.loggers import publish
+
+            final = record.scores.student.test if record.scores.student else {}
+            publish(self.loggers, final=final, pictures={"preview": path / "preview.png"}, record=path / RUN)
+
+    # ---- the record -------------------------------------------------------------------------------------------
+
+    def _record(self, stages: Stages, run_id: str) -> tuple[Record, dict[str, Path | bytes | str]]:
+        role = self.config["role"]
+        products: dict[str, Product] = {}
+        if role != "student":
+            products["teacher"] = stages.teacher()
+        tuning: Tuning | None = None
+        if role != "teacher":
+            products["scratch"] = stages.scratch()
+            tuning = stages.tune()
+            products["student"] = stages.student(tuning.factor if tuning else 1.0)
+        main = products.get("student", products["teacher"] if "teacher" in products else None)
+        assert main is not None
+        self.console.print("[bold]scores[/]: drawing the picture, measuring the student", highlight=False)
+        models, preview, latency, macs = self._look(products)
+        gap, reason, flags = gap_closed(products, self.task, float(self.config["task"].get("noise", 0.0)))
+        info = self.task.dataset()
+        config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
+        method = self.config["method"]
+        record = Record(
+            run_id=run_id,
+            spec_hash=self.spec,
+            code_digest=source_digest(self._recipe(stages).modules),
+            status="ok",
+            flags=flags,
+            **self._names(),
+            options={k: v for k, v in method.items() if k not in ("name", "_target_")},
+            fidelity=str(getattr(locate(method["_target_"]), "fidelity", "equations")) if "_target_" in method else "equations",
+            origin="measured",
+            command=self.command,
+            tuning=tuning,
+            dataset=Dataset(
+                name=info.name, embedded=info.embedded, digest=info.digest, fold=info.fold, sizes=dict(info.sizes)  # type: ignore[arg-type]
+            ),
+            primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better),
+            scores=Scores(**{name: _scores(product) for name, product in products.items()}, peer=_peer(main)),
+            gap_closed=gap,
+            gap_reason=reason,
+            cost=Cost(**main.manifest["cost"]),
+            models=models,
+            terms={name: Term(**term) for name, term in main.manifest["terms"].items()},
+            provenance=provenance(digest(dict(self.config)), self.started),
+        )
+        files: dict[str, Path | bytes | str] = {
+            "config.yaml": config,
+            "metrics.csv": main.path / "metrics.csv",
+            ("teacher" if role == "teacher" else "student") + ".safetensors": stages.weights(main),
+            "preview.png": preview,
+        }
+        return record, files
+
+    def _names(self) -> dict[str, Any]:
+        return {g: self.config[g]["name"] for g in ("task", "method", "pair", "augment", "quant", "preset")} | {
+            "seed": self.config["seed"]
+        }
+
+    def _look(self, products: Mapping[str, Product]) -> tuple[Models, bytes, float, int]:
+        """Measures the models and draws the preview with all of them side by side."""
+        from kdbench.measure import count_macs, latency_ms
+
+        networks: dict[str, nn.Module] = {}
+        for name, product in products.items():
+            networks[name] = load_side(self.config, self.task, "teacher" if name == "teacher" else "student", product)
+        sizes: dict[str, Any] = {}
+        for name in {"teacher", "student"} & networks.keys():
+            plan = self.task.export(networks[name])
+            facts = {k: products[name].manifest[k] for k in ("params", "bytes")} | {"macs": count_macs(plan)}
+            sizes[name] = (
+                TeacherModel(**facts) if name == "teacher" else StudentModel(**facts, latency_ms=latency_ms(plan))
+            )
+        batch = next(iter(self.task.data(int(self.config["seed"])).test_dataloader()))
+        stream = io.BytesIO()
+        self.task.picture(batch, networks).save(stream, format="png")
+        student = sizes.get("student")
+        return Models(**sizes), stream.getvalue(), getattr(student, "latency_ms", 0.0), getattr(student, "macs", 0)
+
+    def _failed(self, run_id: str, status: str, reason: str) -> Outcome:
+        record = Record(
+            run_id=run_id,
+            spec_hash=self.spec,
+            code_digest="",
+            status=status,  # type: ignore[arg-type]
+            reason=reason[:1000],
+            **self._names(),
+            fidelity="equations",
+            origin="measured",
+            command=self.command,
+            provenance=provenance(digest(dict(self.config)), self.started),
+        )
+        config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
+        path = write_record(Path(self.config["results"]), record, {"config.yaml": config}, replace=True)
+        self.console.print(f"[bold red]{status}[/]: {reason}\nrecord: {path}", highlight=False, soft_wrap=True)
+        return Outcome(status, path, record)
+
+
+def load_side(config: Mapping[str, Any], task: Task, side: str, product: Product) -> nn.Module:
+    """Builds a side of the pair with the weights of a product, in eval mode."""
+    from kdbench.weights import load_weights
+
+    model = task.build(config["pair"][side]["architecture"])
+    load_weights(model, product.path / "model.safetensors")
+    return model.eval()
+
+
+def gap_closed(
+    products: Mapping[str, Product], task: Task, noise: float
+) -> tuple[float | None, str | None, list[str]]:
+    """Computes which share of the gap between scratch student and teacher the distilled student closes.
+
+    Args:
+        products: ``teacher``, ``scratch`` and ``student`` where the run has them.
+        task: Names the primary metric and its direction.
+        noise: Differences below this are not told from chance (``task.noise``).
+
+    Returns:
+        The share or None, the reason where it is None, and flags.
+    """
+    if not {"teacher", "scratch", "student"} <= products.keys():
+        return None, "one role was trained alone", []
+    sign = 1.0 if task.higher_is_better else -1.0
+    score = {name: sign * p.manifest["scores"]["test"][task.primary] for name, p in products.items()}
+    gap = score["teacher"] - score["scratch"]
+    if gap <= noise:
+        return None, f"teacher - scratch is {gap:.2f}, not above the noise of {noise:g}", ["no_headroom"]
+    return (score["student"] - score["scratch"]) / gap, None, []
+
+
+def _scores(product: Product) -> RoleScores:
+    scores = product.manifest["scores"]
+    return RoleScores(test=scores["test"], best_on_val=scores["best_on_val"])
+
+
+def _peer(product: Product) -> RoleScores | None:
+    peers = product.manifest["scores"].get("peers") or {}
+    return RoleScores(test=next(iter(peers.values()))) if peers else None
+
+
+def show(record: Record, path: Path, console: Console) -> None:
+    """Prints the closing table and the path of the record."""
+    assert record.primary is not None
+    name = record.primary.name
+    table = Table(title=f"{record.task} · {record.method} · {record.pair} · seed {record.seed} · {record.preset}")
+    for column in ("", f"test {name}", "best on val", "Δ scratch", "gap closed", "params", "MACs", "latency"):
+        table.add_column(column, justify="right" if column else "left")
+    base = record.scores.scratch.test[name] if record.scores.scratch else None
+    for role in ("teacher", "scratch", "student", "peer"):
+        scores = getattr(record.scores, role)
+        if scores is None:
+            continue
+        value = scores.test[name]
+        size = record.models.teacher if role == "teacher" else record.models.student
+        table.add_row(
+            {"scratch": "student, scratch", "student": f"student, {record.method}"}.get(role, role),
+            _number(value),
+            _number((scores.best_on_val or {}).get(name)),
+            _number(value - base, "+.2f") if base is not None and value is not None and role != "scratch" else "",
+            _number(100 * record.gap_closed, ".0f") + " %" if role == "student" and record.gap_closed is not None else "",
+            f"{size.params / 1e6:.3f} M" if size and role != "peer" else "",
+            f"{size.macs / 1e9:.2f} G" if size and size.macs and role != "peer" else "",
+            f"{size.latency_ms:.1f} ms" if role == "student" and isinstance(size, StudentModel) and size.latency_ms else "",
+        )
+    console.print(table)
+    if record.gap_reason:
+        console.print(f"gap closed: none, {record.gap_reason}", highlight=False)
+    console.print(f"record: {path}", highlight=False, soft_wrap=True)
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,223 @@
+"""Signals: what the roles of a run say of a batch, asked for lazily by the terms that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench import rng
+from kdbench.errors import KDBenchError, nearest
+from kdbench.features import Feature
+from kdbench.plugin import Bindings, Role, State, Views
+from kdbench.sources import Answer, Network, Source, find_module
+from kdbench.task import Batch, Task
+
+#: In :attr:`Context.wanted`: every term.
+EVERY = "*"
+
+
+@dataclass
+class Cast:
+    """The networks of a run and how they take part.
+
+    Attributes:
+        task: The task.
+        roles: How each role takes part.
+        sources: Who answers for it.
+        parts: Path of each part, by role and part name (from the pair's configuration).
+        seed: Names the random streams of the forwards (dropout, stochastic depth).
+        passes: Samples that each network has been run on, since it was last cleared.
+    """
+
+    task: Task
+    roles: Mapping[str, Role]
+    sources: Mapping[str, Source]
+    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    seed: int = 0
+    passes: dict[str, int] = field(default_factory=dict)
+
+    def model(self, role: str) -> nn.Module:
+        """Returns the plain model of a role."""
+        source = self.sources[role]
+        if not isinstance(source, Network):
+            raise KDBenchError(f"role {role!r} is a {type(source).__name__} without a network, where one is needed")
+        return source.model
+
+
+class Signals:
+    """Answers of every role to every view of one batch.
+
+    A forward runs when it is first asked for and at most once per role and view; answers of fixed roles that carry no
+    gradient are kept over the update groups of one step.
+
+    Args:
+        cast: The networks.
+        views: Batches by role and view name.
+        bindings: For the plugin that reads it: feature names of each need.
+        step: Training step, for the named random streams.
+        kept: Answers of fixed roles that earlier groups of this step asked for.
+        grad: False to answer without gradient (probe, dry run).
+    """
+
+    def __init__(
+        self,
+        cast: Cast,
+        views: Views,
+        bindings: Bindings | None = None,
+        step: int = 0,
+        kept: dict[tuple[str, int], Answer] | None = None,
+        grad: bool = True,
+    ) -> None:
+        self.cast = cast
+        self.views = views
+        self.bindings = bindings or {}
+        self.step = step
+        self._grad = grad
+        self._answers: dict[tuple[str, str], Answer] = {}
+        self._losses: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self._kept = {} if kept is None else kept
+        self._params: dict[str, Mapping[str, Tensor]] = {}
+
+    def bound(self, bindings: Bindings) -> Signals:
+        """Returns the same signals (and the same forwards) under a plugin's own names."""
+        other = object.__new__(Signals)
+        other.__dict__.update(self.__dict__, bindings=bindings)
+        return other
+
+    def with_params(self, role: str, params: Mapping[str, Tensor]) -> Signals:
+        """Returns signals in which ``role`` answers with other parameters (see :meth:`Context.virtual_step`)."""
+        other = self.bound(self.bindings)
+        other._answers = {key: a for key, a in self._answers.items() if key[0] != role}
+        other._losses = {}
+        other._params = {**self._params, role: params}
+        return other
+
+    def batch(self, role: str = "student", view: str = "main") -> Batch:
+        """Returns what a role reads in a view."""
+        return self.views[role][view]
+
+    def answer(self, role: str, view: str = "main") -> Answer:
+        """Returns raw outputs and features of a role for a view."""
+        key = (role, view)
+        if key not in self._answers:
+            if view not in self.views[role]:
+                raise KDBenchError(f"role {role!r} has no view {view!r}: {nearest(view, self.views[role])}")
+            self._answers[key] = self._ask(role, view)
+        return self._answers[key]
+
+    def _ask(self, role: str, view: str) -> Answer:
+        batch, how = self.views[role][view], self.cast.roles[role]
+        source = self.cast.sources[role]
+        fixed = how.mode != "train"
+        # Fixed weights and the same batch object give the same answer in every group of this step.
+        key = (role, id(batch))
+        if fixed and key in self._kept:
+            return self._kept[key]
+        if isinstance(source, Network):
+            self.cast.passes[role] = self.cast.passes.get(role, 0) + len(batch)
+        if source.training:
+            torch.manual_seed(rng.derive(self.cast.seed, "forward", role, view, self.step))
+        grad = self._grad and torch.is_grad_enabled() and not (fixed and how.grad == "none")
+        with torch.set_grad_enabled(grad):
+            answer = source.answer(batch, self._params.get(role))
+        if fixed and not any(f.values.requires_grad for f in answer.features.values()):
+            self._kept[key] = answer
+        return answer
+
+    def feature(self, need: str, role: str, view: str = "main") -> Feature:
+        """Returns the feature bound to a need."""
+        name = self.bindings.get(need, need)
+        if not isinstance(name, str):
+            raise KDBenchError(f"need {need!r} is bound to the list {name}: read it with features()")
+        return self._pick(self.answer(role, view), name, role)
+
+    def features(self, need: str, role: str, view: str = "main") -> list[Feature]:
+        """Returns the features bound to a need with ``many``, shallow to deep."""
+        names = self.bindings.get(need, [need])
+        answer = self.answer(role, view)
+        return [self._pick(answer, name, role) for name in ([names] if isinstance(names, str) else names)]
+
+    @staticmethod
+    def _pick(answer: Answer, name: str, role: str) -> Feature:
+        if name not in answer.features:
+            raise KDBenchError(f"role {role!r} gives no feature {name!r}: it gives {', '.join(answer.features)}")
+        return answer.features[name]
+
+    def pair(self, need: str, view: str = "main", roles: tuple[str, str] = ("student", "teacher")) -> tuple[Any, Any]:
+        """Returns the feature bound to a need as two roles give it."""
+        return self.feature(need, roles[0], view), self.feature(need, roles[1], view)
+
+    def loss(self, role: str = "student", view: str = "main") -> dict[str, Tensor]:
+        """Returns the supervised terms of a role for a view, unweighted."""
+        key = (role, view)
+        if key not in self._losses:
+            answer = self.answer(role, view)
+            self._losses[key] = self.cast.task.loss(self.cast.model(role), answer.outputs, answer.batch)
+        return self._losses[key]
+
+    def supervised(self, role: str = "student", view: str = "main") -> Tensor:
+        """Returns the supervised loss of a role for a view: its terms under the task's weights."""
+        weights = self.cast.task.loss_weights()
+        return total(weights.get(name, 1.0) * value for name, value in self.loss(role, view).items())
+
+    def part(self, name: str, role: str = "teacher") -> nn.Module:
+        """Returns a sub-module of a role, by the pair's name for it."""
+        paths = self.cast.parts.get(role, {})
+        if name not in paths:
+            raise KDBenchError(f"the pair names no part {name!r} of its {role}: add parts.{name}=PATH to the pair")
+        return find_module(self.cast.model(role), paths[name])
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where training stands, for a plugin's ``views`` and ``terms``.
+
+    Attributes:
+        state: Epoch, step and progress.
+        seed: The run's seed.
+        wanted: Terms with a weight that this group of updates reads; others may be left out.
+        lr: Current learning rate of the student.
+    """
+
+    state: State
+    seed: int
+    wanted: frozenset[str] = frozenset()
+    lr: float = 0.0
+
+    def wants(self, term: str) -> bool:
+        """Says whether a term is read in this group of updates."""
+        return term in self.wanted or EVERY in self.wanted
+
+    def generator(self, *names: str | int) -> torch.Generator:
+        """Returns the named random stream of this step."""
+        return rng.generator(self.seed, *names, self.state.step)
+
+    def virtual_step(self, signals: Signals, loss: Tensor, role: str = "student", lr: float | None = None) -> Signals:
+        """Takes one gradient step on ``loss`` that itself can be differentiated (bilevel methods).
+
+        Args:
+            signals: Signals whose role steps.
+            loss: Scalar on the graph of the role's parameters.
+            role: Who steps.
+            lr: Step size; the current learning rate by default.
+
+        Returns:
+            Signals in which the role answers with the stepped parameters, second-order graph included.
+        """
+        params = {n: p for n, p in signals.cast.model(role).named_parameters() if p.requires_grad}
+        grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
+        size = self.lr if lr is None else lr
+        stepped = {n: p if g is None else p - size * g for (n, p), g in zip(params.items(), grads, strict=True)}
+        return signals.with_params(role, stepped)
+
+
+def total(values: Iterable[Tensor]) -> Tensor:
+    """Sums scalars; an empty sum is an error because nothing would train."""
+    items = list(values)
+    if not items:
+        raise KDBenchError("there is no term to minimise: the task gives no supervised term and no plugin adds one")
+    return sum(items[1:], start=items[0])

@@ -1,0 +1,172 @@
+"""Sources: what can answer for a role. Mostly a network with taps; a teacher can also be a table or a function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.errors import KDBenchError, nearest
+from kdbench.features import Feature
+from kdbench.task import Batch, Task
+
+_TAP = re.compile(r"(?P<path>[\w.\[\]-]+?)(?::(?P<end>input|output))?(?:#(?P<index>\d+))?")
+_STEP = re.compile(r"\[(-?\d+)\]|([^.\[\]]+)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a source says of a batch: raw outputs (None where it has none) and features by name."""
+
+    batch: Batch
+    outputs: Any
+    features: Mapping[str, Feature]
+
+
+class Source(nn.Module):
+    """Answers batches for a role."""
+
+    def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:
+        """Returns outputs and features, with other parameters in place of its own where ``params`` gives them."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A named tensor inside a model: ``path[:input|:output][#index]``, e.g. ``backbone[-1]`` or ``fc:input``."""
+
+    path: str
+    end: str = "output"
+    index: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Tap:
+        """Reads a tap from the pair's configuration."""
+        match = _TAP.fullmatch(text)
+        if match is None:
+            raise KDBenchError(f"tap {text!r} is not of the form path[:input|:output][#index], e.g. 'backbone[-1]'")
+        index = match["index"]
+        return cls(match["path"], match["end"] or "output", None if index is None else int(index))
+
+    def pick(self, value: Any) -> Any:
+        """Picks the indexed element of a module's input or output."""
+        return value if self.index is None else value[self.index]
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module:
+    """Returns the sub-module at ``path``; ``a.b[-1]`` indexes into a sequence of modules.
+
+    Raises:
+        KDBenchError: There is none; the line names the nearest.
+    """
+    module = model
+    for index, name in _STEP.findall(path):
+        try:
+            module = module[int(index)] if index else module.get_submodule(name)  # type: ignore[index]
+        except (AttributeError, IndexError, TypeError, KeyError):
+            names = [n for n, _ in model.named_modules() if n]
+            plain = re.sub(r"\[(-?\d+)\]", r".\1", path)
+            raise KDBenchError(
+                f"{type(model).__name__} has no module {path!r} for a tap or part: {nearest(plain, names)}"
+            ) from None
+    return module
+
+
+class Network(Source):
+    """A model with taps, seen through one call: ``forward(inputs) -> (outputs, {tap: tensor})``.
+
+    Hooks are armed for one forward and removed after it, so nothing outlives the call, and what torch.export sees is
+    this same call.
+
+    Args:
+        task: Knows how to call the model and what its tensors mean.
+        model: The plain model; its names are never changed.
+        taps: Tap expressions by feature name.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, taps: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.task = task
+        self.model = model
+        self._taps = [
+            (name, tap, find_module(model, tap.path))
+            for name, tap in ((n, Tap.parse(t)) for n, t in (taps or {}).items())
+        ]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        raise TypeError("copy the model of a Network, not the Network: its taps point into the model")
+
+    def forward(self, inputs: Any) -> tuple[Any, dict[str, Any]]:
+        """Runs the model once.
+
+        Returns:
+            The raw outputs and the tapped tensors by name.
+        """
+        caught: dict[str, Any] = {}
+
+        def catch(name: str, tap: Tap, value: Any) -> None:
+            if name in caught:
+                raise KDBenchError(f"tap {name!r} ({tap.path}) was reached twice in one forward: tap its input's module")
+            caught[name] = tap.pick(value)
+
+        handles = []
+        try:
+            for name, tap, module in self._taps:
+                if tap.end == "output":
+                    handles.append(module.register_forward_hook(lambda _m, _a, out, n=name, t=tap: catch(n, t, out)))
+                else:
+                    handles.append(
+                        module.register_forward_pre_hook(
+                            lambda _m, args, n=name, t=tap: catch(n, t, args if t.index is not None else args[0])
+                        )
+                    )
+            outputs = self.task.forward(self.model, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        missed = [name for name, _, _ in self._taps if name not in caught]
+        if missed:
+            raise KDBenchError(f"tap {missed[0]!r} was not reached in the forward of {type(self.model).__name__}")
+        return outputs, caught
+
+    def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:  # noqa: D102
+        if params is None:
+            outputs, taps = self(batch.inputs)
+        else:
+            named = {f"model.{name}": value for name, value in params.items()}
+            outputs, taps = torch.func.functional_call(self, named, (batch.inputs,))
+        return Answer(batch, outputs, self.task.describe(outputs, taps, batch))
+
+
+class Table(Source):
+    """Stored outputs keyed by sample id.
+
+    Args:
+        ids: ``(N,)`` sample ids.
+        outputs: ``(N, …)`` stored raw outputs of the samples.
+        describe: Turns looked-up outputs into features, e.g. the task's ``describe``.
+    """
+
+    ids: Tensor
+    outputs: Tensor
+
+    def __init__(
+        self, ids: Tensor, outputs: Tensor, describe: Callable[[Any, Mapping[str, Any], Batch], dict[str, Feature]]
+    ) -> None:
+        super().__init__()
+        order = ids.argsort()
+        self.register_buffer("ids", ids[order])
+        self.register_buffer("outputs", outputs[order])
+        self.describe = describe
+
+    def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:  # noqa: D102
+        row = torch.searchsorted(self.ids, batch.ids).clamp(max=len(self.ids) - 1)
+        absent = self.ids[row] != batch.ids
+        if bool(absent.any()):
+            raise KDBenchError(f"the table of stored outputs has no sample {int(batch.ids[absent][0])}")
+        outputs = self.outputs[row]
+        return Answer(batch, outputs, self.describe(outputs, {}, batch))

@@ -1,0 +1,39 @@
+"""Cuts of a training set: fixed by a hash of the sample id, so that they do not move when samples are added."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence
+
+SHARE = 0.1
+
+
+def cut(ids: Sequence[str], share: float = SHARE, purpose: str = "val", labels: Sequence[Hashable] | None = None) -> list[int]:
+    """Chooses a share of the samples by the hash of their ids.
+
+    Args:
+        ids: Sample ids.
+        share: Of the samples; at least one is chosen where there are two.
+        purpose: Names the cut (``val``, ``meta``), so that two cuts are independent.
+        labels: Class of each sample; with it at least one sample of each class that has two is chosen.
+
+    Returns:
+        Indices of the chosen samples, ascending.
+    """
+    order = sorted(range(len(ids)), key=lambda i: _hash(purpose, ids[i]))
+    count = min(max(1, round(share * len(ids))), len(ids) - 1) if len(ids) > 1 else 0
+    chosen = set(order[:count])
+    if labels is not None:
+        totals: dict[Hashable, int] = {}
+        for label in labels:
+            totals[label] = totals.get(label, 0) + 1
+        present = {labels[i] for i in chosen}
+        for index in order:
+            if labels[index] not in present and totals[labels[index]] > 1:
+                chosen.add(index)
+                present.add(labels[index])
+    return sorted(chosen)
+
+
+def _hash(purpose: str, name: str) -> bytes:
+    return hashlib.blake2b(f"{purpose}/{name}".encode(), digest_size=8).digest()

@@ -1,0 +1,131 @@
+"""Stages of a run: teacher, scratch student, tuning trials, distilled student; each made once and kept in the store."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.cache import Product, Store
+from kdbench.errors import KDBenchError
+from kdbench.recipe import Recipe, file_digest
+from kdbench.record import Tuning
+
+if TYPE_CHECKING:
+    from kdbench.task import Task
+
+#: ``(stage name, epochs)`` -> callbacks and loggers that follow the training of a stage.
+Followers = Callable[[str, int], tuple[list[Any], list[Any]]]
+
+
+@dataclass
+class Stages:
+    """The trainings that one configuration asks for.
+
+    Attributes:
+        config: The resolved configuration.
+        task: The task, its data prepared.
+        store: Where products live.
+        follow: Makes what follows a training (progress bar, loggers).
+    """
+
+    config: Mapping[str, Any]
+    task: Task
+    store: Store
+    follow: Followers
+
+    @functools.cached_property
+    def plugins(self) -> dict[str, Mapping[str, Any]]:
+        """Configuration of every plugin that the run composes."""
+        owners = ("augment", "quant", "method")
+        return {o: self.config[o] for o in owners if self.config[o].get("_target_")}
+
+    @property
+    def distils(self) -> bool:
+        """Whether there is a method, so that the student differs from its scratch twin."""
+        return "method" in self.plugins
+
+    @functools.cached_property
+    def teacher_recipe(self) -> Recipe:
+        """The pair's teacher, trained alone."""
+        return self._alone("teacher", int(self.config["teacher"]["seed"]))
+
+    @functools.cached_property
+    def scratch_recipe(self) -> Recipe:
+        """The student trained alone under the run's seed: same data, schedule and quantisation."""
+        recipe = self._alone("student", int(self.config["seed"]))
+        return replace(recipe, plugins={o: s for o, s in self.plugins.items() if o != "method"})
+
+    def _alone(self, side: str, seed: int) -> Recipe:
+        start = self.config[side]["init_from"]
+        if start and not Path(start).is_file():
+            raise KDBenchError(f"{side}.init_from={start}: there is no such file")
+        files = {"init_from": file_digest(start)} if start else {}
+        return Recipe(side, side, self.config, {}, seed, self.task.dataset().digest, files=files)
+
+    def student_recipe(self, factor: float = 1.0) -> Recipe:
+        """The distilled student."""
+        if not self.distils:
+            return self.scratch_recipe
+        return replace(self.scratch_recipe, plugins=self.plugins, teacher=self.teacher_recipe.key, factor=factor)
+
+    def teacher(self) -> Product:
+        """Returns the trained teacher.
+
+        Raises:
+            KDBenchError: It is below ``teacher.expect``.
+        """
+        product = self._make(self.teacher_recipe, "teacher")
+        expect, tolerance = self.config["teacher"]["expect"], self.config["teacher"]["tolerance"]
+        score = product.manifest["scores"]["test"][self.task.primary]
+        short = (expect or 0.0) - score if self.task.higher_is_better else score - (expect or 0.0)
+        if expect is not None and short > tolerance:
+            raise KDBenchError(
+                f"the teacher's {self.task.primary} is {score:.2f}, expected {expect:.2f} within {tolerance:g} "
+                "(teacher.expect): train it longer, or check the weights in teacher.init_from"
+            )
+        return product
+
+    def scratch(self) -> Product:
+        """Returns the student trained alone."""
+        return self._make(self.scratch_recipe, "scratch")
+
+    def student(self, factor: float = 1.0) -> Product:
+        """Returns the distilled student; without a method it is the scratch student."""
+        recipe = self.student_recipe(factor)
+        if self.config["rerun"] and self.distils:
+            self.store.remove("model", recipe.key)
+        return self._make(recipe, "student" if self.distils else "scratch")
+
+    def tune(self) -> Tuning | None:
+        """Chooses the factor on the method's weights on validation, with the same trials for every method."""
+        tuning = self.config["tuning"]
+        factors = tuning["factors"][: tuning["trials"]]
+        if not factors or not self.distils:
+            return None
+        scores = {}
+        for factor in factors:
+            recipe = self.student_recipe().trial(factor, tuning["seed"])
+            product = self._make(recipe, f"trial ×{factor:g}")
+            scores[factor] = product.manifest["scores"]["val"][self.task.primary]
+        sign = 1.0 if self.task.higher_is_better else -1.0
+        best = max(factors, key=lambda f: sign * scores[f])
+        return Tuning(
+            trials=len(factors), factor=best, seed=tuning["seed"], scores={f"{f:g}": s for f, s in scores.items()}
+        )
+
+    def weights(self, product: Product) -> Path:
+        """Returns the file of a product's weights."""
+        return product.path / "model.safetensors"
+
+    def _make(self, recipe: Recipe, name: str) -> Product:
+        def make(work: Path) -> dict[str, Any]:
+            from kdbench.fit import train
+
+            teacher = self.weights(self.teacher()) if recipe.teacher else None
+            callbacks, loggers = self.follow(name, int(recipe.trainer["epochs"]))
+            return train(recipe, self.task, work, teacher, callbacks, loggers)
+
+        return self.store.product("model", recipe.key, make, wait_message=f"the {name} of {self.config['task']['name']}")

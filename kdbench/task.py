@@ -1,0 +1,188 @@
+"""Tasks: a domain's batches, models, supervised loss, metrics and pictures. A task knows no teacher and no method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from kdbench.features import Feature, Kind
+
+if TYPE_CHECKING:
+    from lightning import LightningDataModule
+    from PIL.Image import Image
+
+
+@dataclass
+class Batch:
+    """A batch of samples, as a task's loader collates it.
+
+    Attributes:
+        inputs: What a model reads; the task knows its structure.
+        targets: What the supervised loss and the metrics read.
+        ids: ``(B,)`` integer sample ids, stable over epochs.
+        supervised: ``(B,)`` samples whose labels count, or None for all.
+        distilled: ``(B,)`` samples that are distilled, or None for all.
+        memo: Values that a task works out once per batch (e.g. anchor assignment), shared by all roles.
+    """
+
+    inputs: Any
+    targets: Any
+    ids: Tensor
+    supervised: Tensor | None = None
+    distilled: Tensor | None = None
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def with_inputs(self, inputs: Any, **changes: Any) -> Batch:
+        """Returns this batch with other inputs (and other fields) and an empty memo."""
+        return replace(self, inputs=inputs, memo={}, **changes)
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The exportable part of a model.
+
+    Attributes:
+        module: What is exported and whose latency is measured.
+        example: Positional example inputs.
+        names: Input names.
+    """
+
+    module: nn.Module
+    example: tuple[Any, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a record says of the data."""
+
+    name: str
+    embedded: bool
+    digest: str
+    sizes: Mapping[str, int]
+    fold: str | None = None
+
+
+class Task:
+    """Base of all tasks; a domain overrides what differs.
+
+    Attributes:
+        name: As in ``task=``.
+        capabilities: What methods may rely on: ``single_label``, ``mixable``, ``differentiable_input``,
+            ``sample_id``, ``label_as_input``, …
+        primary: Key of the primary metric in :meth:`metrics`.
+        higher_is_better: Direction of the primary metric.
+    """
+
+    name: ClassVar[str]
+    capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id"})
+    primary: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+
+    @classmethod
+    def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
+        """Returns the features, shallow to deep, that a pair's ``student`` or ``teacher`` entry can produce.
+
+        It reads the configuration alone, so that compatibility is computed without running anything.
+        """
+        raise NotImplementedError
+
+    def prepare(self, progress: bool = True) -> None:
+        """Makes or checks the data once; may be called by several processes at a time."""
+
+    def dataset(self) -> DatasetInfo:
+        """Returns the data set's name, digest and sizes."""
+        raise NotImplementedError
+
+    def data(self, seed: int) -> LightningDataModule:
+        """Returns loaders named ``train``, ``val``, ``test`` (and ``meta``) whose order and augmentation follow
+        ``seed``.
+        """
+        raise NotImplementedError
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """Creates a model; its initial weights come from torch's global generator."""
+        raise NotImplementedError
+
+    def forward(self, model: nn.Module, inputs: Any) -> Any:
+        """Returns the raw outputs of ``model``, without any loss."""
+        return model(inputs)
+
+    def describe(self, outputs: Any, taps: Mapping[str, Any], batch: Batch) -> dict[str, Feature]:
+        """Gives raw outputs and tapped tensors their kind, coordinates and masks."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Returns the supervised terms, unweighted."""
+        raise NotImplementedError
+
+    def loss_weights(self) -> Mapping[str, float]:
+        """Returns the weight of each supervised term; 1 where absent."""
+        return {}
+
+    def metrics(self, split: str) -> MetricCollection:
+        """Returns the metrics of a split; one of them is :attr:`primary`."""
+        raise NotImplementedError
+
+    def score(self, metrics: MetricCollection, model: nn.Module, outputs: Any, batch: Batch) -> None:
+        """Feeds one batch to the metrics."""
+        raise NotImplementedError
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        """Returns what ``mix``, ``warp``, ``noise_labels``, … mean in this domain, by capability."""
+        return {}
+
+    def export(self, model: nn.Module) -> ExportPlan:
+        """Returns the exportable part of ``model`` and an example."""
+        raise NotImplementedError
+
+    def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image:
+        """Draws what a person would look at: one test batch through each of the named models."""
+        raise NotImplementedError
+
+    def media(self, batch: Batch, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+        """Returns interactive media for W&B as plain arrays by kind; nothing by default."""
+        return {}
+
+    def read(self, path: Path) -> Batch:
+        """Reads one input of a user as a batch of one, for ``python -m kdbench.predict``."""
+        raise NotImplementedError
+
+    def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        """Returns JSON-ready predictions for each sample."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def evaluate(self, artifact: nn.Module, loader: Iterable[Batch], split: str, device: torch.device) -> dict[str, float]:
+        """Scores what training produced: here a model, in eval mode, over one pass of ``loader``.
+
+        Returns:
+            Flat metrics; ``self.primary`` is among them.
+        """
+        artifact.eval()
+        metrics = self.metrics(split).to(device)
+        for batch in loader:
+            batch = move(batch, device)
+            self.score(metrics, artifact, self.forward(artifact, batch.inputs), batch)
+        return scalars(metrics)
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """Moves a batch to a device; a batch that is there already is returned as it is."""
+    from lightning.fabric.utilities import move_data_to_device
+
+    return batch if batch.ids.device == device else move_data_to_device(batch, device)
+
+
+def scalars(metrics: MetricCollection | Metric) -> dict[str, float]:
+    """Computes metrics as plain floats."""
+    return {name: float(value) for name, value in metrics.compute().items()}

@@ -1,0 +1,1 @@
+"""Run records in, a static site out: statistics and pages."""

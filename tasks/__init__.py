@@ -1,0 +1,1 @@
+"""One folder per domain: its data, models, supervised loss, metrics and pictures."""

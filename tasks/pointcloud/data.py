@@ -1,0 +1,288 @@
+"""KITTI-layout data for the detector: prepared once, then read, augmented and batched.
+
+Preparing crops each scan to the camera's view, gathers labels, and cuts the training objects out for ground-truth
+sampling. Embedded data is simulated in KITTI's layout first and takes the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import Dataset
+
+from kdbench import rng
+from kdbench.data import Key, SeededLoader
+from kdbench.digest import digest
+from kdbench.splits import cut
+from kdbench.task import Batch
+from tasks.pointcloud import kitti
+from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.database import Database
+
+DATABASE = "database.npz"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One labelled scan in the camera's view.
+
+    Attributes:
+        name: KITTI's frame name.
+        points: ``(P, 4)`` float32 x, y, z, reflectance, LiDAR frame.
+        boxes: ``(N, 7)`` float32 x, y, z of the centre, l, w, h, yaw.
+        labels: ``(N,)`` class indices.
+    """
+
+    name: str
+    points: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+class Frames:
+    """The frames of a KITTI-layout folder, prepared.
+
+    Args:
+        root: KITTI-layout folder.
+        prepared: Folder of the cropped scans (see :func:`prepare`).
+        classes: Classes that are detected, in the order of the logits.
+    """
+
+    def __init__(self, root: Path, prepared: Path, classes: Sequence[str]) -> None:
+        self.root = root
+        self.prepared = prepared
+        self.classes = tuple(classes)
+        self.truth = lru_cache(maxsize=None)(self._truth)
+
+    def _truth(self, name: str) -> tuple[kitti.Objects, kitti.Calibration, tuple[int, int]]:
+        """Returns labels, calibration and image size of a frame."""
+        training = self.root / "training"
+        objects = kitti.read_objects(training / "label_2" / f"{name}.txt")
+        calibration = kitti.read_calibration(training / "calib" / f"{name}.txt")
+        return objects, calibration, kitti.image_size(self.root, name)
+
+    def read(self, name: str) -> Frame:
+        """Reads a prepared frame."""
+        objects, calibration, _ = self.truth(name)
+        objects = objects.select(np.isin(objects.types, self.classes))
+        boxes = kitti.objects_to_boxes(objects, calibration).astype(np.float32)
+        labels = np.array([self.classes.index(t) for t in objects.types], dtype=np.int64)
+        points = np.load(self.prepared / f"{name}.npy", allow_pickle=False)
+        return Frame(name, points, boxes, labels)
+
+
+def prepare(root: Path, names: Sequence[str], train: Sequence[str], classes: Sequence[str], work: Path) -> dict[str, Any]:
+    """Crops scans to the camera's view and builds the ground-truth database, into ``work``.
+
+    Args:
+        root: KITTI-layout folder.
+        names: All frames that are used.
+        train: Those whose objects go into the database.
+        classes: Classes of the database.
+        work: Where the products go.
+
+    Returns:
+        The product's manifest.
+    """
+    frames = Frames(root, work, classes)
+
+    def crop(name: str) -> int:
+        points = kitti.read_points(root / "training" / "velodyne" / f"{name}.bin")
+        _, calibration, size = frames.truth(name)
+        points = points[kitti.in_camera_view(points, calibration, size)]
+        np.save(work / f"{name}.npy", points)
+        return len(points)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        counts = list(pool.map(crop, names))
+
+    def cut_out() -> Any:
+        for name in train:
+            objects, calibration, _ = frames.truth(name)
+            objects = objects.select(np.isin(objects.types, classes))
+            boxes = kitti.objects_to_boxes(objects, calibration)
+            yield name, frames.read(name).points, boxes, objects.types, kitti.difficulty(objects)
+
+    Database.build(cut_out()).save(work / DATABASE)
+    return {"frames": len(names), "points": int(sum(counts))}
+
+
+def content_digest(root: Path, names: Sequence[str]) -> str:
+    """Digests a real data set: labels and calibrations by content, scans by size."""
+    entries = {}
+    for name in names:
+        for folder in ("label_2", "calib"):
+            path = root / "training" / folder / f"{name}.txt"
+            entries[f"{folder}/{name}"] = path.read_text()
+        entries[f"velodyne/{name}"] = str((root / "training" / "velodyne" / f"{name}.bin").stat().st_size)
+    return digest(entries)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Frame names by split: KITTI's labelled val is our test, and val is a fixed cut of its train."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, root: Path, train: int | None = None, test: int | None = None) -> Split:
+        """Reads ``ImageSets`` and cuts val; ``train`` and ``test`` bound the number of frames."""
+        labelled = kitti.read_split(root, "train")[:train]
+        held_out = set(cut(labelled))
+        kept = [n for i, n in enumerate(labelled) if i not in held_out]
+        meta = set(cut(kept, purpose="meta"))
+        return cls(
+            train=tuple(kept),
+            val=tuple(labelled[i] for i in sorted(held_out)),
+            test=tuple(kitti.read_split(root, "val")[:test]),
+            meta=tuple(kept[i] for i in sorted(meta)),
+        )
+
+
+class Scans(Dataset[Any]):
+    """Frames by ``(epoch, index)`` key; augmentation is drawn from the named stream of (seed, epoch, frame).
+
+    Args:
+        frames: Where frames are read.
+        names: Frames of this split.
+        seed: Of the augmentation.
+        augment: Augmentation, or None.
+        database: Objects for ground-truth sampling, or None.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        names: Sequence[str],
+        seed: int = 0,
+        augment: Augment | None = None,
+        database: Database | None = None,
+    ) -> None:
+        self.frames = frames
+        self.names = tuple(names)
+        self.seed = seed
+        self.augment = augment
+        self.database = database
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: Key) -> Frame:
+        epoch, index = key
+        frame = self.frames.read(self.names[index])
+        if self.augment is None:
+            return frame
+        stream = rng.numpy(self.seed, "augment", epoch, frame.name)
+        points, boxes, labels = self.augment(frame.points, frame.boxes, frame.labels, stream, self.database)
+        return Frame(frame.name, points, boxes, labels)
+
+
+class Collate:
+    """Joins frames into a batch; points and boxes outside the detection range are dropped, points shuffled never.
+
+    Args:
+        point_range: x, y, z minimum, then x, y, z maximum, metres.
+    """
+
+    def __init__(self, point_range: Sequence[float]) -> None:
+        self.low = np.asarray(point_range[:3], dtype=np.float32)
+        self.high = np.asarray(point_range[3:], dtype=np.float32)
+
+    def __call__(self, frames: Sequence[Frame]) -> Batch:
+        points = [f.points[self._inside(f.points)] for f in frames]
+        kept = [self._inside(f.boxes) for f in frames]
+        boxes = [f.boxes[k] for f, k in zip(frames, kept, strict=True)]
+        labels = [f.labels[k] for f, k in zip(frames, kept, strict=True)]
+        return Batch(
+            inputs={
+                "points": torch.from_numpy(np.concatenate(points).astype(np.float32)),
+                "batch": _index(points),
+                "size": len(frames),
+            },
+            targets={
+                "boxes": torch.from_numpy(np.concatenate(boxes).astype(np.float32)),
+                "labels": torch.from_numpy(np.concatenate(labels)),
+                "batch": _index(boxes),
+            },
+            ids=torch.tensor([frame_id(f.name) for f in frames]),
+            memo={"names": [f.name for f in frames]},
+        )
+
+    def _inside(self, values: np.ndarray) -> np.ndarray:
+        return ((values[:, :3] >= self.low) & (values[:, :3] < self.high)).all(1)
+
+
+def frame_id(name: str) -> int:
+    """Returns a stable integer id of a frame name."""
+    return int(name) if name.isdigit() else rng.derive(0, "frame", name)
+
+
+def _index(parts: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.arange(len(parts)).repeat_interleave(torch.tensor([len(p) for p in parts]))
+
+
+class KittiData(LightningDataModule):
+    """Loaders of a prepared KITTI-layout data set.
+
+    Args:
+        frames: Where frames are read.
+        split: Frames of each split.
+        point_range: Detection range.
+        augment: Training augmentation.
+        batch_size: Frames a batch.
+        workers: Loader processes; 0 reads in this one.
+        seed: Of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        split: Split,
+        point_range: Sequence[float],
+        augment: Augment,
+        batch_size: int,
+        workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.frames = frames
+        self.split = split
+        self.collate = Collate(point_range)
+        self.augment = augment
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+
+    def _train(self, names: Sequence[str], seed: int) -> SeededLoader:
+        database = Database.load(self.frames.prepared / DATABASE).filter(self.frames.classes)
+        return self._loader(Scans(self.frames, names, seed, self.augment, database), seed, train=True)
+
+    def _loader(self, scans: Scans, seed: int = 0, train: bool = False) -> SeededLoader:
+        return SeededLoader(scans, self.batch_size, seed, self.collate, train, self.workers)
+
+    def train_dataloader(self) -> SeededLoader:
+        """Returns augmented training frames in the order of the seed."""
+        return self._train(self.split.train, self.seed)
+
+    def meta_dataloader(self) -> SeededLoader:
+        """Returns the further cut of the training frames that bilevel methods use."""
+        return self._train(self.split.meta, rng.derive(self.seed, "meta"))
+
+    def val_dataloader(self) -> SeededLoader:
+        """Returns the validation frames."""
+        return self._loader(Scans(self.frames, self.split.val))
+
+    def test_dataloader(self) -> SeededLoader:
+        """Returns the test frames."""
+        return self._loader(Scans(self.frames, self.split.test))

@@ -1,0 +1,69 @@
+"""From the raw outputs of the detector to its detections."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tasks.pointcloud import anchors as coding
+from tasks.pointcloud.anchors import Anchors
+from tasks.pointcloud.boxes import rotated_nms, to_bev
+from tasks.pointcloud.detector import PillarOutputs
+
+
+class Detections(NamedTuple):
+    """Detections of one sample, best first.
+
+    Attributes:
+        boxes: (K, 7), metres and radians, LiDAR frame.
+        scores: (K,), in [0, 1].
+        labels: Indices of their classes, (K,).
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def decode(
+    outputs: PillarOutputs,
+    anchors: Anchors,
+    score_threshold: float = 0.1,
+    top_k: int = 100,
+    nms: float = 0.01,
+    max_keep: int = 50,
+) -> list[Detections]:
+    """Turns raw outputs into detections; the defaults are those of PointPillars on KITTI.
+
+    Args:
+        outputs: Of a batch of B samples.
+        anchors: The anchors that the outputs are relative to.
+        score_threshold: Only scores above it count.
+        top_k: Anchors of a sample that are looked at: those with the highest score in any class.
+        nms: Rotated BEV IoU above which a detection suppresses a worse one of its class.
+        max_keep: Detections that a sample keeps at most.
+
+    Returns:
+        The detections of each of the B samples.
+    """
+    batch_size, _, classes = outputs.cls.shape
+    best = outputs.cls.float().amax(2)
+    top = best.topk(min(top_k, best.shape[1])).indices
+    rows = torch.arange(batch_size, device=top.device)[:, None]
+
+    scores = outputs.cls[rows, top].float().sigmoid()
+    boxes = coding.decode(outputs.box[rows, top].float(), anchors.boxes[top])
+    boxes[..., 6] = coding.with_heading(boxes[..., 6], outputs.direction[rows, top].argmax(-1))
+
+    sample, rank, label = (scores > score_threshold).nonzero(as_tuple=True)
+    found, score = boxes[sample, rank], scores[sample, rank, label]
+    kept = rotated_nms(to_bev(found), score, nms, labels=sample * classes + label)
+    kept = kept[sample[kept].argsort(stable=True)]  # by sample, best first within it
+    counts = sample[kept].bincount(minlength=batch_size).tolist()
+    return [
+        Detections(found[index[:max_keep]], score[index[:max_keep]], label[index[:max_keep]])
+        for index in kept.split(counts)
+    ]

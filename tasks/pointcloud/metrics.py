@@ -1,0 +1,85 @@
+"""KITTI average precision as a torchmetrics metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from kdbench.errors import KDBenchError
+from tasks.pointcloud.kitti import Objects
+from tasks.pointcloud.kitti_ap import CLASSES, DIFFICULTIES, METRICS, Result, evaluate, mean_ap
+
+
+class KittiAP(Metric):
+    """KITTI 2-D, BEV and 3-D average precision in percent.
+
+    ``compute`` returns scalars named ``<class>_<metric>_<difficulty>_<interpolation>``, such as
+    ``pedestrian_3d_moderate_r40``, and with ``map`` for the mean over the classes that have valid ground truth; the
+    usual primary figure is ``map_3d_moderate_r40``. R40 comes for every metric and difficulty, R11 and ``all`` (see
+    :mod:`tasks.pointcloud.kitti_ap`) for moderate. nan where a class has no valid ground truth.
+
+    Args:
+        classes: Which classes to evaluate.
+        min_overlap: Minimum overlap for classes that KITTI does not evaluate.
+        kwargs: As for ``torchmetrics.Metric``.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+
+    def __init__(
+        self, classes: Sequence[str] = CLASSES, min_overlap: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.classes = tuple(classes)
+        self.min_overlap = min_overlap
+        self._frames: list[tuple[Objects, Objects]] = []
+
+    def update(self, detections: Sequence[Objects], ground_truth: Sequence[Objects]) -> None:
+        """Adds frames: detections with score, and labels (DontCare included), one entry each per frame."""
+        if len(detections) != len(ground_truth):
+            raise KDBenchError(f"{len(ground_truth)} frames of ground truth but {len(detections)} of detections")
+        self._frames.extend(zip(ground_truth, detections, strict=True))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Evaluates the frames of all processes."""
+        return self._evaluate(self._gathered())
+
+    def reset(self) -> None:
+        """Forgets all frames."""
+        super().reset()
+        self._frames = []
+
+    def forward(self, detections: Sequence[Objects], ground_truth: Sequence[Objects]) -> dict[str, Tensor]:
+        """Adds frames and evaluates these alone."""
+        self.update(detections, ground_truth)
+        return self._evaluate(list(zip(ground_truth, detections, strict=True)))
+
+    def _gathered(self) -> list[tuple[Objects, Objects]]:
+        # Frames are not tensors, so that torchmetrics' own reduction does not see them.
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self._frames
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, self._frames)
+        return [frame for part in parts for frame in part]
+
+    def _evaluate(self, frames: list[tuple[Objects, Objects]]) -> dict[str, Tensor]:
+        ground_truth, detections = [gt for gt, _ in frames], [det for _, det in frames]
+        result = evaluate(ground_truth, detections, self.classes, min_overlap=self.min_overlap)
+        return {name: torch.tensor(value, device=self.device) for name, value in _flatten(result).items()}
+
+
+def _flatten(result: Result) -> dict[str, float]:
+    flat = {}
+    for metric in METRICS:
+        for difficulty in DIFFICULTIES:
+            for interpolation in ("R40", "R11", "all") if difficulty == "moderate" else ("R40",):
+                key = f"{metric}_{difficulty}_{interpolation.lower()}"
+                flat[f"map_{key}"] = mean_ap(result, metric, interpolation, difficulty)
+                for name, by_metric in result.items():
+                    flat[f"{name.lower()}_{key}"] = by_metric[metric][interpolation][difficulty]
+    return flat

@@ -1,0 +1,301 @@
+"""LiDAR 3-D object detection in KITTI's layout, with KITTI's evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from PIL.Image import Image
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from kdbench.build import build, check
+from kdbench.cache import Store
+from kdbench.digest import digest, source_digest
+from kdbench.errors import KDBenchError
+from kdbench.features import Feature, Grid, Kind, Logits, Points
+from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
+from tasks.pointcloud import kitti, picture
+from tasks.pointcloud.anchors import IGNORED, Anchors, assign_per_class
+from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.data import Collate, Frame, Frames, KittiData, Split, content_digest, prepare
+from tasks.pointcloud.decode import Detections, decode
+from tasks.pointcloud.detector import PillarOutputs, grid_shape
+from tasks.pointcloud.loss import detection_loss
+from tasks.pointcloud.metrics import KittiAP
+
+
+#: Keys of ``data`` that the engine reads.
+_ENGINE = ("name", "task")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Options of ``data``.
+
+    Attributes:
+        root: KITTI-layout folder, or None for simulated scans.
+        train: Most training frames; how many are simulated.
+        test: Most test frames; how many are simulated.
+        batch_size: Frames a batch.
+        workers: Loader processes; 0 reads in the training process.
+        augment: Options of :class:`~tasks.pointcloud.augment.Augment`.
+        simulator: Options of :func:`~tasks.pointcloud.simulator.simulate`.
+    """
+
+    root: str | None
+    train: int | None
+    test: int | None
+    batch_size: int
+    workers: int
+    augment: dict[str, Any]
+    simulator: dict[str, Any]
+
+
+class PointCloud(Task):
+    """Detects cars, pedestrians and cyclists in LiDAR scans.
+
+    Args:
+        data: Options of :class:`DataOptions`.
+        store: Where prepared data lives.
+        point_range: x, y, z minimum, then x, y, z maximum, metres.
+        pillar: Size of a pillar along x and y, metres.
+        classes: Detected classes, in the order of the logits.
+        loss_weights: Weight of the terms ``cls``, ``box`` and ``dir``.
+        score_threshold: Detections at or below it are dropped.
+        noise: Points of the primary metric that two runs differ by through chance; the engine reads it.
+    """
+
+    name: ClassVar[str] = "pointcloud"
+    capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id"})
+    primary: ClassVar[str] = "map_3d_moderate_r40"
+
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        store: Store,
+        point_range: Sequence[float],
+        pillar: Sequence[float],
+        classes: Sequence[str],
+        loss_weights: dict[str, float],
+        score_threshold: float = 0.1,
+        noise: float = 0.0,
+    ) -> None:
+        self.options = DataOptions(**check("data", DataOptions, {k: v for k, v in data.items() if k not in _ENGINE}))
+        self.store = store
+        self.point_range = tuple(point_range)
+        self.pillar = tuple(pillar)
+        self.classes = tuple(classes)
+        self.weights = dict(loss_weights)
+        self.score_threshold = score_threshold
+        grid = grid_shape(self.point_range, self.pillar)
+        self.anchors = Anchors(self.point_range, (grid[0] // 2, grid[1] // 2), self.classes)
+
+    @classmethod
+    def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
+        """Pillars are points; every other tap is a bird's-eye-view grid; class scores are always there."""
+        taps = side.get("taps") or {}
+        kinds: dict[str, Kind] = {"pillars": Points}
+        kinds |= {name: Grid for name in taps}
+        return kinds | {"logits": Logits}
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _data(self) -> tuple[Frames, Split, str]:
+        options = self.options
+        if options.root is None:
+            root, identity = self._simulated()
+        else:
+            root = Path(options.root)
+            if not root.is_dir():
+                raise KDBenchError(f"data.root={root}: there is no such folder, expected KITTI's layout (training/, ImageSets/)")
+            identity = ""
+        split = Split.of(root, options.train, options.test)
+        names = sorted({*split.train, *split.val, *split.test})
+        identity = digest([identity or content_digest(root, names), split.train, split.val, split.test])
+        key = digest([identity, self.classes, source_digest(["tasks.pointcloud.data"])])
+        product = self.store.product(
+            "kitti-frames", key, lambda work: prepare(root, names, split.train, self.classes, work)
+        )
+        return Frames(root, product.path, self.classes), split, identity
+
+    def _simulated(self) -> tuple[Path, str]:
+        options = self.options
+        key = digest([dict(options.simulator), options.train, options.test, source_digest(["tasks.pointcloud.simulator"])])
+
+        def make(work: Path) -> dict[str, Any]:
+            from tasks.pointcloud.simulator import simulate
+
+            arguments = check("data.simulator", simulate, {"root": work / "kitti", **options.simulator})
+            simulate(**arguments, train=options.train or 200, test=options.test or 80)
+            return {"simulator": dict(options.simulator)}
+
+        return self.store.product("kitti-simulated", key, make, wait_message="the simulated scans").path / "kitti", key
+
+    def prepare(self, progress: bool = True) -> None:
+        """Simulates or checks the scans and crops them to the camera's view, once."""
+        _ = self._data
+
+    def dataset(self) -> DatasetInfo:
+        """Returns name, digest and sizes of the data set."""
+        _, split, identity = self._data
+        embedded = self.options.root is None
+        sizes = {"train": len(split.train), "val": len(split.val), "test": len(split.test)}
+        return DatasetInfo("kitti-simulated" if embedded else "kitti", embedded, identity, sizes)
+
+    def data(self, seed: int) -> LightningDataModule:
+        """Returns the loaders."""
+        frames, split, _ = self._data
+        options = self.options
+        augment = Augment(**check("data.augment", Augment, options.augment))
+        return KittiData(frames, split, self.point_range, augment, options.batch_size, options.workers, seed)
+
+    # ---- model ------------------------------------------------------------------------------------------------
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """Creates a detector over this task's range, pillars and classes."""
+        own = {"point_range": self.point_range, "pillar": self.pillar, "classes": self.classes}
+        model = build("pair.architecture", {**own, **architecture})
+        assert isinstance(model, nn.Module)
+        return model
+
+    def forward(self, model: nn.Module, inputs: Any) -> PillarOutputs:
+        """Runs a detector on a batch of scans."""
+        return model(inputs["points"], inputs["batch"], inputs["size"])
+
+    def describe(self, outputs: PillarOutputs, taps: Mapping[str, Any], batch: Batch) -> dict[str, Feature]:
+        """Pillars as points with their counts, tapped maps as grids, class scores per anchor.
+
+        Anchors are distilled with foreground and background weighing the same in sum, as there are hundreds of times
+        more anchors on background; those that the supervised loss ignores count as background.
+        """
+        cells = outputs.coords[:, [0, 2, 1]].to(outputs.pillars.dtype)
+        centres = cells.new_tensor(self.point_range[:2]) + (cells[:, 1:] + 0.5) * cells.new_tensor(self.pillar)
+        coords = torch.nn.functional.pad(centres, (0, 1))
+        pillars = Points(outputs.pillars, coords, outputs.coords[:, 0], outputs.counts)
+        features: dict[str, Feature] = {"pillars": pillars}
+        canvas = grid_shape(self.point_range, self.pillar)
+        for name, value in taps.items():
+            value = value[-1] if isinstance(value, list) else value
+            features[name] = Grid(value, (canvas[0] / value.shape[2], canvas[1] / value.shape[3]))
+        foreground = self._matched(batch) >= 0
+        positives = foreground.sum().clamp(min=1)
+        weight = torch.where(foreground, 1.0 / positives, 1.0 / (foreground.numel() - positives).clamp(min=1))
+        return features | {"logits": Logits(outputs.cls, weight=weight, law="bernoulli")}
+
+    def _matched(self, batch: Batch) -> Tensor:
+        """Assigns anchors once per batch, whoever asks first."""
+        if "matched" not in batch.memo:
+            self.anchors.to(batch.ids.device)
+            targets = batch.targets
+            batch.memo["matched"] = assign_per_class(
+                self.anchors, targets["boxes"], targets["labels"], targets["batch"], len(batch)
+            )
+        matched: Tensor = batch.memo["matched"]
+        return matched
+
+    def loss(self, model: nn.Module, outputs: PillarOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Focal class loss, smooth-L1 box loss and heading loss, each per positive anchor."""
+        matched = self._matched(batch)
+        if batch.supervised is not None:
+            matched = torch.where(batch.supervised[:, None], matched, IGNORED)
+        return detection_loss(outputs, self.anchors, batch.targets["boxes"], matched)
+
+    def loss_weights(self) -> Mapping[str, float]:
+        """Returns the weights of the three terms."""
+        return self.weights
+
+    # ---- scores -----------------------------------------------------------------------------------------------
+
+    def metrics(self, split: str) -> MetricCollection:
+        """KITTI average precision of the classes that KITTI evaluates."""
+        return MetricCollection([KittiAP()])
+
+    def score(self, metrics: MetricCollection, model: nn.Module, outputs: PillarOutputs, batch: Batch) -> None:
+        """Turns detections into KITTI rows of each frame and feeds them with the frame's labels."""
+        frames = self._data[0]
+        found, truth = [], []
+        for name, detections in zip(batch.memo["names"], self.decode(outputs), strict=True):
+            objects, calibration, size = frames.truth(name)
+            truth.append(objects)
+            found.append(self._rows(detections, calibration, size)[0])
+        metrics.update(found, truth)
+
+    def decode(self, outputs: PillarOutputs) -> list[Detections]:
+        """Returns the detections of each scan."""
+        self.anchors.to(outputs.cls.device)
+        return decode(outputs, self.anchors, self.score_threshold)
+
+    def _rows(
+        self, detections: Detections, calibration: kitti.Calibration, size: tuple[int, int]
+    ) -> tuple[kitti.Objects, np.ndarray]:
+        types = np.array(self.classes)[detections.labels.cpu().numpy()]
+        boxes, scores = detections.boxes.cpu().numpy(), detections.scores.cpu().numpy()
+        return kitti.boxes_to_objects(boxes, types, scores, calibration, size)
+
+    # ---- what a person looks at -------------------------------------------------------------------------------
+
+    def export(self, model: nn.Module) -> ExportPlan:
+        """All after the pillar encoder, on a canvas of one scan."""
+        device = next(model.parameters()).device
+        canvas = torch.randn(1, model.canvas_channels, *model.grid, device=device)  # type: ignore[arg-type,misc]
+        canvas = canvas.contiguous(memory_format=torch.channels_last)
+        return ExportPlan(model.dense_part().eval(), (canvas,), ("canvas",))  # type: ignore[operator]
+
+    @torch.no_grad()
+    def _look(self, batch: Batch, models: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """Returns the busiest scan of a batch with what each model finds in it, as arrays."""
+        targets = batch.targets
+        busiest = int(targets["batch"].bincount(minlength=len(batch)).argmax())
+        mine, own = batch.inputs["batch"] == busiest, targets["batch"] == busiest
+        predictions = {}
+        for name, model in models.items():
+            detections = self.decode(self.forward(model.eval(), batch.inputs))[busiest]
+            predictions[name] = tuple(value.cpu().numpy() for value in (detections.boxes, detections.labels, detections.scores))
+        return {
+            "points": batch.inputs["points"][mine].cpu().numpy(),
+            "truth": (targets["boxes"][own].cpu().numpy(), targets["labels"][own].cpu().numpy()),
+            "predictions": predictions,
+        }
+
+    def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image:
+        """Bird's-eye views of one scan, one for each model, with true and predicted boxes."""
+        return picture.render(**self._look(batch, models), classes=self.classes, point_range=self.point_range)
+
+    def media(self, batch: Batch, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+        """One scan as a 3-D point cloud with boxes."""
+        return {"object3d": picture.media(**self._look(batch, models), classes=self.classes)}
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        """No operation of the augmentation axis applies to scans yet."""
+        return {}
+
+    def read(self, path: Path) -> Batch:
+        """Reads a ``.bin`` scan; one in KITTI's layout is cropped to the camera's view with its calibration."""
+        points = kitti.read_points(path)
+        calibration = path.parent.parent / "calib" / f"{path.stem}.txt"
+        if calibration.is_file():
+            size = kitti.image_size(path.parent.parent.parent, path.stem)
+            points = points[kitti.in_camera_view(points, kitti.read_calibration(calibration), size)]
+        frame = Frame(path.stem, points, np.empty((0, 7), np.float32), np.empty(0, np.int64))
+        return Collate(self.point_range)([frame])
+
+    @torch.no_grad()
+    def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        """Returns class, score and box (x, y, z, l, w, h, yaw) of every detection of each scan."""
+        return [
+            {
+                "objects": [
+                    {"class": self.classes[label], "score": round(score, 4), "box": [round(v, 3) for v in box]}
+                    for box, score, label in zip(*(value.tolist() for value in found), strict=True)
+                ]
+            }
+            for found in self.decode(self.forward(model, batch.inputs))
+        ]

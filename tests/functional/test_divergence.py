@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import doctest
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from kdbench import rng
+from kdbench.errors import KDBenchError
+from kdbench.functional.divergence import bernoulli_kl, categorical_kl, divergence, weighted_mean
+
+LAWS = {"categorical": categorical_kl, "bernoulli": bernoulli_kl}
+
+
+def logits(n: int, c: int, scale: float = 3.0) -> tuple[torch.Tensor, ...]:
+    g = rng.generator(0, "divergence", n, c)
+    return tuple(scale * torch.randn(n, c, generator=g, dtype=torch.float64) for _ in range(2))
+
+
+def reference(student: np.ndarray, teacher: np.ndarray, temperature: float, law: str) -> list[float]:
+    """Sums of probability ratios, straight from the definition."""
+    rows = []
+    for s, t in zip(student / temperature, teacher / temperature, strict=True):
+        if law == "categorical":
+            p, q = [[math.exp(v) / sum(math.exp(u) for u in z) for v in z] for z in (t, s)]
+            rows.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+        else:
+            p, q = [[1 / (1 + math.exp(-v)) for v in z] for z in (t, s)]
+            rows.append(
+                sum(a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b)) for a, b in zip(p, q, strict=True))
+            )
+    return rows
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3), (16, 20)])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 4.0])
+def test_matches_the_definition(law, shape, temperature):
+    student, teacher = logits(*shape)
+    expected = torch.tensor(reference(student.numpy(), teacher.numpy(), temperature, law), dtype=torch.float64)
+    torch.testing.assert_close(divergence(student, teacher, temperature, law), expected, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(LAWS[law](student, teacher, torch.tensor(temperature)), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_is_zero_at_the_teacher_and_positive_elsewhere(law):
+    student, teacher = logits(8, 5)
+    assert divergence(teacher, teacher, 2.0, law).abs().max() == 0
+    assert (divergence(student, teacher, 2.0, law) > 0).all()
+
+
+def test_one_sigmoid_is_a_softmax_over_two_classes():
+    student, teacher = logits(6, 1)
+    s, t = (torch.cat([z, torch.zeros_like(z)], dim=1) for z in (student, teacher))
+    torch.testing.assert_close(bernoulli_kl(student, teacher, 3.0), categorical_kl(s, t, 3.0))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_gradients(law):
+    student, teacher = logits(3, 4)
+    both = student.requires_grad_(), teacher.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s, t: divergence(s, t, 2.0, law), both)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_extreme_logits_stay_finite(law):
+    student = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
+    value = divergence(student, torch.tensor([[-200.0, 200.0], [-200.0, 200.0]]), 1.0, law)
+    value.sum().backward()
+    # Both classes are wrong by 400 nats; a sigmoid head pays 200 for each, a softmax head 400 once.
+    torch.testing.assert_close(value, torch.tensor([400.0, 0.0]))
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_computed_in_float32(law, dtype):
+    student, teacher = (z.to(dtype) for z in logits(32, 100))
+    value = divergence(student, teacher, 4.0, law)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, divergence(student.float(), teacher.float(), 4.0, law))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_no_rows(law):
+    student = torch.zeros(0, 4, requires_grad=True)
+    value = divergence(student, torch.zeros(0, 4), 1.0, law)
+    assert value.shape == (0,)
+    value.sum().backward()
+    assert student.grad is not None
+
+
+def test_weighted_mean():
+    rows = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
+    assert weighted_mean(rows) == 3
+    assert weighted_mean(rows, torch.tensor([1, 1, 0])) == 1.5
+    for value in (weighted_mean(rows, torch.zeros(3)), weighted_mean(rows[:0]), weighted_mean(rows[:0], torch.ones(0))):
+        assert value == 0
+        assert torch.autograd.grad(value, rows)[0].isfinite().all()
+    with pytest.raises(KDBenchError, match=r"row weights.*\(3,\).*\(2,\)"):
+        weighted_mean(rows, torch.ones(2))
+
+
+def test_errors():
+    with pytest.raises(KDBenchError, match=r"\(2, 3\).*\(1, 3\)"):
+        categorical_kl(torch.zeros(2, 3), torch.zeros(1, 3))
+    with pytest.raises(KDBenchError, match="did you mean 'bernoulli'"):
+        divergence(torch.zeros(2, 3), torch.zeros(2, 3), law="bernouli")  # type: ignore[arg-type]
+
+
+def test_examples():
+    assert doctest.testmod(sys.modules[categorical_kl.__module__]).failed == 0

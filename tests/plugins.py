@@ -1,0 +1,286 @@
+"""Plugins that each ask one thing of the engine; weights come from the class, so that a test names one word."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdbench.features import Grid, Logits, Vector
+from kdbench.plugin import PEER, STUDENT, Method, Need, Part, Plugin, Role, Stage, State, Update, Views
+from kdbench.signals import Context, Signals
+
+LOGITS = Need("logits", Logits)
+
+
+def kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean")
+
+
+class KD(Method):
+    needs = (LOGITS,)
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        s, t = signals.pair("logits")
+        return {"kd": kl(s.rows(), t.rows())}
+
+
+class Hint(Method):
+    """FitNet-like: a projector built from the shapes of one batch, with dropout to disturb the random streams."""
+
+    needs = (Need("body", Grid),)
+
+    def build(self, probe: Signals) -> None:
+        s, t = probe.pair("body")
+        self.project = nn.Sequential(nn.Conv2d(s.values.shape[1], t.values.shape[1], 1), nn.Dropout(0.3))
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        s, t = signals.pair("body")
+        return {"hint": F.mse_loss(self.project(s.values), t.values)}
+
+
+class Silent(Hint):
+    """Adds modules that train under a term of weight 0: the student must not notice."""
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        signals.answer("student")
+        return {"hint": super().terms(signals, ctx)["hint"]} if ctx.wants("hint") else {}
+
+
+class Mutual(Method):
+    """DML: two networks, each detaching the other, on a fresh forward each."""
+
+    needs = (Need("logits", Logits, ("student", "peer")),)
+    roles = {"student": STUDENT, "peer": PEER}
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        s, p = (f.rows() for f in signals.pair("logits", roles=("student", "peer")))
+        return {"mutual": kl(s, p.detach()), "mutual.peer": kl(p, s.detach())}
+
+    def updates(self) -> tuple[Update, ...]:
+        return (
+            Update({"task": 1.0, "mutual": 1.0}, ("student",), group=0),
+            Update({"task.peer": 1.0, "mutual.peer": 1.0}, ("peer",), group=1),
+        )
+
+
+class Balanced(Mutual):
+    """BD-KD: the same terms, but one shared forward and one group."""
+
+    def updates(self) -> tuple[Update, ...]:
+        first, second = super().updates()
+        return (first, Update(second.terms, second.params, group=0))
+
+
+class Adversary(Plugin):
+    """HARD: an augmentor ascends through a frozen teacher every second step; the student reads both views."""
+
+    requires = frozenset({"differentiable_input"})
+    roles = {"student": STUDENT, "teacher": Role("frozen", side="teacher", init="trained", grad="input")}
+    needs = (LOGITS,)
+
+    def build(self, probe: Signals) -> None:
+        self.shift = nn.Parameter(torch.full(probe.batch().inputs.shape[1:], 0.01))
+
+    def views(self, views: Views, ctx: Context) -> Views:
+        shift = self.shift if ctx.wants("hard") else self.shift.detach()
+        for role in views:
+            batch = views[role]["main"]
+            views[role]["shifted"] = batch.with_inputs(batch.inputs + shift)
+        return views
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        s, t = signals.pair("logits", "shifted")
+        return {"hard": kl(s.rows(), t.rows()), "easy": kl(s.rows(), t.rows().detach())}
+
+    def updates(self) -> tuple[Update, ...]:
+        return (
+            Update({"hard": -1.0}, ("method",), every=2, modes={"student": "eval"}),
+            Update({"task": 1.0, "easy": 1.0}, ("student",), group=1),
+        )
+
+
+class Occasional(Adversary):
+    """The same, but by a condition in place of a period."""
+
+    def updates(self) -> tuple[Update, ...]:
+        return (Update({"hard": -1.0}, ("method",), when=lambda state: state.step % 3 == 2), super().updates()[1])
+
+
+class MeanTeacher(Method):
+    roles = {"student": STUDENT, "ema": Role("ema", init="student", grad="none", decay=0.9)}
+    needs = (Need("logits", Logits, ("student", "ema")),)
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        s, e = signals.pair("logits", roles=("student", "ema"))
+        return {"ema": F.mse_loss(s.rows(), e.rows())}
+
+
+class Bilevel(Method):
+    """TGeo-KD in small: the weight of the distillation term is learned on the meta batch through one student step."""
+
+    needs = (LOGITS,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def inner(self, signals: Signals, view: str) -> Tensor:
+        s, t = signals.pair("logits", view)
+        return signals.supervised("student", view) + self.gate.exp() * kl(s.rows(), t.rows())
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        terms = {}
+        if ctx.wants("meta"):
+            stepped = ctx.virtual_step(signals, self.inner(signals, "train"))
+            terms["meta"] = stepped.supervised("student")
+        if ctx.wants("inner"):
+            terms["inner"] = self.inner(signals, "main")
+        return terms
+
+    def updates(self) -> tuple[Update, ...]:
+        return (
+            Update({"meta": 1.0}, ("method",), batch="meta", modes={"student": "eval"}),
+            Update({"inner": 1.0}, ("student",), group=1),
+        )
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage(terms=("meta", "inner")),)
+
+
+class Reuse(Method):
+    """SimKD: the student's projected feature goes through the teacher's own classifier, also at inference."""
+
+    needs = (Need("pooled", Vector),)
+    parts = (Part("classifier"),)
+
+    def build(self, probe: Signals) -> None:
+        s, t = probe.pair("pooled")
+        self.project = nn.Linear(s.values.shape[1], t.values.shape[1])
+        self.head = (probe.part("classifier"),)
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        s, t = signals.pair("pooled")
+        reused = signals.part("classifier")(self.project(s.values))
+        return {"reuse": F.mse_loss(self.project(s.values), t.values) + F.cross_entropy(reused, signals.batch().targets)}
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        return Reused(student, self.project, self.head[0])
+
+
+class Reused(nn.Module):
+    def __init__(self, student: Any, project: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.student, self.project, self.head = student, project, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.project(self.student.body(self.student.stem(images)).mean((2, 3))))
+
+
+class Bank(Method):
+    """CRD in small: a registered bank of teacher features, addressed by sample ids, updated after the step."""
+
+    needs = (Need("pooled", Vector),)
+    requires = frozenset({"sample_id"})
+    bank: Tensor
+
+    def build(self, probe: Signals) -> None:
+        s, t = probe.pair("pooled")
+        self.project = nn.Linear(s.values.shape[1], t.values.shape[1])
+        self.register_buffer("bank", torch.zeros(64, t.values.shape[1]))
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        s, t = signals.pair("pooled")
+        return {"bank": F.mse_loss(self.project(s.values), 0.5 * (t.values + self.bank[signals.batch().ids]))}
+
+    def after_step(self, signals: Signals, state: State) -> None:
+        self.bank[signals.batch().ids] = signals.feature("pooled", "teacher").values
+
+
+class Privileged(KD):
+    """A view for each role: the teacher reads the batch times two."""
+
+    def views(self, views: Views, ctx: Context) -> Views:
+        batch = views["teacher"]["main"]
+        views["teacher"] = {"main": batch.with_inputs(2 * batch.inputs)}
+        return views
+
+
+class Halves(nn.Module):
+    """A parametrisation that rounds weights, straight through."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        rounded = (weight / self.scale).round() * self.scale
+        return weight + (rounded - weight).detach() + 0.0 * self.scale
+
+
+class Rounded(Method):
+    """Differentiable quantisation in small: a float stage, then a rounded student taught by the float student."""
+
+    roles = {"student": STUDENT, "teacher": Role("frozen", init="student", grad="none")}
+    needs = (LOGITS,)
+
+    def enter(self, stage: Stage, probe: Signals) -> None:
+        if stage.name == "rounded":
+            head = probe.cast.model("student").head
+            nn.utils.parametrize.register_parametrization(head, "weight", Halves(head.weight.detach().std()))
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        s, t = signals.pair("logits")
+        return {"kd": kl(s.rows(), t.rows())}
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (
+            Stage("float", 0.5, terms=("task",)),
+            Stage("rounded", 0.5, roles={"teacher": "student"}),
+        )
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        if not nn.utils.parametrize.is_parametrized(student.get_submodule("head"), "weight"):
+            return student
+        plain = copy.deepcopy(student)
+        head = nn.Linear(plain.head.in_features, plain.head.out_features)
+        head.load_state_dict({"weight": student.head.weight, "bias": student.head.bias})
+        plain.head = head
+        return plain
+
+
+class Faulty(KD):
+    """Gives the fault that its option names."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        if fault == "idle":
+            self.unused = nn.Parameter(torch.zeros(3))
+
+    def build(self, probe: Signals) -> None:
+        if self.fault == "two owners":
+            self.stolen = probe.part("classifier", "student")
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        kd = super().terms(signals, ctx)["kd"]
+        if self.fault == "absent" and ctx.state.step > 2:
+            return {}
+        if self.fault == "infinite" and ctx.state.step > 2:
+            return {"kd": kd / 0}
+        return {"task" if self.fault == "duplicate" else "kd": kd.detach() if self.fault == "detached" else kd}
+
+    def updates(self) -> tuple[Update, ...]:
+        found: Mapping[str, tuple[Update, ...]] = {
+            "orphan": (Update(None, ("student.head",)),),
+            "unknown term": (Update({"dk": 1.0}),),
+            "no parameter": (Update(None, ("sudent",)),),
+            "group": (Update({"kd": 1.0}), Update({"task": 1.0}, batch="meta")),
+        }
+        return found.get(self.fault, super().updates())
+
+

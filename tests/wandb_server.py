@@ -1,0 +1,206 @@
+"""What the tests of the W&B mirror look into: a stand-in server on the loopback, and a reader of offline runs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+BLOCK = 32 * 1024
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineRun:
+    """The content of one offline run."""
+
+    id: str = ""
+    name: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    exit_code: int | None = None
+
+
+def read_offline(path: Path) -> OfflineRun:
+    """Reads a ``.wandb`` file: a 7-byte header, then LevelDB's log format with protobuf records."""
+    run = OfflineRun()
+    for payload in _payloads(path.read_bytes()):
+        record = Record.FromString(payload)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            sent = record.run
+            run.id, run.name, run.group = sent.run_id, sent.display_name, sent.run_group
+            run.job_type, run.tags = sent.job_type, tuple(sent.tags)
+            run.config.update(_items(sent.config.update))
+        elif kind == "history":
+            run.history.append(_items(record.history.item))
+        elif kind == "summary":
+            run.summary.update(_items(record.summary.update))
+        elif kind == "metric":
+            run.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "artifact":
+            run.artifacts[record.artifact.name] = record.artifact.type
+        elif kind == "exit":
+            run.exit_code = record.exit.exit_code
+    return run
+
+
+def _items(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def _payloads(data: bytes) -> Iterator[bytes]:
+    assert data[:4] == b":W&B"
+    position, parts = 7, b""
+    while position + 7 <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < 7:  # a block's tail too short for a header is padding
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        position += 7
+        parts += data[position : position + length]
+        position += length
+        if kind in (FULL, LAST):
+            yield parts
+            parts = b""
+
+
+@dataclass
+class Received:
+    """What the stand-in server was sent, by run id."""
+
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    summary: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exit_codes: dict[str, int] = field(default_factory=dict)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    uploads: dict[str, bytes] = field(default_factory=dict)
+
+
+@contextmanager
+def serve() -> Iterator[tuple[str, Received]]:
+    """Runs a stand-in for the W&B server; yields its address and what it receives."""
+    received = Received()
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"received": received}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", received
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """wandb-core drops its connections when it ends."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    received: Received
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_PUT(self) -> None:
+        self.received.uploads[self.path] = self._body()
+        self._answer({})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if self.path == "/graphql":
+            request = json.loads(body)
+            self._answer({"data": self._graphql(request["query"], request.get("variables") or {})})
+            return
+        if self.path.endswith("/file_stream"):
+            self._stream(self.path.split("/")[-2], json.loads(body))
+        self._answer({})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b""
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+
+    def _answer(self, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _stream(self, run: str, sent: dict[str, Any]) -> None:
+        files = sent.get("files") or {}
+        rows = files.get("wandb-history.jsonl", {}).get("content", [])
+        self.received.history.setdefault(run, []).extend(json.loads(row) for row in rows)
+        for summary in files.get("wandb-summary.json", {}).get("content", []):
+            self.received.summary[run] = json.loads(summary)
+        if sent.get("complete"):
+            self.received.exit_codes[run] = sent["exitcode"]
+
+    def _graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Answers by the operation's name; wandb-core dies of a missing answer, so these are what it really asks."""
+        operation = query.split("(")[0].split("{")[0].split()[-1]
+        sent = variables.get("input") or variables
+        address = f"http://{self.headers['Host']}/upload"
+        match operation:
+            case "Viewer":
+                viewer = {"id": "v", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}
+                return {"viewer": viewer}
+            case "UpsertBucket":
+                run = self.received.runs.setdefault(sent["name"], {})
+                run.update({key: value for key, value in sent.items() if value is not None})
+                project = {"name": run["project"], "entity": {"name": "tester"}}
+                bucket = {"id": "bucket", "name": sent["name"], "displayName": run["displayName"], "project": project}
+                return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            case "CreateRunFiles":
+                files = [{"name": name, "uploadUrl": f"{address}/{name}"} for name in sent["files"]]
+                return {"createRunFiles": {"runID": "bucket", "uploadHeaders": [], "files": files}}
+            case "CreateArtifact":
+                self.received.artifacts.append(sent)
+                sequence = {"id": "sequence", "latestArtifact": None}
+                artifact = {"id": "artifact", "state": "PENDING", "artifactSequence": sequence}
+                return {"createArtifact": {"artifact": artifact}}
+            case "CreateArtifactManifest":
+                file = {"id": "file", "uploadUrl": f"{address}/manifest", "uploadHeaders": []}
+                return {"createArtifactManifest": {"artifactManifest": {"id": "manifest", "file": file}}}
+            case "CreateArtifactFiles":
+                rest: dict[str, Any] = {
+                    "uploadHeaders": [],
+                    "uploadMultipartUrls": None,
+                    "artifact": {"id": "artifact"},
+                }
+                names = [file["name"] for file in sent["artifactFiles"]]
+                nodes = [{"name": name, "storagePath": name, "uploadUrl": f"{address}/{name}"} | rest for name in names]
+                return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+            case "CommitArtifact":
+                return {"commitArtifact": {"artifact": {"id": "artifact", "digest": "digest"}}}
+            case _:  # RunResumeStatus, ServerFeaturesQuery, …: nothing there yet
+                return {"model": None, "serverInfo": {"features": []}, "project": None}
