@@ -59,11 +59,13 @@ def check(where: str, function: Callable[..., Any], options: Mapping[str, Any]) 
             checked[name] = value
             continue
         try:
-            checked[name] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+            checked[name] = adapter.validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join([f"{where}.{name}", *(str(part) for part in first["loc"] if isinstance(part, int))])
-            raise KDBenchError(f"{place}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}") from None
+            message = first["msg"][0].lower() + first["msg"][1:]
+            raise KDBenchError(f"{place}: found {first['input']!r}; {message}") from None
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in checked and n != "self"]
     if missing:
         raise KDBenchError(f"{where}.{missing[0]}: this key is required by {function.__name__}")

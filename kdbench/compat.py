@@ -50,9 +50,8 @@ def _bind(
     if override is not None:
         for name in [override] if isinstance(override, str) else override:
             if name not in fitting:
-                raise KDBenchError(
-                    f"method.bind.{need.name}={name}: not a {kind_names(need)} of {_pair(pair)}: {nearest(name, fitting)}"
-                )
+                expected = f"a {kind_names(need)} of {_pair(pair)}"
+                raise KDBenchError(f"method.bind.{need.name}={name}: expected {expected}: {nearest(name, fitting)}")
         return override
     if not fitting:
         raise KDBenchError(

@@ -98,6 +98,13 @@ class Distiller(LightningModule):
                 channels_last(source)
         self.train()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets plain text at once: Lightning notes the name of every hook, and a module's search costs more than that."""
+        if name in self.__dict__ and (value is None or isinstance(value, str)):
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # ---- set-up -----------------------------------------------------------------------------------------------
 
     def owned(self) -> Iterator[tuple[str, Plugin]]:
@@ -340,14 +347,14 @@ class Distiller(LightningModule):
 
     @contextmanager
     def _modes(self, modes: Mapping[str, str]) -> Iterator[None]:
-        changed = [(self.cast.sources[r], self.cast.sources[r].training) for r in modes]
+        changed = [(m, m.training) for r in modes for m in self.cast.sources[r].modules()]
         for role, mode in modes.items():
             self.cast.sources[role].train(mode == "train")
         try:
             yield
         finally:
-            for source, training in changed:
-                source.train(training)
+            for module, training in changed:
+                module.training = training
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Moves averages and lets the plugins update their banks."""

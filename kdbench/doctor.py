@@ -21,7 +21,17 @@ from rich.table import Table
 
 from kdbench.errors import KDBenchError
 
-PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "torchmetrics", "wandb", "open3d-cpu", "onedl-mmdetection")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "hydra-core",
+    "timm",
+    "torchmetrics",
+    "wandb",
+    "open3d-cpu",
+    "onedl-mmdetection",
+)
 #: What Open3D loads from the system, by Debian package.
 LIBRARIES = {
     "libusb-1.0.so.0": "libusb-1.0-0",
@@ -119,13 +129,15 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
                 features.add_row(role, name, feature.signature())
     console.print(features)
     for owner, bindings in training.bindings.items():
-        console.print(f"{owner} reads: " + ", ".join(f"{need} = {name}" for need, name in bindings.items()), highlight=False)
+        read = ", ".join(f"{need} = {name}" for need, name in bindings.items())
+        console.print(f"{owner} reads: {read}", highlight=False)
     reached = reach(distiller, batch)
     table = Table("term", "value", "weight", "gradient norm by owner", title="terms")
     assert distiller.plan is not None
     for name, value in terms.items():
-        norms = ", ".join(f"{owner} {norm:.3g}" for owner, norm in reached[name].items() if norm > 0) or "[red]nothing[/]"
-        table.add_row(name, f"{float(value):.4g}", f"{distiller.plan.schedules[name].at(1.0):g}", norms)
+        norms = ", ".join(f"{owner} {norm:.3g}" for owner, norm in reached[name].items() if norm > 0)
+        weight = distiller.plan.schedules[name].at(1.0)
+        table.add_row(name, f"{float(value):.4g}", f"{weight:g}", norms or "[red]nothing[/]")
     console.print(table)
     before, after = overfit(distiller, batch, steps)
     console.print(f"overfitting one batch for {steps} steps: loss {before:.4g} -> {after:.4g}", highlight=False)

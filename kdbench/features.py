@@ -85,7 +85,7 @@ class Grid(Feature):
         return Tokens(self.values.flatten(2).transpose(1, 2), grid=space)
 
     def as_points(self) -> Points:
-        """Returns the cells as points ``(B * prod(space), C)``; coordinates are cell indices, padded with zeros to 3."""
+        """Returns the cells as points ``(B * prod(space), C)`` whose coords are cell indices, zero-padded."""
         batch, _, *space = self.values.shape
         axes = [torch.arange(n, device=self.values.device) for n in space]
         cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(space))

@@ -62,6 +62,7 @@ class Training:
         roles = merge_roles(self.plugins) if self.plugins else {"student": Role("train", side=recipe.side)}  # type: ignore[arg-type]
         self.cast = Cast(task, roles, {}, seed=recipe.seed, parts={})
         self._fill(roles, teacher, untrained)
+        self.stages = merge_stages(self.plugins)
         self.data: LightningDataModule = task.data(recipe.seed)
 
     def _fill(self, roles: Mapping[str, Role], teacher: Path | None, untrained: bool) -> None:
@@ -133,15 +134,14 @@ class Training:
         threads = self.recipe.trainer["threads"]
         if threads:
             torch.set_num_threads(threads)
-        stages = merge_stages(self.plugins)
         with PeakMemory() as memory:
             history = History()
-            for stage in stages:
+            for stage in self.stages:
                 folder = work / "scratch" / stage.name
                 folder.mkdir(parents=True, exist_ok=True)
                 history = self._fit(stage, folder, [*callbacks], loggers, history)
             device = _device(self.recipe.trainer["accelerator"])
-            manifest = self._finish(work, history, work / "scratch" / stages[-1].name / BEST, device)
+            manifest = self._finish(work, history, work / "scratch" / self.stages[-1].name / BEST, device)
         manifest["cost"]["peak_rss_mb"] = memory.peak_mb
         return manifest
 
@@ -156,7 +156,7 @@ class Training:
         distiller = self.distiller(stage)
         distiller.rehearse(self.first_batch())
         assert distiller.plan is not None
-        history = History(folder, before, self.task.higher_is_better, self.task.primary)
+        history = History(folder, before, self.task.higher_is_better, self.task.primary, config["val_every"])
         epochs = max(1, round(config["epochs"] * stage.epochs))
         loaders: Any = self.data.train_dataloader()
         if any(u.batch == "meta" for u in distiller.plan.updates):
@@ -171,7 +171,6 @@ class Training:
                 strategy=config["strategy"],
                 precision=config["precision"],
                 gradient_clip_val=config["clip"] if distiller.automatic_optimization else None,
-                check_val_every_n_epoch=min(config["val_every"], epochs),
                 callbacks=[history, *callbacks],
                 logger=list(loggers) or False,
                 log_every_n_steps=1_000_000,
@@ -199,6 +198,8 @@ class Training:
         for name in peers:
             save_weights(self.cast.model(name), work / f"{name}.safetensors")
         scores: dict[str, Any] = {"val": history.last_validation}
+        if not scores["val"]:  # the time was up in an epoch without validation
+            scores["val"] = task.evaluate(model, self.data.val_dataloader(), "val", device)
         if self.recipe.scored:
             scores["test"] = task.evaluate(model, self.data.test_dataloader(), "test", device)
             if history.best_epoch == history.epochs - 1 or not best.exists():

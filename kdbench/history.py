@@ -35,6 +35,7 @@ class History(Callback):
         before: History of the stage before.
         higher_is_better: Direction of the primary metric.
         primary: Name of the primary metric.
+        val_every: Epochs between validations; the last epoch is always validated.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class History(Callback):
         before: History | None = None,
         higher_is_better: bool = True,
         primary: str = "",
+        val_every: int = 1,
     ) -> None:
         self.folder = folder
         self.primary = primary
+        self.val_every = val_every
         self.sign = 1.0 if higher_is_better else -1.0
         self.rows: list[dict[str, float]] = list(before.rows) if before else []
         self.passes: dict[str, int] = dict(before.passes) if before else {}
@@ -62,12 +65,9 @@ class History(Callback):
 
     @property
     def last_validation(self) -> dict[str, float]:
-        """Validation metrics after the last epoch that has them."""
-        for row in reversed(self.rows):
-            found = {k.removeprefix("val/"): v for k, v in row.items() if k.startswith("val/")}
-            if found:
-                return found
-        return {}
+        """Validation metrics after the last epoch, if it was validated."""
+        row = self.rows[-1] if self.rows else {}
+        return {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}
 
     def terms(self) -> dict[str, dict[str, float]]:
         """Returns the mean of each term in its first and last epoch, with the last weight."""
@@ -106,6 +106,10 @@ class History(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:  # noqa: D102
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        trainer.check_val_every_n_epoch = 1 if last else self.val_every
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.wall += time.monotonic() - self._started

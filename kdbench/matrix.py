@@ -104,10 +104,10 @@ def cells(store: Store | None = None) -> list[Cell]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the matrix."""
-    parser = argparse.ArgumentParser("python -m kdbench.matrix", description="Which method, augmentation and quantisation serve which task.")
+    parser = argparse.ArgumentParser("python -m kdbench.matrix", description=__doc__)
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("--task", help="one task only")
-    parser.add_argument("--names", action="store_true", help="method names that serve --task, comma separated, for a sweep")
+    parser.add_argument("--names", action="store_true", help="methods that serve --task, comma separated, for a sweep")
     options = parser.parse_args(arguments)
     try:
         found = cells()

@@ -36,7 +36,7 @@ class Bar(Callback):
         self._value = ""
         self._drawn = 0.0
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:  # noqa: D102
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -52,7 +52,9 @@ class Bar(Callback):
         done = trainer.current_epoch * int(trainer.num_training_batches)
         self._row = self._bar.add_task(f"[bold]{self.stage}[/]", total=steps, completed=done, status="")
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:  # noqa: D102
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         assert self._bar is not None
         if self._bar.disable or time.monotonic() - self._drawn < self.interval:
             return
@@ -66,7 +68,7 @@ class Bar(Callback):
         terms = " ".join(f"{name} {value:.3g}" for name, value in means.items())
         return f"epoch {trainer.current_epoch + 1}/{self.epochs} · {terms}{self._value}"
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert self._bar is not None
         distiller: Distiller = module  # type: ignore[assignment]
         if self.primary in distiller.validation:
@@ -74,10 +76,10 @@ class Bar(Callback):
         if self._bar.disable:
             self.console.print(f"{self.stage}: {self._status(trainer, module)}", highlight=False, soft_wrap=True)
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:  # noqa: D102
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self._stop()
 
     def _stop(self) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from kdbench.task import Task
 
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run came to.
@@ -185,8 +186,7 @@ class Run:
             products["scratch"] = stages.scratch()
             tuning = stages.tune()
             products["student"] = stages.student(tuning.factor if tuning else 1.0)
-        main = products.get("student", products["teacher"] if "teacher" in products else None)
-        assert main is not None
+        main = products["teacher" if role == "teacher" else "student"]
         self.console.print("[bold]scores[/]: drawing the picture, measuring the student", highlight=False)
         models, preview, latency, macs = self._look(products)
         gap, reason, flags = gap_closed(products, self.task, float(self.config["task"].get("noise", 0.0)))
@@ -201,12 +201,16 @@ class Run:
             flags=flags,
             **self._names(),
             options={k: v for k, v in method.items() if k not in ("name", "_target_")},
-            fidelity=str(getattr(locate(method["_target_"]), "fidelity", "equations")) if "_target_" in method else "equations",
+            fidelity=self._fidelity(),
             origin="measured",
             command=self.command,
             tuning=tuning,
             dataset=Dataset(
-                name=info.name, embedded=info.embedded, digest=info.digest, fold=info.fold, sizes=dict(info.sizes)  # type: ignore[arg-type]
+                name=info.name,
+                embedded=info.embedded,
+                digest=info.digest,
+                fold=info.fold,
+                sizes=dict(info.sizes),  # type: ignore[arg-type]
             ),
             primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better),
             scores=Scores(**{name: _scores(product) for name, product in products.items()}, peer=_peer(main)),
@@ -224,6 +228,10 @@ class Run:
             "preview.png": preview,
         }
         return record, files
+
+    def _fidelity(self) -> str:
+        target = self.config["method"].get("_target_")
+        return str(getattr(locate(target), "fidelity", "equations")) if target else "equations"
 
     def _names(self) -> dict[str, Any]:
         return {g: self.config[g]["name"] for g in ("task", "method", "pair", "augment", "quant", "preset")} | {
@@ -258,7 +266,7 @@ class Run:
             status=status,  # type: ignore[arg-type]
             reason=reason[:1000],
             **self._names(),
-            fidelity="equations",
+            fidelity=self._fidelity(),
             origin="measured",
             command=self.command,
             provenance=provenance(digest(dict(self.config)), self.started),
@@ -278,9 +286,7 @@ def load_side(config: Mapping[str, Any], task: Task, side: str, product: Product
     return model.eval()
 
 
-def gap_closed(
-    products: Mapping[str, Product], task: Task, noise: float
-) -> tuple[float | None, str | None, list[str]]:
+def gap_closed(products: Mapping[str, Product], task: Task, noise: float) -> tuple[float | None, str | None, list[str]]:
     """Computes which share of the gap between scratch student and teacher the distilled student closes.
 
     Args:
@@ -330,10 +336,12 @@ def show(record: Record, path: Path, console: Console) -> None:
             _number(value),
             _number((scores.best_on_val or {}).get(name)),
             _number(value - base, "+.2f") if base is not None and value is not None and role != "scratch" else "",
-            _number(100 * record.gap_closed, ".0f") + " %" if role == "student" and record.gap_closed is not None else "",
+            f"{100 * record.gap_closed:.0f} %" if role == "student" and record.gap_closed is not None else "",
             f"{size.params / 1e6:.3f} M" if size and role != "peer" else "",
             f"{size.macs / 1e9:.2f} G" if size and size.macs and role != "peer" else "",
-            f"{size.latency_ms:.1f} ms" if role == "student" and isinstance(size, StudentModel) and size.latency_ms else "",
+            f"{size.latency_ms:.1f} ms"
+            if isinstance(size, StudentModel) and size.latency_ms and role == "student"
+            else "",
         )
     console.print(table)
     if record.gap_reason:

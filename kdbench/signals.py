@@ -119,8 +119,8 @@ class Signals:
             return self._kept[key]
         if isinstance(source, Network):
             self.cast.passes[role] = self.cast.passes.get(role, 0) + len(batch)
-        if source.training:
-            torch.manual_seed(rng.derive(self.cast.seed, "forward", role, view, self.step))
+        if source.training or not fixed:
+            rng.seed_global(self.cast.seed, "forward", role, view, self.step)
         grad = self._grad and torch.is_grad_enabled() and not (fixed and how.grad == "none")
         with torch.set_grad_enabled(grad):
             answer = source.answer(batch, self._params.get(role))

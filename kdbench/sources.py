@@ -110,7 +110,7 @@ class Network(Source):
 
         def catch(name: str, tap: Tap, value: Any) -> None:
             if name in caught:
-                raise KDBenchError(f"tap {name!r} ({tap.path}) was reached twice in one forward: tap its input's module")
+                raise KDBenchError(f"tap {name!r} ({tap.path}) was reached twice in one forward: tap its parent")
             caught[name] = tap.pick(value)
 
         handles = []
@@ -133,7 +133,7 @@ class Network(Source):
             raise KDBenchError(f"tap {missed[0]!r} was not reached in the forward of {type(self.model).__name__}")
         return outputs, caught
 
-    def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:  # noqa: D102
+    def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:
         if params is None:
             outputs, taps = self(batch.inputs)
         else:
@@ -163,7 +163,7 @@ class Table(Source):
         self.register_buffer("outputs", outputs[order])
         self.describe = describe
 
-    def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:  # noqa: D102
+    def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:
         row = torch.searchsorted(self.ids, batch.ids).clamp(max=len(self.ids) - 1)
         absent = self.ids[row] != batch.ids
         if bool(absent.any()):

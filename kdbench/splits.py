@@ -8,7 +8,9 @@ from collections.abc import Hashable, Sequence
 SHARE = 0.1
 
 
-def cut(ids: Sequence[str], share: float = SHARE, purpose: str = "val", labels: Sequence[Hashable] | None = None) -> list[int]:
+def cut(
+    ids: Sequence[str], share: float = SHARE, purpose: str = "val", labels: Sequence[Hashable] | None = None
+) -> list[int]:
     """Chooses a share of the samples by the hash of their ids.
 
     Args:

@@ -128,4 +128,5 @@ class Stages:
             callbacks, loggers = self.follow(name, int(recipe.trainer["epochs"]))
             return train(recipe, self.task, work, teacher, callbacks, loggers)
 
-        return self.store.product("model", recipe.key, make, wait_message=f"the {name} of {self.config['task']['name']}")
+        message = f"the {name} of {self.config['task']['name']}"
+        return self.store.product("model", recipe.key, make, wait_message=message)

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +24,7 @@ _RESULT = "outcome.json"
 
 def note(status: str, title: str, detail: str, score: float | None = None, gain: float | None = None) -> None:
     """Leaves a job's outcome in its sweep folder, where :class:`Summary` finds it whatever launched the job."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode is None or HydraConfig.get().mode.name != "MULTIRUN":
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,4 +54,5 @@ class Summary(Callback):
 
 
 def _killed(name: str) -> dict[str, Any]:
-    return {"status": "failed", "title": f"job {name}", "detail": "ended without an outcome", "score": None, "gain": None}
+    detail = "ended without an outcome"
+    return {"status": "failed", "title": f"job {name}", "detail": detail, "score": None, "gain": None}

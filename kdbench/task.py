@@ -104,9 +104,7 @@ class Task:
         raise NotImplementedError
 
     def data(self, seed: int) -> LightningDataModule:
-        """Returns loaders named ``train``, ``val``, ``test`` (and ``meta``) whose order and augmentation follow
-        ``seed``.
-        """
+        """Returns train, val and test loaders (and ``meta_dataloader``); order and augmentation follow ``seed``."""
         raise NotImplementedError
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
@@ -162,7 +160,9 @@ class Task:
         raise NotImplementedError
 
     @torch.no_grad()
-    def evaluate(self, artifact: nn.Module, loader: Iterable[Batch], split: str, device: torch.device) -> dict[str, float]:
+    def evaluate(
+        self, artifact: nn.Module, loader: Iterable[Batch], split: str, device: torch.device
+    ) -> dict[str, float]:
         """Scores what training produced: here a model, in eval mode, over one pass of ``loader``.
 
         Returns:

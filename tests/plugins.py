@@ -166,7 +166,9 @@ class Reuse(Method):
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         s, t = signals.pair("pooled")
         reused = signals.part("classifier")(self.project(s.values))
-        return {"reuse": F.mse_loss(self.project(s.values), t.values) + F.cross_entropy(reused, signals.batch().targets)}
+        return {
+            "reuse": F.mse_loss(self.project(s.values), t.values) + F.cross_entropy(reused, signals.batch().targets)
+        }
 
     def deploy(self, student: nn.Module) -> nn.Module:
         return Reused(student, self.project, self.head[0])
@@ -284,3 +286,51 @@ class Faulty(KD):
         return found.get(self.fault, super().updates())
 
 
+class Bystander(Method):
+    """Trains modules of its own, with dropout, beside a student that it leaves alone."""
+
+    def build(self, probe: Signals) -> None:
+        self.own = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 1))
+
+    def views(self, views: Views, ctx: Context) -> Views:
+        torch.rand(3)
+        return views
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        return {"own": self.own(torch.rand(4, 6)).square().mean()}
+
+
+class Twice(KD):
+    """Two groups over the student, each with a fresh forward of it; keeps what the two forwards said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[Tensor] = []
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        self.said.append(signals.answer("student").outputs.detach().clone())
+        return super().terms(signals, ctx)
+
+    def updates(self) -> tuple[Update, ...]:
+        return Update({"task": 1.0, "kd": 1e-9}), Update({"kd": 1.0}, group=1)
+
+
+#: Weight of each term in the tests.
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "Adversary": {"hard": 1.0, "easy": 1.0},
+    "Balanced": {"mutual": 1.0, "mutual.peer": 1.0},
+    "Bank": {"bank": 1.0},
+    "Bilevel": {"meta": 1.0, "inner": 1.0},
+    "Bystander": {"own": 1.0},
+    "Faulty": {"kd": 1.0},
+    "Hint": {"hint": 0.5},
+    "KD": {"kd": 1.0},
+    "MeanTeacher": {"ema": 1.0},
+    "Mutual": {"mutual": 1.0, "mutual.peer": 1.0},
+    "Occasional": {"hard": 1.0, "easy": 1.0},
+    "Privileged": {"kd": 1.0},
+    "Reuse": {"reuse": 1.0},
+    "Rounded": {"kd": 1.0},
+    "Silent": {"hint": 0.0},
+    "Twice": {"kd": 1.0},
+}

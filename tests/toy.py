@@ -16,8 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from kdbench import rng
 from kdbench.data import Key, SeededLoader
 from kdbench.features import Feature, Grid, Logits, Vector
+from kdbench.fit import Training
 from kdbench.recipe import Recipe
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
+from kdbench.weights import save_weights
+from tests.plugins import WEIGHTS
 
 CLASSES = 5
 TAPS = {"stem": "stem", "body": "body", "pooled": "head:input"}
@@ -120,52 +123,42 @@ class Toy(Task):
 
 
 def recipe(
-    method: Mapping[str, Any] | str | None = None,
-    *,
-    seed: int = 0,
-    side: str = "student",
-    plugins: Mapping[str, Any] | None = None,
-    parts: Mapping[str, str] | None = None,
-    dropout: float = 0.2,
-    **trainer: Any,
+    method: str | None = None, *, seed: int = 0, side: str = "student", dropout: float = 0.2, **keys: Any
 ) -> Recipe:
-    """A recipe for the toy: ``method`` is a class of ``tests.plugins`` or its whole configuration."""
-    sides = {
-        name: {"architecture": {"width": width, "dropout": dropout}, "taps": TAPS, "parts": parts}
-        for name, width in (("student", 4), ("teacher", 8))
+    """A recipe for the toy: ``method`` is a class of ``tests.plugins``, keys of the trainer or of the method follow."""
+    net = {"taps": TAPS, "parts": {"classifier": "head"}}
+    sides = {n: {**net, "architecture": {"width": w, "dropout": dropout}} for n, w in (("student", 4), ("teacher", 8))}
+    trainer = {
+        "epochs": 2,
+        "val_every": 1,
+        "optimizer": SGD,
+        "scheduler": {"_target_": "kdbench.optim.cosine", "warmup": 0.2},
+        "clip": None,
+        "precision": "32-true",
+        "channels_last": True,
+        "accelerator": "cpu",
+        "devices": 1,
+        "strategy": "auto",
+        "threads": None,
+        "max_minutes": None,
+        "manual": False,
     }
+    own = {k: keys.pop(k) for k in list(keys) if k not in trainer}
+    plugins = {}
+    if method is not None:
+        plugins["method"] = {"_target_": f"tests.plugins.{method}", "weights": WEIGHTS[method], **own}
     config = {
         "task": {"_target_": "tests.toy.Toy"},
         "pair": {"name": "toy", **sides},
         "student": {},
         "teacher": {},
-        "trainer": {
-            "epochs": 2,
-            "val_every": 1,
-            "optimizer": SGD,
-            "scheduler": {"_target_": "kdbench.optim.cosine", "warmup": 0.2},
-            "clip": None,
-            "precision": "32-true",
-            "channels_last": True,
-            "accelerator": "cpu",
-            "devices": 1,
-            "strategy": "auto",
-            "threads": None,
-            "max_minutes": None,
-            "manual": False,
-            **trainer,
-        },
+        "trainer": trainer | keys,
     }
-    found = dict(plugins or {})
-    if method is not None:
-        found["method"] = {"_target_": f"tests.plugins.{method}"} if isinstance(method, str) else dict(method)
-    return Recipe("student", side, config, found, seed, "toy", "teacher" if found else None)
+    return Recipe("student", side, config, plugins, seed, "toy", "teacher" if plugins else None)
 
 
 def teacher_file(folder: Path, dropout: float = 0.2) -> Path:
     """Weights of a teacher that was never trained, which is enough to prove an engine."""
-    from kdbench.weights import save_weights
-
     with rng.scope(7, "toy", "teacher"):
         net = Net(8, dropout)
         for module in net.modules():
@@ -175,3 +168,19 @@ def teacher_file(folder: Path, dropout: float = 0.2) -> Path:
     path = folder / "teacher.safetensors"
     save_weights(net, path)
     return path
+
+
+def training(folder: Path, method: str | None = None, **keys: Any) -> Training:
+    """A training of :func:`recipe`, ready to run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Training(recipe(method, **keys), Toy(), teacher_file(folder))
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of parameters and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts agree bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -6,7 +6,7 @@ Deviation: hint and task are trained together, as the later literature does, ins
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class FitNet(Method):
         student, teacher = signals.pair("feature")
         hint, guide = self.regressor(student.values), teacher.values
         if hint.shape[2:] != guide.shape[2:]:
-            size = tuple(map(min, hint.shape[2:], guide.shape[2:]))
+            size: Any = tuple(map(min, hint.shape[2:], guide.shape[2:]))
             pool = _POOL[len(size)]
             hint, guide = pool(hint, size), pool(guide, size)
         return {"hint": hint_loss(hint, guide)}

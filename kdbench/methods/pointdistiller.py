@@ -107,10 +107,12 @@ class PointDistiller(Method):
         counts = teacher.counts
         score = importance("channel_max" if counts is None else "count", counts=counts, feature=teacher.values)
         centres, neighbours = self._graphs(score, teacher, ctx)
-        terms_t = self.gamma_t(centres, neighbours, teacher.values)
-        terms_s = self.gamma_s(centres, neighbours, student.values)
-        distance = edge_distances(*terms_s, *terms_t, neighbours)
-        phi = self._weights(score[centres], terms_t, centres, neighbours, teacher, isinstance(given, Grid))
+        centre_t, neighbour_t = self.gamma_t(centres, neighbours, teacher.values)
+        centre_s, neighbour_s = self.gamma_s(centres, neighbours, student.values)
+        distance = edge_distances(centre_s, neighbour_s, centre_t, neighbour_t, neighbours)
+        phi = self._weights(
+            score[centres], (centre_t, neighbour_t), centres, neighbours, teacher, isinstance(given, Grid)
+        )
         return {"local_graph": weigh_distances(distance, phi, "code")}
 
     @torch.no_grad()

@@ -159,31 +159,28 @@ def assign_per_class(anchors: Anchors, boxes: Tensor, labels: Tensor, batch: Ten
     size = anchors.sizes[labels][:, :2]
     anchor_extent = torch.stack([size.flip(1), size], 1)
 
-    # IoU >= t needs an overlap of t times the longer side along each axis.
-    longer = torch.maximum(anchor_extent, extent[:, None])
-    reach = ((anchor_extent + extent[:, None]) / 2 - negative[:, None, None] * longer).amax((0, 1)).tolist()
-    overlaps, cells, valid = [], [], []
+    # IoU >= t needs an overlap of t / (1 + t) times the sum of the sides along each axis.
+    bound = (1 - negative) / (1 + negative)
+    reach = ((anchor_extent + extent[:, None]) / 2 * bound[:, None, None]).amax((0, 1)).tolist()
+    overlaps, cells = [], []
     for axis, centres in enumerate((anchors.y, anchors.x)):
         cell, low = anchors.cell[axis], anchors.low[axis]
         centre = boxes[:, 1 - axis]
-        radius = max(0, int(reach[axis] / cell + 0.5))
+        radius = int(reach[axis] / cell + 0.5)
         window = torch.arange(-radius, radius + 1, device=boxes.device)
-        index = ((centre - low) / cell).floor().long()[:, None] + window
-        inside = (index >= 0) & (index < len(centres))
-        index = index.clamp(0, len(centres) - 1)
+        # Cells beyond the grid become its last ones: an anchor that is listed twice does no harm.
+        index = (((centre - low) / cell).floor().long()[:, None] + window).clamp(0, len(centres) - 1)
         place = centres[index][:, None]
         half, anchor_half = extent[:, axis, None, None] / 2, anchor_extent[:, :, axis, None] / 2
         middle = centre[:, None, None]
         overlap = torch.minimum(middle + half, place + anchor_half) - torch.maximum(middle - half, place - anchor_half)
         overlaps.append(overlap.clamp(min=0))
         cells.append(index)
-        valid.append(inside)
     shared = overlaps[0][..., :, None] * overlaps[1][..., None, :]  # (N, yaws, window y, window x)
     union = (extent.prod(1)[:, None] + anchor_extent.prod(2))[..., None, None] - shared
     iou = shared / union
-    inside = (valid[0][:, :, None] & valid[1][:, None, :])[:, None]
 
-    box, yaw, row, column = ((iou >= negative[:, None, None, None]) & inside).nonzero(as_tuple=True)
+    box, yaw, row, column = (iou >= negative[:, None, None, None]).nonzero(as_tuple=True)
     iou = iou[box, yaw, row, column]
     site = cells[0][box, row] * anchors.grid[1] + cells[1][box, column]
     anchor = (site * len(anchors.classes) + labels[box]) * len(YAWS) + yaw + batch[box] * len(anchors)

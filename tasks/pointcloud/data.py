@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.database import Database
 from torch.utils.data import Dataset
 
 from kdbench import rng
@@ -24,8 +26,6 @@ from kdbench.digest import digest
 from kdbench.splits import cut
 from kdbench.task import Batch
 from tasks.pointcloud import kitti
-from tasks.pointcloud.augment import Augment
-from tasks.pointcloud.database import Database
 
 DATABASE = "database.npz"
 
@@ -79,7 +79,9 @@ class Frames:
         return Frame(name, points, boxes, labels)
 
 
-def prepare(root: Path, names: Sequence[str], train: Sequence[str], classes: Sequence[str], work: Path) -> dict[str, Any]:
+def prepare(
+    root: Path, names: Sequence[str], train: Sequence[str], classes: Sequence[str], work: Path
+) -> dict[str, Any]:
     """Crops scans to the camera's view and builds the ground-truth database, into ``work``.
 
     Args:
@@ -220,7 +222,8 @@ class Collate:
         )
 
     def _inside(self, values: np.ndarray) -> np.ndarray:
-        return ((values[:, :3] >= self.low) & (values[:, :3] < self.high)).all(1)
+        inside = (values[:, :3] >= self.low) & (values[:, :3] < self.high)
+        return np.logical_and.reduce(inside, axis=1)
 
 
 def frame_id(name: str) -> int:

@@ -5,7 +5,7 @@ KITTI: Geiger et al., "Are we ready for autonomous driving?", CVPR 2012. Rings r
 
 from __future__ import annotations
 
-AZIMUTH_STEPS = 2006  # firings per revolution
+AZIMUTH_STEPS = 2006  # 360 degrees over the median step between neighbouring points
 
 # fmt: off
 ELEVATIONS = (  # degrees
@@ -16,7 +16,7 @@ ELEVATIONS = (  # degrees
     -18.389, -18.559, -19.006, -19.550, -20.054, -20.653, -21.151, -21.864, -22.030, -22.622, -23.137, -23.626,
 )
 
-RETURNS = (  # points per firing; above 1 where the sensor fired more often than the median
+RETURNS = (  # points of the ring over AZIMUTH_STEPS; above 1: the step varies a little
     0.934, 0.948, 0.920, 0.935, 0.921, 0.934, 0.934, 0.928, 0.939, 0.923, 0.933, 0.967, 0.983,
     0.978, 0.975, 0.986, 1.003, 1.012, 1.033, 0.975, 1.023, 0.938, 1.012, 1.015, 0.966, 0.980,
     1.008, 0.986, 1.005, 0.975, 1.025, 1.045, 1.051, 1.034, 1.055, 1.029, 1.038, 1.061, 1.071,

@@ -314,7 +314,8 @@ def clip_to_image(rectangles: np.ndarray, image_size: tuple[int, int]) -> tuple[
     width, height = image_size
     clipped = np.clip(rectangles, 0, [width - 1, height - 1, width - 1, height - 1])
     area, whole = (np.prod(r[:, 2:] - r[:, :2], axis=1) for r in (clipped, rectangles))
-    return clipped, 1 - np.divide(area, whole, out=np.zeros_like(area), where=whole > 0)
+    left = np.divide(area, whole, out=np.zeros_like(area), where=whole > 0)
+    return clipped, np.clip(1 - left, 0, 1)
 
 
 def boxes_to_objects(

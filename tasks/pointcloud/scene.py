@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.pointcloud.shapes import GLASS, PARTS, Shape, shapes
+from tasks.pointcloud.shapes import GLASS, Shape, shapes
 
 SENSOR_HEIGHT = 1.73  # m above the road
 CLASSES = ("Car", "Van", "Pedestrian", "Cyclist")
@@ -99,7 +99,7 @@ class _Items:
     rows: list[np.ndarray]
 
     def add(self, kind: str, *columns: np.ndarray | float) -> None:
-        """Adds things of one kind; columns as in ``_COLUMNS``, all but heading onwards broadcast from u."""
+        """Adds things of one kind, one per entry of the first column (u); single values hold for all of them."""
         self.kinds += [kind] * len(np.atleast_1d(columns[0]))
         self.rows.append(np.stack(np.broadcast_arrays(*columns), axis=-1).reshape(-1, _COLUMNS))
 
@@ -114,8 +114,13 @@ def _buildings(items: _Items, street: _Street, rng: np.random.Generator) -> None
         setback = street.half + street.pavement + rng.uniform(0.2, 6.0) + np.abs(rng.normal(0, 1.0, 14))
         depth = rng.uniform(6, 10, 14)
         free = np.abs(u - street.cross) - length / 2 > street.cross_half + 2
-        columns = (u, side * (setback + depth / 2), 0.0, length, depth, rng.uniform(3, 12, 14), -0.5)
+        columns = (u, side * (setback + depth / 2), 0.0, length, depth, rng.uniform(4, 12, 14), -0.5)
         items.add("building", *(np.broadcast_to(c, 14)[free] for c in columns), rng.uniform(0.15, 0.5, 14)[free])
+    if rng.random() < 0.6:  # the street bends or ends ahead
+        v = np.array([-24.0, -8.0, 8.0, 24.0]) + rng.uniform(-4, 4)
+        u = rng.uniform(45, 75) + rng.normal(0, 1.0, 4)
+        width, height = rng.uniform(13, 15.8, 4), rng.uniform(4, 10, 4)
+        items.add("building", u, v, 0.0, 8.0, width, height, -0.5, rng.uniform(0.15, 0.5, 4))
 
 
 def _along(rng: np.random.Generator, count: int, reach: float, near: float, far: float) -> np.ndarray:
@@ -209,6 +214,7 @@ def _furniture(items: _Items, street: _Street, rng: np.random.Generator) -> None
     scatter("crown", 5, 0.5, deep, ((0.5, 0.9), (0.5, 0.9), (1.4, 2.0)), leaf)  # shrubs as tall as a person
     scatter("crown", 6, 0.8, deep, ((0.8, 3), (0.8, 3), (0.6, 2.0)), leaf)
     scatter("crown", rng.uniform(6, 50), 1.0, deep, ((2, 7), (2, 7), (2.5, 7)), leaf)  # thickets
+    scatter("crown", 14, deep, 40, ((4, 9), (4, 9), (5, 12)), leaf)  # woods behind
     scatter("hedge", 5, street_side, deep, ((4, 14), (0.6, 1.2), (0.8, 2.2)), leaf)
     scatter("box", 3, street_side, deep, ((5, 15), (0.15, 0.25), (0.8, 2.0)), paint)  # garden walls
     scatter("bicycle", 2, 0.3, street_side, ((1.7, 1.8), (0.5, 0.55), (1.0, 1.1)), paint)
@@ -300,7 +306,7 @@ def build(
         lateral: They have |y| at most this, in metres.
     """
     street = _street(rng)
-    items = _Items(["own car"], [np.array([[-0.3, street.ego, 0, 5.5, 2.2, 1.5, 0, 0]])])
+    items = _Items(["own car"], [np.array([[1.5, street.ego, 0, 10, 2.2, 1.5, 0, 0]])])
     _buildings(items, street, rng)
     quota: dict[tuple[str, bool], int] = {}
     for kind in ("Car", "Van", "Cyclist", "Pedestrian"):
@@ -332,7 +338,7 @@ def build(
         meshes.append(shape.place(size * slack, yaw, bottom))
         faces.append(shape.triangles + offset)
         offset += len(shape.vertices)
-        by_part = rows[i, 7] * np.concatenate([[1.0, 0.5, 0.3], rng.uniform(0.4, 1.3, PARTS - 3)])
+        by_part = rows[i, 7] * np.array([1.0, 0.5, 0.3, rng.uniform(0.4, 1.3)])
         albedos.append(by_part[shape.part])
         windows.append(shape.part == GLASS)
         owners.append(np.full(len(shape.part), len(boxes) if labelled else -1))

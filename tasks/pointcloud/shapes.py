@@ -9,7 +9,6 @@ from functools import lru_cache
 import numpy as np
 
 BODY, GLASS, DARK, LOWER = range(4)  # parts of an object that reflect differently
-PARTS = 4
 VARIANTS = 10
 
 

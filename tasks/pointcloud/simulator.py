@@ -159,7 +159,8 @@ def simulate(
         full_sweep=full_sweep,
     )
     frames = range(train + test)
-    workers = min(workers or len(os.sched_getaffinity(0)), len(frames))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers or cores, len(frames))
     try:
         if root.is_dir() and any(root.iterdir()):
             raise KDBenchError(f"{root}: already holds something; expected a new or empty folder for simulated frames")
@@ -184,6 +185,6 @@ def simulate(
     except OSError as error:
         megabytes = (1.9 if full_sweep else 0.32) * len(frames)
         raise KDBenchError(
-            f"{root}: cannot write the simulated frames ({error.strerror}); they need about {megabytes:.0f} MB; "
-            "choose another cache folder"
+            f"{root}: cannot write the simulated frames ({error.strerror or error}); "
+            f"they need about {megabytes:.0f} MB; choose another cache folder"
         ) from None

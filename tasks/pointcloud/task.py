@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from PIL.Image import Image
+from tasks.pointcloud.augment import Augment
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -22,14 +23,12 @@ from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Grid, Kind, Logits, Points
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
 from tasks.pointcloud import kitti, picture
-from tasks.pointcloud.anchors import IGNORED, Anchors, assign_per_class
-from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.anchors import IGNORED, KITTI_ANCHORS, Anchors, assign_per_class
 from tasks.pointcloud.data import Collate, Frame, Frames, KittiData, Split, content_digest, prepare
 from tasks.pointcloud.decode import Detections, decode
-from tasks.pointcloud.detector import PillarOutputs, grid_shape
+from tasks.pointcloud.detector import PillarOutputs, PointPillars, grid_shape
 from tasks.pointcloud.loss import detection_loss
 from tasks.pointcloud.metrics import KittiAP
-
 
 #: Keys of ``data`` that the engine reads.
 _ENGINE = ("name", "task")
@@ -69,6 +68,8 @@ class PointCloud(Task):
         classes: Detected classes, in the order of the logits.
         loss_weights: Weight of the terms ``cls``, ``box`` and ``dir``.
         score_threshold: Detections at or below it are dropped.
+        thresholds: By class, the anchor IoU from which an anchor is positive and the one below which it is background;
+            KITTI's where absent. Coarse pillars need lower ones, or small objects match no anchor.
         noise: Points of the primary metric that two runs differ by through chance; the engine reads it.
     """
 
@@ -85,6 +86,7 @@ class PointCloud(Task):
         classes: Sequence[str],
         loss_weights: dict[str, float],
         score_threshold: float = 0.1,
+        thresholds: dict[str, tuple[float, float]] | None = None,
         noise: float = 0.0,
     ) -> None:
         self.options = DataOptions(**check("data", DataOptions, {k: v for k, v in data.items() if k not in _ENGINE}))
@@ -95,7 +97,10 @@ class PointCloud(Task):
         self.weights = dict(loss_weights)
         self.score_threshold = score_threshold
         grid = grid_shape(self.point_range, self.pillar)
-        self.anchors = Anchors(self.point_range, (grid[0] // 2, grid[1] // 2), self.classes)
+        table = dict(KITTI_ANCHORS)
+        for name, (positive, negative) in (thresholds or {}).items():
+            table[name] = table[name]._replace(positive=positive, negative=negative)
+        self.anchors = Anchors(self.point_range, (grid[0] // 2, grid[1] // 2), self.classes, table)
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
@@ -115,7 +120,8 @@ class PointCloud(Task):
         else:
             root = Path(options.root)
             if not root.is_dir():
-                raise KDBenchError(f"data.root={root}: there is no such folder, expected KITTI's layout (training/, ImageSets/)")
+                expected = "expected KITTI's layout (training/, ImageSets/)"
+                raise KDBenchError(f"data.root={root}: there is no such folder, {expected}")
             identity = ""
         split = Split.of(root, options.train, options.test)
         names = sorted({*split.train, *split.val, *split.test})
@@ -128,13 +134,14 @@ class PointCloud(Task):
 
     def _simulated(self) -> tuple[Path, str]:
         options = self.options
-        key = digest([dict(options.simulator), options.train, options.test, source_digest(["tasks.pointcloud.simulator"])])
+        code = source_digest(["tasks.pointcloud.simulator"])
+        key = digest([dict(options.simulator), options.train, options.test, code])
 
         def make(work: Path) -> dict[str, Any]:
             from tasks.pointcloud.simulator import simulate
 
-            arguments = check("data.simulator", simulate, {"root": work / "kitti", **options.simulator})
-            simulate(**arguments, train=options.train or 200, test=options.test or 80)
+            sizes = {"train": options.train or 200, "test": options.test or 80}
+            simulate(**check("data.simulator", simulate, {"root": work / "kitti", **sizes, **options.simulator}))
             return {"simulator": dict(options.simulator)}
 
         return self.store.product("kitti-simulated", key, make, wait_message="the simulated scans").path / "kitti", key
@@ -245,9 +252,10 @@ class PointCloud(Task):
     def export(self, model: nn.Module) -> ExportPlan:
         """All after the pillar encoder, on a canvas of one scan."""
         device = next(model.parameters()).device
-        canvas = torch.randn(1, model.canvas_channels, *model.grid, device=device)  # type: ignore[arg-type,misc]
+        assert isinstance(model, PointPillars)
+        canvas = torch.randn(1, model.canvas_channels, *model.grid, device=device)
         canvas = canvas.contiguous(memory_format=torch.channels_last)
-        return ExportPlan(model.dense_part().eval(), (canvas,), ("canvas",))  # type: ignore[operator]
+        return ExportPlan(model.dense_part().eval(), (canvas,), ("canvas",))
 
     @torch.no_grad()
     def _look(self, batch: Batch, models: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -258,7 +266,8 @@ class PointCloud(Task):
         predictions = {}
         for name, model in models.items():
             detections = self.decode(self.forward(model.eval(), batch.inputs))[busiest]
-            predictions[name] = tuple(value.cpu().numpy() for value in (detections.boxes, detections.labels, detections.scores))
+            found = detections.boxes, detections.labels, detections.scores
+            predictions[name] = tuple(value.cpu().numpy() for value in found)
         return {
             "points": batch.inputs["points"][mine].cpu().numpy(),
             "truth": (targets["boxes"][own].cpu().numpy(), targets["labels"][own].cpu().numpy()),

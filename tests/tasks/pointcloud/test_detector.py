@@ -10,7 +10,7 @@ from kdbench import rng
 from kdbench.errors import KDBenchError
 from tasks.pointcloud.detector import PointPillars
 
-RANGE = (0.0, -2.56, -3.0, 5.12, 2.56, 1.0)  # 32 x 32 pillars of 0.16 m
+RANGE = (0.0, -2.56, -3.0, 6.4, 2.56, 1.0)  # 40 x 32 pillars of 0.16 m along x and y
 
 
 def make_model(width: float = 0.125, **options) -> PointPillars:
@@ -30,7 +30,7 @@ def make_model(width: float = 0.125, **options) -> PointPillars:
 def make_points(count: int, batch_size: int = 1, name: str = "points") -> tuple[Tensor, Tensor]:
     """Points of which some lie outside the range, dense enough that many pillars hold several."""
     g = rng.generator(0, name)
-    points = torch.rand(count, 4, generator=g) * torch.tensor([6.0, 6.0, 5.0, 1.0]) - torch.tensor([0.4, 3.0, 3.4, 0.0])
+    points = torch.rand(count, 4, generator=g) * torch.tensor([7.2, 6.0, 5.0, 1.0]) - torch.tensor([0.4, 3.0, 3.4, 0.0])
     return points, torch.randint(batch_size, (count,), generator=g)
 
 
@@ -49,7 +49,7 @@ def test_shapes_and_maps():
     model = make_model()
     points, batch = make_points(500, 3)
     outputs = model(points, batch, 3)
-    anchors = 16 * 16 * 3 * 2
+    anchors = 16 * 20 * 3 * 2
     assert outputs.cls.shape == (3, anchors, 3)
     assert outputs.box.shape == (3, anchors, 7)
     assert outputs.direction.shape == (3, anchors, 2)
@@ -57,7 +57,7 @@ def test_shapes_and_maps():
     assert outputs.coords.shape == (len(outputs.counts), 3)
     canvas = model.scatter(outputs.pillars, outputs.coords, 3)
     assert canvas.is_contiguous(memory_format=torch.channels_last)
-    assert [tuple(x.shape[1:]) for x in model.backbone(canvas)] == [(8, 16, 16), (16, 8, 8), (32, 4, 4)]
+    assert [tuple(x.shape[1:]) for x in model.backbone(canvas)] == [(8, 16, 20), (16, 8, 10), (32, 4, 5)]
     b, y, x = outputs.coords[7]
     torch.testing.assert_close(canvas[b, :, y, x], outputs.pillars[7])
     torch.testing.assert_close(canvas.abs().sum(), outputs.pillars.abs().sum(), rtol=1e-5, atol=0)
@@ -68,7 +68,7 @@ def test_anchors_of_the_outputs_run_over_y_x_class_yaw():
     outputs = model(*make_points(500), 1)
     maps = model.neck(model.backbone(model.scatter(outputs.pillars, outputs.coords, 1)))
     y, x, kind, yaw = 5, 9, 2, 1
-    row = ((y * 16 + x) * 3 + kind) * 2 + yaw
+    row = ((y * 20 + x) * 3 + kind) * 2 + yaw
     for values, conv in ((outputs.cls, model.head.cls), (outputs.box, model.head.box)):
         width = values.shape[2]
         channel = (kind * 2 + yaw) * width
@@ -85,7 +85,7 @@ def test_pillars_equal_a_padded_numpy_reference(max_points):
     groups: dict[tuple[int, int, int], list[np.ndarray]] = {}
     for point, sample in zip(points.double().numpy(), batch.tolist(), strict=True):
         x, y, z = np.floor((point[:3] - low) / size).astype(int)
-        if 0 <= x < 32 and 0 <= y < 32 and z == 0:
+        if 0 <= x < 40 and 0 <= y < 32 and z == 0:
             groups.setdefault((sample, y, x), []).append(point)
     cap = max_points or max(map(len, groups.values()))
     assert max(map(len, groups.values())) > 2
@@ -147,7 +147,7 @@ def test_sample_without_points_equals_an_empty_cloud():
 def test_points_out_of_range_or_nan_are_left_out():
     model = make_model()
     points, batch = make_points(300)
-    outside = torch.tensor([[5.12, 0, 0, 0], [-1e-4, 0, 0, 0], [1, 0, 1, 0], [1, 2.56, 0, 0], [torch.nan, 0, 0, 0]])
+    outside = torch.tensor([[6.4, 0, 0, 0], [-1e-4, 0, 0, 0], [1, 0, 1, 0], [1, 2.56, 0, 0], [torch.nan, 0, 0, 0]])
     more = model(torch.cat([points, outside]), torch.cat([batch, torch.zeros(5, dtype=torch.long)]), 1)
     expected = model(points, batch, 1)
     assert torch.equal(more.coords, expected.coords)
@@ -186,8 +186,8 @@ def test_initial_head():
 
 
 def test_refusals():
-    with pytest.raises(KDBenchError, match=r"5\.12 m along x, 25\.6 pillars .* nearest is 24 \(4\.8 m\)"):
-        PointPillars(1.0, RANGE, (0.2, 0.16))
+    with pytest.raises(KDBenchError, match=r"6\.4 m along x, 21\.3333 pillars .* nearest is 24 \(7\.2 m\)"):
+        PointPillars(1.0, RANGE, (0.3, 0.16))
     with pytest.raises(KDBenchError, match=r"width=0\.001 leaves no channel"):
         PointPillars(0.001, RANGE)
     with pytest.raises(KDBenchError, match=r"shape \(3, 5\), expected \(points, 4\)"):

@@ -1,0 +1,1 @@
+"""Speed and memory: ratios of contenders that take turns in one run, each beside a null pair."""

@@ -1,0 +1,66 @@
+"""``python -m benchmarks [name ...] [--json FILE]``: measures, prints a table, and fails where a limit is missed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import engine, pointcloud
+from benchmarks.report import MISSED, Row, as_json, machine, table
+
+BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
+    "overhead": engine.overhead,
+    "throughput": engine.throughput,
+    "accuracy": engine.accuracy,
+    "pillars": pointcloud.pillars,
+    "nms": pointcloud.nms,
+    "evaluation": pointcloud.evaluation,
+    "pointdistiller": pointcloud.pointdistiller,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the named benchmarks, all by default.
+
+    Returns:
+        1 where a limit is missed by more than the null pair differs, else 0.
+    """
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Speed and memory against their limits.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there too")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}: there are {', '.join(BENCHMARKS)}")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    console = Console()
+    host = machine()
+    cores = "{cpu}, {cores} cores, {threads} threads, load {load}, Python {python}, torch {torch}"
+    console.print(cores.format(**host), highlight=False)
+    rows: list[Row] = []
+    start = time.perf_counter()
+    for name in options.names or BENCHMARKS:
+        began = time.perf_counter()
+        with console.status(f"{name} …"):
+            rows += BENCHMARKS[name]()
+        console.print(f"{name}: {time.perf_counter() - began:.0f} s", highlight=False)
+    total = time.perf_counter() - start
+    console.print(table(rows))
+    missed = [row.name for row in rows if row.verdict == MISSED]
+    console.print(f"{len(missed)} limits missed; {total:.0f} s in all", highlight=False)
+    if options.json:
+        text = json.dumps({"machine": host, "seconds": round(total), "rows": as_json(rows)}, indent=2)
+        options.json.write_text(text + "\n", encoding="utf-8")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""A measurement against its limit, and the table of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+MET, WITHIN, MISSED = "met", "within the null range", "missed"
+#: Unit of a difference; every other unit is compared by ratio.
+MORE = "ms more"
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement; smaller is better.
+
+    Attributes:
+        name: What was measured.
+        unit: ``ms``, ``ms more``, ``s``, ``x`` (a ratio), ``MiB`` or ``points``.
+        value: Median over the rounds.
+        span: Smallest and largest over the rounds.
+        limit: It should not exceed this; None where it is only shown.
+        aim: Wished for.
+        null: Span of the difference (``ms more``) or else the ratio of two copies of one contender in the same rounds:
+            what the machine makes of nothing.
+        detail: Sizes and further figures.
+    """
+
+    name: str
+    unit: str
+    value: float
+    span: Span | None = None
+    limit: float | None = None
+    aim: float | None = None
+    null: Span | None = None
+    detail: str = ""
+
+    @classmethod
+    def of(cls, name: str, unit: str, values: Sequence[float], null: Sequence[float], **more: Any) -> Row:
+        """Makes a row from the values of all rounds and those of the null pair."""
+        median = statistics.median(values)
+        return cls(name, unit, median, (min(values), max(values)), null=(min(null), max(null)), **more)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the limit is met, or missed by no more than the null pair differs; empty where there is none."""
+        if self.limit is None or self.value <= self.limit:
+            return "" if self.limit is None else MET
+        if self.null is None:
+            return MISSED
+        if self.unit == MORE:
+            return WITHIN if self.value - self.limit <= max(map(abs, self.null)) else MISSED
+        return WITHIN if self.value / self.limit <= max(self.null[1], 1 / self.null[0]) else MISSED
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """Returns the rows as a table."""
+    grid = Table("what", "measured", r"\[min, max]", "limit", "aim", "null pair", "verdict")
+    colours = {MET: "green", WITHIN: "yellow", MISSED: "red", "": "default"}
+    for row in rows:
+        name = f"{row.name}\n[dim]{row.detail}[/]" if row.detail else row.name
+        limits = ("" if v is None else f"{v:.3g}" for v in (row.limit, row.aim))
+        spans = ("" if s is None else f"[{s[0]:.3g}, {s[1]:.3g}]".replace("[", r"\[") for s in (row.span, row.null))
+        span, null = spans
+        verdict = f"[{colours[row.verdict]}]{row.verdict}[/]"
+        grid.add_row(name, f"{row.value:.3g} {row.unit}", span, *limits, null, verdict, end_section=True)
+    return grid
+
+
+def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Returns the rows as plain objects."""
+    return [{**asdict(row), "verdict": row.verdict} for row in rows]
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the figures were measured on."""
+    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.machine())
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from lightning import Callback
+from torch import nn
+
+from kdbench import rng
+from kdbench.distiller import channels_last, follow
+from kdbench.features import Logits
+from kdbench.optim import cosine
+from kdbench.sources import Table
+from tests.plugins import kl
+from tests.toy import Toy, same, training, weights
+
+
+class Each(Callback):
+    """Calls a function after each step, before the engine's own work at its end."""
+
+    def __init__(self, step=lambda distiller, index: None, start=lambda distiller, index: None) -> None:
+        self.step, self.start = step, start
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        self.start(module, index)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.step(module, index)
+
+
+def run(folder, method=None, callbacks=(), **keys):
+    """Trains and returns the training, its manifest and the student's final weights."""
+    trained = training(folder, method, **keys)
+    manifest = trained.run(folder, callbacks)
+    return trained, manifest, weights(trained.cast.model("student"))
+
+
+def by_hand(trained, epochs=2, mutual=False):
+    """The same training written as a plain loop: KD, or DML when ``mutual``; returns the networks."""
+    student = trained.cast.model("student")
+    other = trained.cast.model("peer" if mutual else "teacher")
+    for net in (student, other):
+        channels_last(net)
+    student.train()
+    other.train(mutual)
+    other.requires_grad_(mutual)
+    loader = trained.data.train_dataloader()
+    pairs = []
+    for net in (student, other) if mutual else (student,):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        pairs.append((net, optimizer, cosine(optimizer, epochs * len(loader), warmup=0.2)))
+    step = 0
+
+    def answer(net, batch):
+        name = "student" if net is student else "peer"
+        if net.training:
+            torch.manual_seed(rng.derive(0, "forward", name, "main", step))
+        return net(batch.inputs)
+
+    for epoch in range(epochs):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            for net, optimizer, scheduler in pairs:
+                mine = answer(net, batch)
+                theirs = answer(other if net is student else student, batch).detach()
+                loss = nn.functional.cross_entropy(mine, batch.targets) + kl(mine, theirs)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+                optimizer.step()
+                scheduler.step()
+            step += 1
+    return student, other
+
+
+@pytest.mark.parametrize("method", ["KD", "Mutual"])
+def test_the_engine_is_a_plain_loop(tmp_path, method):
+    trained, _, student = run(tmp_path / "engine", method, clip=0.5)
+    plain, other = by_hand(training(tmp_path / "loop", method), mutual=method == "Mutual")
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(student[name], tensor, rtol=1e-5, atol=1e-6)
+    if method == "Mutual":
+        for name, tensor in weights(other).items():
+            torch.testing.assert_close(weights(trained.cast.model("peer"))[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["KD", "Hint"])
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_automatic_and_manual_path_give_the_same_weights(tmp_path, method, schedule):
+    keys = {"clip": 0.3, "scheduler": {"_target_": f"kdbench.optim.{schedule}"}}
+    paths = []
+    for manual in (False, True):
+        trained, _, student = run(tmp_path / str(manual), method, manual=manual, **keys)
+        paths.append(student | weights(trained.plugins["method"]))
+    assert same(*paths)
+    assert not same(paths[0], run(tmp_path / "free", method, scheduler=keys["scheduler"])[2])
+
+
+def test_an_owner_may_have_its_own_optimizer(tmp_path):
+    frozen = {"_target_": "torch.optim.SGD", "lr": 0.0}
+    trained = training(tmp_path, "Hint", optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-2})
+    trained.recipe.plugins["method"]["optimizer"] = frozen
+    distiller = trained.distiller()
+    distiller.rehearse(trained.first_batch())
+    assert not distiller.automatic_optimization
+    student, method = weights(trained.cast.model("student")), weights(trained.plugins["method"])
+    trained.run(tmp_path)
+    assert same(method, weights(trained.plugins["method"]))
+    assert not same(student, weights(trained.cast.model("student")))
+
+
+@pytest.mark.parametrize("method", ["KD", "Hint", "Twice", "Adversary", "Reuse", "Bank", "Bilevel"])
+def test_a_frozen_teacher_is_bitwise_unchanged_and_in_eval_mode(tmp_path, method):
+    trained = training(tmp_path, method)
+    teacher = trained.cast.model("teacher")
+    before, modes = weights(teacher), set()
+
+    def look(distiller, index):
+        modes.update(m.training for m in teacher.modules())
+        assert trained.cast.model("student").training
+
+    trained.run(tmp_path, [Each(look, look)])
+    assert same(weights(teacher), before)
+    assert modes == {False}
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(("method", "expected"), [("KD", 1), ("Twice", 1), ("Privileged", 1), ("Silent", 0)])
+def test_a_frozen_teacher_runs_once_a_step_and_not_for_terms_that_weigh_nothing(tmp_path, method, expected):
+    trained = training(tmp_path, method)
+    calls = {"teacher": 0, "steps": 0}
+
+    def start(distiller, index):
+        if calls["steps"] == 0:
+            trained.cast.model("teacher").register_forward_hook(lambda *_: calls.update(teacher=calls["teacher"] + 1))
+        calls["steps"] += 1
+
+    manifest = trained.run(tmp_path, [Each(start=start)])
+    assert calls == {"teacher": 8 * expected, "steps": 8}
+    assert manifest["cost"]["teacher_passes"] == expected
+    assert manifest["cost"]["student_passes"] == (2 if method == "Twice" else 1)
+
+
+def test_a_ramp_costs_no_teacher_before_it_starts(tmp_path):
+    trained = training(tmp_path, "KD")
+    trained.recipe.plugins["method"]["weights"] = {"kd": {"value": 1.0, "ramp": 0.5}}
+    manifest = trained.run(tmp_path)
+    assert manifest["cost"]["teacher_passes"] == 7 / 8
+    assert manifest["terms"]["kd"]["weight"] == 1.0
+
+
+@pytest.mark.parametrize("method", ["Silent", "Bystander"])
+def test_student_and_twin_agree_whatever_modules_a_method_adds(tmp_path, method):
+    """Same first weights, samples, augmentation and dropout masks: with no term on the student, the same student."""
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def watched(name, method):
+        trained = training(tmp_path / name, method)
+        student = trained.cast.model("student")
+        first = weights(student)
+        seen[name] = []
+
+        def start(distiller, index):
+            if not seen[name]:
+                student.register_forward_hook(lambda m, x, y: seen[name].append(x[0].clone()) if m.training else None)
+                student.dropout.register_forward_hook(lambda m, x, y: seen[name].append(y == 0) if m.training else None)
+
+        trained.run(tmp_path / name, [Each(start=start)])
+        return first, weights(student)
+
+    (first_a, last_a), (first_b, last_b) = watched("twin", None), watched("student", method)
+    assert same(first_a, first_b)
+    assert len(seen["twin"]) == len(seen["student"]) == 16
+    assert all(torch.equal(a, b) for a, b in zip(seen["twin"], seen["student"], strict=True))
+    assert any(bool(mask.any()) for mask in seen["twin"][::2])
+    assert same(last_a, last_b)
+
+
+def test_the_seed_moves_weights_and_order(tmp_path):
+    one, other = training(tmp_path, None, seed=0), training(tmp_path, None, seed=1)
+    assert not torch.equal(one.cast.model("student").head.weight, other.cast.model("student").head.weight)
+    assert not torch.equal(one.first_batch().ids, other.first_batch().ids)
+
+
+@pytest.mark.parametrize("method", ["Mutual", "Balanced", "Adversary"])
+def test_an_update_moves_and_sees_the_gradients_of_its_own_parameters_alone(tmp_path, method, monkeypatch):
+    from kdbench.distiller import Distiller
+
+    plain, moved = Distiller._step, []
+
+    def checked(self, indices, losses):
+        mine = {p for i in indices for p in self.plan.updates[i].params}
+        before = {n: (p.detach().clone(), None if p.grad is None else p.grad.clone()) for n, p in self._named.items()}
+        plain(self, indices, losses)
+        changed = {n for n, p in self._named.items() if not torch.equal(p, before[n][0])}
+        assert changed
+        assert changed <= mine
+        moved.append(frozenset(n.split(".")[0] for n in changed))
+        for name, parameter in self._named.items():
+            grad = before[name][1]
+            assert name in mine or (parameter.grad is grad is None) or torch.equal(parameter.grad, grad)
+
+    monkeypatch.setattr(Distiller, "_step", checked)
+    run(tmp_path, method, epochs=1)
+    s, p, m = frozenset({"student"}), frozenset({"peer"}), frozenset({"method"})
+    assert moved == {"Mutual": [s, p] * 4, "Balanced": [s | p] * 4, "Adversary": [m, s, s] * 2}[method]
+
+
+def test_a_negative_coefficient_ascends(tmp_path):
+    trained, _, _ = run(tmp_path / "a", "Adversary", epochs=4)
+    _, _, terms = (t := training(tmp_path / "b", "Adversary"), d := t.distiller(), d.rehearse(t.first_batch()))
+    shift = trained.plugins["method"].shift.detach()
+    views = d.probe(t.first_batch())
+    with d.rehearsal(), torch.no_grad():
+        before = d.every_term(t.first_batch())["method"]["hard"]
+        t.plugins["method"].shift.copy_(shift)
+        after = d.every_term(t.first_batch())["method"]["hard"]
+    assert terms["hard"] == before
+    assert after > before
+    assert views.batch().inputs.grad is None
+
+
+@pytest.mark.parametrize(("method", "due"), [("Adversary", [0, 2]), ("Occasional", [2])])
+def test_updates_follow_their_period_or_condition(tmp_path, method, due):
+    shifts = []
+    trained = training(tmp_path, method, epochs=1)
+    trained.run(tmp_path, [Each(lambda d, i: shifts.append(trained.plugins["method"].shift.detach().clone()))])
+    first = torch.full_like(shifts[0], 0.01)
+    moved = [i for i, (a, b) in enumerate(zip([first, *shifts], shifts, strict=False)) if not torch.equal(a, b)]
+    assert moved == due
+
+
+def test_a_mode_holds_for_one_group(tmp_path):
+    modes = []
+    trained = training(tmp_path, "Adversary", epochs=1)
+    trained.cast.model("student").register_forward_pre_hook(lambda m, _: modes.append(m.training))
+    trained.run(tmp_path)
+    # Rehearsal; step 0: shifted in eval mode, then plain and shifted in train mode; step 1: the last two; …
+    assert modes[: modes.index(False, 10)][-10:] == [False, True, True, True, True] * 2
+
+
+def test_a_moving_average_follows_the_student(tmp_path):
+    trained = training(tmp_path, "MeanTeacher", epochs=1)
+    student, average = trained.cast.model("student"), trained.cast.model("ema")
+    assert same(weights(student), weights(average))
+    expected, seen = weights(student), []
+
+    def step(distiller, index):
+        for name, tensor in weights(student).items():
+            moves = name in dict(student.named_parameters())
+            expected[name] = expected[name].lerp(tensor, 0.1) if moves else tensor
+        seen.append(average.training)
+
+    trained.run(tmp_path, [Each(step)])
+    for name, tensor in weights(average).items():
+        torch.testing.assert_close(tensor, expected[name])
+    assert seen == [False] * 4
+    assert not same(weights(student), weights(average))
+
+
+def test_follow_keeps_the_average_without_graph():
+    a, b = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    b.weight.data.fill_(3.0)
+    b.running_mean.fill_(7.0)
+    follow(a, b, 0.75)
+    assert a.weight.tolist() == [1.5, 1.5]
+    assert a.running_mean.tolist() == [7.0, 7.0]
+
+
+def test_a_bank_holds_the_features_of_the_samples_it_saw(tmp_path):
+    trained, _, _ = run(tmp_path, "Bank", epochs=1)
+    bank = trained.plugins["method"].bank
+    assert bank.shape[0] == 64
+    assert bool((bank.abs().sum(1) > 0).all())
+    loader = trained.data.train_dataloader()
+    loader.sampler.set_epoch(0)
+    batch = next(iter(loader))
+    expected = trained.cast.sources["teacher"].answer(batch).features["pooled"].values
+    torch.testing.assert_close(bank[batch.ids], expected)
+
+
+def test_a_table_can_be_the_teacher(tmp_path):
+    trained = training(tmp_path, "KD", epochs=1)
+    table = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    trained.cast.sources["teacher"] = Table(torch.arange(64), table, Toy().describe)
+    distiller = trained.distiller()
+    batch = trained.first_batch()
+    terms = distiller.rehearse(batch)
+    student = trained.cast.model("student").eval()
+    torch.testing.assert_close(terms["kd"], kl(student(batch.inputs), table[batch.ids]).detach())
+    manifest = trained.run(tmp_path)
+    assert manifest["cost"]["teacher_passes"] == 0
+    assert manifest["terms"]["kd"]["last"] > 0
+
+
+def test_a_role_reads_its_own_view(tmp_path):
+    trained = training(tmp_path, "Privileged")
+    distiller, batch = trained.distiller(), trained.first_batch()
+    terms = distiller.rehearse(batch)
+    student, teacher = trained.cast.model("student").eval(), trained.cast.model("teacher")
+    torch.testing.assert_close(terms["kd"], kl(student(batch.inputs), teacher(2 * batch.inputs)).detach())
+
+
+def test_bilevel_learns_its_gate_on_the_meta_batch(tmp_path):
+    trained, manifest, _ = run(tmp_path, "Bilevel")
+    assert trained.plugins["method"].gate.item() != 0.0
+    assert set(manifest["terms"]) == {"meta", "inner"}
+    # Each step: the student on train and stepped on meta, then on train; the teacher once for both groups.
+    assert manifest["cost"]["student_passes"] == 3
+    assert manifest["cost"]["teacher_passes"] == 1
+
+
+def test_no_graph_outlives_its_step(tmp_path):
+    refs: list[weakref.ref] = []
+    alive: list[bool] = []
+    trained = training(tmp_path, "Hint")
+    student = trained.cast.model("student")
+    student.register_forward_hook(lambda m, x, y: refs.append(weakref.ref(y)))
+
+    def start(distiller, index):
+        alive.extend(ref() is not None for ref in refs)
+
+    trained.run(tmp_path, [Each(start=start)])
+    assert len(alive) > 8
+    assert not any(alive)
+
+
+@pytest.mark.parametrize("method", ["KD", "Mutual", "Bilevel", "Adversary"])
+def test_mixed_precision_trains(tmp_path, method):
+    trained = training(tmp_path, method, precision="bf16-mixed")
+    dtypes = set()
+    student = trained.cast.model("student")
+    student.register_forward_hook(lambda m, x, y: dtypes.add(y.dtype) if m.training else None)
+    first = weights(student)
+    trained.run(tmp_path)
+    assert dtypes == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in student.parameters())
+    assert not any(torch.equal(first[n], p) for n, p in student.named_parameters())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_later_group_sees_the_weights_that_an_earlier_one_stepped(tmp_path, precision):
+    trained, _, _ = run(tmp_path, "Twice", precision=precision, epochs=1)
+    said = trained.plugins["method"].said[1:]  # the first was the rehearsal
+    assert len(said) == 8
+    later_steps = list(zip(said[2::2], said[3::2], strict=True))  # the warm-up makes the first step a small one
+    assert all(not torch.equal(first, second) for first, second in later_steps)
+
+
+def test_gradients_do_not_leak_into_features_of_fixed_roles(tmp_path):
+    trained = training(tmp_path, "KD")
+    distiller = trained.distiller()
+    signals = distiller.probe(trained.first_batch())
+    logits = signals.feature("logits", "teacher")
+    assert isinstance(logits, Logits)
+    assert not logits.values.requires_grad
+    assert signals.feature("logits", "student").values.requires_grad
+
+
+def test_channels_last_leaves_volumes_alone():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv3d(3, 2, 3), nn.Linear(2, 2))
+    before = weights(net)
+    channels_last(net)
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert net[1].weight.is_contiguous()
+    assert same(weights(net), before)

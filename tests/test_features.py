@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import torch
+
+from kdbench.features import Grid, Logits
+
+
+def test_rows_follow_class_axis_and_mask():
+    values = torch.arange(24.0).reshape(2, 3, 2, 2)
+    logits = Logits(values, class_dim=1, target=torch.arange(8).reshape(2, 2, 2))
+    assert torch.equal(logits.rows()[5], values[1, :, 0, 1])
+    assert torch.equal(logits.row_target(), torch.arange(8))
+    assert logits.row_weight() is None
+
+    mask = torch.zeros(2, 2, 2, dtype=torch.bool)
+    mask[1, 0, 1] = True
+    masked = Logits(values, 1, mask, weight=torch.arange(8.0).reshape(2, 2, 2), target=logits.target)
+    assert torch.equal(masked.rows(), values[1, :, 0, 1][None])
+    assert masked.row_weight().tolist() == [5.0]
+    assert masked.row_target().tolist() == [5]
+
+
+def test_an_empty_mask_gives_no_rows_but_keeps_the_classes():
+    assert Logits(torch.zeros(2, 7), mask=torch.zeros(2, dtype=torch.bool)).rows().shape == (0, 7)
+
+
+def test_grid_as_tokens_and_as_points_keep_cells_with_their_places():
+    grid = Grid(torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)))
+    tokens = grid.as_tokens()
+    assert tokens.values.shape == (2, 12, 5)
+    assert tokens.grid == (3, 4)
+    points = grid.as_points()
+    assert points.values.shape == (24, 5)
+    for row in (0, 7, 13, 23):
+        y, x, zero = (int(v) for v in points.coords[row])
+        assert zero == 0
+        assert torch.equal(points.values[row], grid.values[points.batch[row], :, y, x])
+        assert torch.equal(points.values[row], tokens.values[points.batch[row], y * 4 + x])
+
+
+def test_adapters_keep_the_gradient():
+    values = torch.zeros(1, 2, 3, 3, requires_grad=True)
+    Grid(values).as_points().values.sum().backward()
+    assert torch.equal(values.grad, torch.ones_like(values))
+
+
+def test_signature():
+    assert Grid(torch.zeros(1, 2, 3, 4)).signature() == "Grid(1, 2, 3, 4) float32"

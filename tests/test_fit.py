@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+from safetensors.torch import load_file
+
+from kdbench.errors import KDBenchError
+from kdbench.fit import BEST, DEPLOYED, MODEL, Training
+from kdbench.history import Diverged
+from kdbench.weights import load_weights
+from tests.toy import Net, Toy, recipe, same, training, weights
+
+ROOT = Path(__file__).resolve().parents[1]
+CLOCKS = {"wall_s", "peak_rss_mb"}
+
+
+class Stop(Callback):
+    """Ends a training in the middle of an epoch, by an exception or as ``kill -9`` would."""
+
+    def __init__(self, epoch: int, kill: bool = False) -> None:
+        self.epoch, self.kill = epoch, kill
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if trainer.current_epoch == self.epoch and index == 1:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise InterruptedError
+
+
+class Rates(Callback):
+    """Collects the learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        self.rates.append(module.lr())
+
+
+def checkpoint(folder: Path, stage: str = "distil"):
+    """What a resumed training would continue from, without clocks and versions."""
+    state = torch.load(folder / "scratch" / stage / "last.ckpt", weights_only=True)
+    history = next(iter(state["callbacks"].values()))
+    history.pop("wall")
+    return {k: state[k] for k in ("state_dict", "optimizer_states", "lr_schedulers", "epoch")} | {"history": history}
+
+
+def flat(value, prefix=""):
+    """Flattens nested containers to leaves by path."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for key, item in enumerate(value) for k, v in flat(item, f"{prefix}/{key}").items()}
+    return {prefix: value}
+
+
+def assert_equal(first, second):
+    first, second = flat(first), flat(second)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        equal = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+        assert equal, name
+
+
+def assert_resumed(whole: Path, resumed: Path, first: dict, second: dict, stage: str = "distil"):
+    assert_equal(checkpoint(whole, stage), checkpoint(resumed, stage))
+    for name in (MODEL, "metrics.csv"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+    assert (whole / "scratch" / stage / BEST).read_bytes() == (resumed / "scratch" / stage / BEST).read_bytes()
+    for manifest in (first, second):
+        for clock in CLOCKS:
+            assert manifest["cost"].pop(clock) > 0
+    assert first == second
+
+
+@pytest.mark.parametrize("method", [None, "Hint", "Mutual", "Adversary", "MeanTeacher", "Bank", "Bilevel"])
+def test_a_resumed_training_is_an_uninterrupted_one(tmp_path, method):
+    keys = {"epochs": 3, "optimizer": {"_target_": "torch.optim.AdamW", "lr": 0.02}}
+    whole = training(tmp_path / "whole", method, **keys).run(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        training(tmp_path / "resumed", method, **keys).run(tmp_path / "resumed", [Stop(2)])
+    torch.rand(17)
+    resumed = training(tmp_path / "resumed", method, **keys).run(tmp_path / "resumed")
+    assert_resumed(tmp_path / "whole", tmp_path / "resumed", whole, resumed)
+
+
+@pytest.mark.parametrize("stop", [(0, "float"), (1, "rounded")])
+def test_stages_resume_too(tmp_path, stop):
+    keys = {"epochs": 4}
+    whole = training(tmp_path / "whole", "Rounded", **keys).run(tmp_path / "whole")
+
+    class StopIn(Stop):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if module.stage.name == stop[1]:
+                super().on_train_batch_end(trainer, module, outputs, batch, index)
+
+    with pytest.raises(InterruptedError):
+        training(tmp_path / "resumed", "Rounded", **keys).run(tmp_path / "resumed", [StopIn(stop[0])])
+    resumed = training(tmp_path / "resumed", "Rounded", **keys).run(tmp_path / "resumed")
+    assert_resumed(tmp_path / "whole", tmp_path / "resumed", whole, resumed, "rounded")
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_resumed_by_another_process(tmp_path):
+    whole = training(tmp_path / "whole", "Hint", epochs=3).run(tmp_path / "whole")
+    code = (
+        "from pathlib import Path; from tests.toy import training; from tests.test_fit import Stop; "
+        f"folder = Path({str(tmp_path / 'resumed')!r}); "
+        "training(folder, 'Hint', epochs=3).run(folder, [Stop(2, kill=True)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "resumed" / MODEL).exists()
+    rates = Rates()
+    resumed = training(tmp_path / "resumed", "Hint", epochs=3).run(tmp_path / "resumed", [rates])
+    assert len(rates.rates) == 4
+    assert_resumed(tmp_path / "whole", tmp_path / "resumed", whole, resumed)
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    first = training(tmp_path, "Hint").run(tmp_path)
+    rates = Rates()
+    second = training(tmp_path, "Hint").run(tmp_path, [rates])
+    assert rates.rates == []
+    assert first["scores"] == second["scores"]
+    assert first["cost"]["samples_seen"] == second["cost"]["samples_seen"]
+    assert 0 < second["cost"]["wall_s"] < 10 + first["cost"]["wall_s"]
+
+
+def test_two_trainings_of_one_recipe_are_bitwise_the_same(tmp_path):
+    files = []
+    for name in ("a", "b"):
+        training(tmp_path / name, "Hint").run(tmp_path / name)
+        files.append((tmp_path / name / MODEL).read_bytes())
+        torch.rand(3)
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("method", [None, "Hint", "Mutual", "MeanTeacher", "Rounded", "Reuse"])
+def test_the_weights_have_plain_names_and_load_into_the_plain_model(tmp_path, method):
+    trained = training(tmp_path, method, epochs=4)
+    manifest = trained.run(tmp_path)
+    net = Net(4)
+    assert load_file(tmp_path / MODEL).keys() == net.state_dict().keys()
+    load_weights(net, tmp_path / MODEL)
+    if method != "Reuse":
+        scores = Toy().evaluate(net, trained.data.test_dataloader(), "test", torch.device("cpu"))
+        assert scores == manifest["scores"]["test"]
+        assert manifest["bytes"] == (tmp_path / MODEL).stat().st_size
+    assert (tmp_path / DEPLOYED).exists() == (method == "Reuse")
+    assert (tmp_path / "peer.safetensors").exists() == (method == "Mutual")
+    assert ("peers" in manifest["scores"]) == (method == "Mutual")
+
+
+def test_what_is_deployed_is_what_is_scored(tmp_path):
+    """A student with the teacher's classifier: its own head never trains, so the plain student is at chance."""
+    trained = training(tmp_path, "Reuse", epochs=6)
+    manifest = trained.run(tmp_path)
+    deployed = trained.plugins["method"].deploy(trained.cast.model("student"))
+    load_weights(deployed, tmp_path / DEPLOYED)
+    scores = Toy().evaluate(deployed, trained.data.test_dataloader(), "test", torch.device("cpu"))
+    assert scores == manifest["scores"]["test"]
+    val = Toy().evaluate(deployed, trained.data.val_dataloader(), "val", torch.device("cpu"))
+    assert val["accuracy"] == pytest.approx(manifest["scores"]["val"]["accuracy"])
+    assert manifest["params"] == sum(p.numel() for p in deployed.parameters())
+
+
+def test_a_stage_rebinds_a_role_and_a_parametrised_student_stays_plain(tmp_path):
+    trained = training(tmp_path, "Rounded", epochs=4)
+    before: dict[str, torch.Tensor] = {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer, module):
+            teacher = trained.cast.model("teacher")
+            if module.stage.name == "rounded":
+                before.update(weights(teacher))
+                assert teacher is not trained.cast.model("student")
+                assert torch.equal(teacher.stem[0].weight, trained.cast.model("student").stem[0].weight)
+
+    manifest = trained.run(tmp_path, [Look()])
+    assert same(before, weights(trained.cast.model("teacher")))
+    student = trained.cast.model("student")
+    scale = student.head.parametrizations.weight[0].scale
+    steps = load_file(tmp_path / MODEL)["head.weight"] / scale
+    torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
+    assert manifest["cost"]["epochs"] == 4
+    assert manifest["cost"]["teacher_passes"] == 0.5
+
+
+def test_rows_and_costs_count_what_happened(tmp_path):
+    manifest = training(tmp_path, "Hint", epochs=3).run(tmp_path)
+    assert manifest["cost"] | dict.fromkeys(CLOCKS, 0) == {
+        "epochs": 3,
+        "samples_seen": 192,
+        "student_passes": 1.0,
+        "teacher_passes": 1.0,
+        "added_params": 40,
+        "wall_s": 0,
+        "peak_rss_mb": 0,
+    }
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "epoch,lr,train/task,train/hint,weight/task,weight/hint,val/accuracy"
+    assert [line.split(",")[0] for line in lines[1:]] == ["0", "1", "2"]
+    assert manifest["terms"]["hint"]["weight"] == 0.5
+    assert manifest["scores"]["val"]["accuracy"] == pytest.approx(float(lines[-1].split(",")[-1]))
+    assert 0 <= manifest["best_epoch"] < 3
+
+
+def test_the_best_on_validation_stands_beside_the_last(tmp_path):
+    trained = training(tmp_path, None, epochs=6, val_every=2)
+    manifest = trained.run(tmp_path)
+    assert manifest["best_epoch"] % 2 == 1
+    best = Net(4)
+    load_weights(best, tmp_path / "scratch" / "distil" / BEST)
+    scores = Toy().evaluate(best, trained.data.test_dataloader(), "test", torch.device("cpu"))
+    assert manifest["scores"]["best_on_val"] == scores
+
+
+@pytest.mark.parametrize(("epochs", "validated"), [(5, [2, 4, 5]), (1, [1])])
+def test_the_last_epoch_is_always_validated(tmp_path, epochs, validated):
+    training(tmp_path, None, epochs=epochs, val_every=2).run(tmp_path)
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    column = rows[0].index("val/accuracy")
+    assert [i for i, row in enumerate(rows) if i and row[column]] == validated
+
+
+@pytest.mark.parametrize("val_every", [1, 3])
+def test_a_training_that_runs_out_of_time_is_scored_where_it_stands(tmp_path, val_every):
+    manifest = training(tmp_path, None, epochs=1000, max_minutes=0.005, val_every=val_every).run(tmp_path)
+    assert 0 < manifest["cost"]["epochs"] < 1000
+    assert {"val", "test", "best_on_val"} <= manifest["scores"].keys()
+
+
+def test_a_tuning_trial_never_reads_the_test_set(tmp_path, monkeypatch):
+    training(tmp_path, "KD")
+    trial = recipe("KD").trial(0.3, seed=9)
+    trained = Training(trial, Toy(), tmp_path / "teacher.safetensors")
+    monkeypatch.setattr(type(trained.data), "test_dataloader", lambda self: pytest.fail("the test set was read"))
+    manifest = trained.run(tmp_path / "trial")
+    assert set(manifest["scores"]) == {"val"}
+    assert manifest["terms"]["kd"]["weight"] == pytest.approx(0.3)
+    assert manifest["terms"]["task"]["weight"] == 1.0
+
+
+def test_the_schedule_of_every_optimizer_spans_the_training(tmp_path):
+    """One cycle fails when it is stepped past its end, and it ends low only when it is stepped to it."""
+    for method in ("KD", "Mutual", "Twice", "Adversary", "Occasional"):
+        rates = Rates()
+        schedule = {"_target_": "kdbench.optim.one_cycle"}
+        training(tmp_path / method, method, epochs=3, scheduler=schedule).run(tmp_path / method, [rates])
+        assert max(rates.rates) > 0.5
+        assert rates.rates[-1] < 0.1
+
+
+@pytest.mark.parametrize("fault", ["infinite", "absent"])
+def test_a_training_that_goes_wrong_ends_with_one_line(tmp_path, fault):
+    expected = {"infinite": "term 'kd' is not finite in epoch 0", "absent": "term 'kd' was there on the first batch"}
+    error = Diverged if fault == "infinite" else KDBenchError
+    with pytest.raises(error, match=expected[fault]) as raised:
+        training(tmp_path, "Faulty", fault=fault).run(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / MODEL).exists()
+
+
+def test_a_rate_that_is_too_high_diverges(tmp_path):
+    hot = {"_target_": "torch.optim.SGD", "lr": 1e12, "momentum": 0.9}
+    with pytest.raises(Diverged, match="not finite"):
+        training(tmp_path, None, epochs=6, optimizer=hot).run(tmp_path)
+
+
+def test_a_missing_teacher_is_one_line(tmp_path):
+    with pytest.raises(KDBenchError, match="role 'teacher' starts from a trained teacher, and this run has none"):
+        Training(recipe("KD"), Toy())
+
+
+def test_a_teacher_alone_is_trained_as_a_student_of_its_side(tmp_path):
+    trained = training(tmp_path, None, side="teacher")
+    trained.run(tmp_path)
+    load_weights(Net(8), tmp_path / MODEL)

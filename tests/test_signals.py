@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdbench.errors import KDBenchError
+from kdbench.features import Vector
+from kdbench.plugin import STUDENT, TEACHER, Role, State
+from kdbench.signals import EVERY, Cast, Context, Signals, total
+from kdbench.sources import Network, Table
+from kdbench.task import Batch, Task
+
+
+class Line(nn.Module):
+    """y = a * b * x."""
+
+    def __init__(self, a: float, b: float = 1.0) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a, dtype=torch.float64))
+        self.b = nn.Parameter(torch.tensor(b, dtype=torch.float64))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.a * self.b * x
+
+
+class Lines(Task):
+    name = "lines"
+
+    def describe(self, outputs, taps, batch):
+        return {"y": Vector(outputs)}
+
+    def loss(self, model, outputs, batch):
+        return {"fit": (outputs - batch.targets).square().mean(), "size": outputs.abs().mean()}
+
+    def loss_weights(self):
+        return {"size": 0.5}
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+@pytest.fixture
+def batch():
+    return Batch(column(1.0, 2.0), column(3.0, 1.0), torch.arange(2))
+
+
+def cast_of(**roles: tuple[Role, Line]) -> Cast:
+    task = Lines()
+    for role, model in roles.values():
+        model.requires_grad_(role.mode == "train")
+    return Cast(task, {n: r for n, (r, _) in roles.items()}, {n: Network(task, m) for n, (_, m) in roles.items()})
+
+
+def views_of(cast: Cast, batch: Batch, **more: Batch):
+    return {role: {"main": batch, **more} for role in cast.roles}
+
+
+def test_a_forward_runs_when_asked_and_once(batch):
+    student, teacher = Line(2.0), Line(3.0)
+    cast = cast_of(student=(STUDENT, student), teacher=(TEACHER, teacher))
+    kept: dict = {}
+    signals = Signals(cast, views_of(cast, batch), {"feat": "y"}, kept=kept)
+    assert (student.calls, teacher.calls) == (0, 0)
+    s, t = signals.pair("feat")
+    signals.bound({"other": "y"}).feature("other", "student")
+    signals.supervised()
+    assert (student.calls, teacher.calls) == (1, 1)
+    assert s.values.requires_grad
+    assert not t.values.requires_grad
+    again = Signals(cast, views_of(cast, batch), {"feat": "y"}, kept=kept)
+    again.pair("feat")
+    assert (student.calls, teacher.calls) == (2, 1)
+    assert cast.passes == {"student": 4, "teacher": 2}
+
+
+def test_a_frozen_role_passes_gradient_to_its_input_where_asked(batch):
+    teacher = Line(3.0)
+    role = Role("frozen", side="teacher", grad="input")
+    cast = cast_of(student=(STUDENT, Line(2.0)), teacher=(role, teacher))
+    kept: dict = {}
+    moved = batch.with_inputs(batch.inputs.clone().requires_grad_())
+    for _ in range(2):
+        signals = Signals(cast, views_of(cast, batch, moved=moved), kept=kept)
+        signals.feature("y", "teacher", "moved").values.sum().backward()
+        assert not signals.feature("y", "teacher").values.requires_grad
+    assert moved.inputs.grad.tolist() == [[6.0], [6.0]]
+    assert teacher.a.grad is None
+    assert teacher.calls == 3  # the plain batch is answered once, the one with a gradient every time
+
+
+def test_supervised_terms_are_weighed_by_the_task(batch):
+    cast = cast_of(student=(STUDENT, Line(2.0)))
+    signals = Signals(cast, views_of(cast, batch))
+    # outputs 2 and 4, targets 3 and 1
+    assert signals.loss()["fit"].item() == 5.0
+    assert signals.supervised().item() == 5.0 + 0.5 * 3.0
+
+
+def test_virtual_step_is_differentiable_to_second_order(batch):
+    """One step on gate * a^2 * mean(x^2), then the loss at the stepped parameter, against the derivative by hand."""
+    gate, lr, a = torch.tensor(0.3, dtype=torch.float64, requires_grad=True), 0.1, 2.0
+    student = Line(a)
+    student.b.requires_grad_(False)
+    cast = cast_of(student=(STUDENT, student))
+    student.b.requires_grad_(False)
+    meta = Batch(column(1.5), column(1.0), torch.arange(1))
+    signals = Signals(cast, views_of(cast, meta, train=batch))
+    context = Context(State(0, 0, 0.0), 0, lr=lr)
+
+    inner = gate * signals.feature("y", "student", "train").values.square().mean()
+    stepped = context.virtual_step(signals, inner)
+    outer = (stepped.feature("y", "student").values - meta.targets).square().sum()
+    (derivative,) = torch.autograd.grad(outer, gate)
+
+    energy = 2.5  # mean(x^2) on the training batch
+    moved = a - lr * gate.item() * 2 * a * energy
+    by_hand = 2 * (moved * 1.5 - 1.0) * 1.5 * (-lr * 2 * a * energy)
+    assert derivative.item() == pytest.approx(by_hand, rel=1e-12)
+    assert student.a.item() == a
+    assert student.a.grad is None
+    # The step that was tried leaves the ordinary answer alone, and other parameters where they are.
+    assert torch.equal(signals.feature("y", "student").values, a * meta.inputs)
+
+
+def test_parts_are_found_by_the_pairs_name():
+    cast = cast_of(teacher=(TEACHER, Line(1.0)))
+    cast.parts = {"teacher": {"self": "inner"}}
+    cast.sources["teacher"].model.inner = nn.Identity()
+    signals = Signals(cast, {})
+    assert signals.part("self") is cast.model("teacher").inner
+    with pytest.raises(KDBenchError, match="names no part 'head' of its teacher"):
+        signals.part("head")
+
+
+def test_errors_are_one_line(batch):
+    cast = cast_of(student=(STUDENT, Line(1.0)))
+    signals = Signals(cast, views_of(cast, batch), {"many": ["y"]})
+    with pytest.raises(KDBenchError, match="role 'student' gives no feature 'z': it gives y"):
+        signals.feature("z", "student")
+    with pytest.raises(KDBenchError, match="read it with features"):
+        signals.feature("many", "student")
+    assert len(signals.features("many", "student")) == 1
+    with pytest.raises(KDBenchError, match="no view 'mian': did you mean 'main'"):
+        signals.answer("student", "mian")
+    with pytest.raises(KDBenchError, match="no term to minimise"):
+        total([])
+    cast.sources = {"student": Table(torch.arange(2), column(1.0, 2.0), cast.task.describe)}
+    with pytest.raises(KDBenchError, match="is a Table without a network"):
+        cast.model("student")
+
+
+def test_context_streams_and_wishes():
+    context = Context(State(1, 10, 0.5), 3, frozenset({"kd"}))
+    assert context.wants("kd")
+    assert not context.wants("hint")
+    assert Context(context.state, 3, frozenset({EVERY})).wants("hint")
+    first, again = (torch.rand(2, generator=context.generator("mix")) for _ in range(2))
+    assert torch.equal(first, again)
+    other = Context(State(1, 11, 0.5), 3)
+    assert not torch.equal(first, torch.rand(2, generator=other.generator("mix")))
