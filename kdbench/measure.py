@@ -64,7 +64,7 @@ class PeakMemory:
         peak_mb: Largest sample in MiB, after the block.
     """
 
-    def __init__(self, interval: float = 0.2) -> None:
+    def __init__(self, interval: float = 0.5) -> None:
         self.peak_mb = 0.0
         self._interval = interval
         self._done = threading.Event()

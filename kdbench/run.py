@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Run:
     def __init__(self, config: Mapping[str, Any], command: str, console: Console | None = None) -> None:
         self.config = config
         self.command = command
-        self.console = console or Console()
+        self.console = console or terminal()
         self.started = datetime.now(UTC)
         self.store = Store(Path(config["cache"]) if config["cache"] else None)
         self.task = make_task(config, self.store)
@@ -275,6 +276,11 @@ class Run:
         path = write_record(Path(self.config["results"]), record, {"config.yaml": config}, replace=True)
         self.console.print(f"[bold red]{status}[/]: {reason}\nrecord: {path}", highlight=False, soft_wrap=True)
         return Outcome(status, path, record)
+
+
+def terminal() -> Console:
+    """Returns a console that is wide enough for the closing table where the output is a file or a pipe."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def load_side(config: Mapping[str, Any], task: Task, side: str, product: Product) -> nn.Module:

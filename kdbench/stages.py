@@ -109,7 +109,10 @@ class Stages:
         for factor in factors:
             recipe = self.student_recipe().trial(factor, tuning["seed"])
             product = self._make(recipe, f"trial ×{factor:g}")
-            scores[factor] = product.manifest["scores"]["val"][self.task.primary]
+            score = product.manifest["scores"]["val"].get(self.task.primary)
+            if score is None:
+                raise KDBenchError(f"tuning needs {self.task.primary} on validation, which holds nothing to score")
+            scores[factor] = score
         sign = 1.0 if self.task.higher_is_better else -1.0
         best = max(factors, key=lambda f: sign * scores[f])
         return Tuning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -184,5 +185,6 @@ def move(batch: Batch, device: torch.device) -> Batch:
 
 
 def scalars(metrics: MetricCollection | Metric) -> dict[str, float]:
-    """Computes metrics as plain floats."""
-    return {name: float(value) for name, value in metrics.compute().items()}
+    """Computes metrics as plain floats; one that is undefined on the scored samples is left out."""
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

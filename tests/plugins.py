@@ -232,7 +232,7 @@ class Rounded(Method):
 
     def enter(self, stage: Stage, probe: Signals) -> None:
         if stage.name == "rounded":
-            head = probe.cast.model("student").head
+            head: Any = probe.cast.model("student").head
             nn.utils.parametrize.register_parametrization(head, "weight", Halves(head.weight.detach().std()))
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
@@ -248,9 +248,9 @@ class Rounded(Method):
     def deploy(self, student: nn.Module) -> nn.Module:
         if not nn.utils.parametrize.is_parametrized(student.get_submodule("head"), "weight"):
             return student
-        plain = copy.deepcopy(student)
+        plain: Any = copy.deepcopy(student)
         head = nn.Linear(plain.head.in_features, plain.head.out_features)
-        head.load_state_dict({"weight": student.head.weight, "bias": student.head.bias})
+        head.load_state_dict({"weight": plain.head.weight, "bias": plain.head.bias})
         plain.head = head
         return plain
 

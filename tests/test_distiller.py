@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,8 @@ def test_an_owner_may_have_its_own_optimizer(tmp_path):
 def test_a_frozen_teacher_is_bitwise_unchanged_and_in_eval_mode(tmp_path, method):
     trained = training(tmp_path, method)
     teacher = trained.cast.model("teacher")
-    before, modes = weights(teacher), set()
+    before = weights(teacher)
+    modes: set[bool] = set()
 
     def look(distiller, index):
         modes.update(m.training for m in teacher.modules())
@@ -199,7 +201,9 @@ def test_an_update_moves_and_sees_the_gradients_of_its_own_parameters_alone(tmp_
         moved.append(frozenset(n.split(".")[0] for n in changed))
         for name, parameter in self._named.items():
             grad = before[name][1]
-            assert name in mine or (parameter.grad is grad is None) or torch.equal(parameter.grad, grad)
+            now = parameter.grad
+            kept = now is grad is None or (now is not None and grad is not None and torch.equal(now, grad))
+            assert name in mine or kept
 
     monkeypatch.setattr(Distiller, "_step", checked)
     run(tmp_path, method, epochs=1)
@@ -208,17 +212,18 @@ def test_an_update_moves_and_sees_the_gradients_of_its_own_parameters_alone(tmp_
 
 
 def test_a_negative_coefficient_ascends(tmp_path):
-    trained, _, _ = run(tmp_path / "a", "Adversary", epochs=4)
-    _, _, terms = (t := training(tmp_path / "b", "Adversary"), d := t.distiller(), d.rehearse(t.first_batch()))
-    shift = trained.plugins["method"].shift.detach()
-    views = d.probe(t.first_batch())
-    with d.rehearsal(), torch.no_grad():
-        before = d.every_term(t.first_batch())["method"]["hard"]
-        t.plugins["method"].shift.copy_(shift)
-        after = d.every_term(t.first_batch())["method"]["hard"]
-    assert terms["hard"] == before
-    assert after > before
-    assert views.batch().inputs.grad is None
+    """The augmentor's first step is along the gradient of its term, up to the optimizer's rate and decay."""
+    trained = training(tmp_path, "Adversary", epochs=1)
+    distiller, batch = trained.distiller(), trained.first_batch()
+    distiller.rehearse(batch)
+    shift = trained.plugins["method"].shift
+    with distiller.rehearsal():
+        (uphill,) = torch.autograd.grad(distiller.every_term(batch)["method"]["hard"], shift)
+    first = shift.detach().clone()
+    steps: list[torch.Tensor] = []
+    trained.run(tmp_path, [Each(lambda d, i: steps.append(shift.detach() - first))])
+    rate = 0.1 / 2  # the first of its two steps, in the warm-up
+    torch.testing.assert_close(steps[0], rate * (uphill - 1e-3 * first), rtol=1e-3, atol=1e-8)
 
 
 @pytest.mark.parametrize(("method", "due"), [("Adversary", [0, 2]), ("Occasional", [2])])
@@ -260,7 +265,8 @@ def test_a_moving_average_follows_the_student(tmp_path):
 
 
 def test_follow_keeps_the_average_without_graph():
-    a, b = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    a: Any = nn.BatchNorm1d(2)
+    b: Any = nn.BatchNorm1d(2)
     b.weight.data.fill_(3.0)
     b.running_mean.fill_(7.0)
     follow(a, b, 0.75)
@@ -359,7 +365,7 @@ def test_gradients_do_not_leak_into_features_of_fixed_roles(tmp_path):
 
 
 def test_channels_last_leaves_volumes_alone():
-    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv3d(3, 2, 3), nn.Linear(2, 2))
+    net: Any = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv3d(3, 2, 3), nn.Linear(2, 2))
     before = weights(net)
     channels_last(net)
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last)

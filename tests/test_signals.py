@@ -129,7 +129,7 @@ def test_virtual_step_is_differentiable_to_second_order(batch):
 def test_parts_are_found_by_the_pairs_name():
     cast = cast_of(teacher=(TEACHER, Line(1.0)))
     cast.parts = {"teacher": {"self": "inner"}}
-    cast.sources["teacher"].model.inner = nn.Identity()
+    cast.model("teacher").inner = nn.Identity()
     signals = Signals(cast, {})
     assert signals.part("self") is cast.model("teacher").inner
     with pytest.raises(KDBenchError, match="names no part 'head' of its teacher"):

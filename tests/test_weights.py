@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdbench.distiller import channels_last
 from kdbench.errors import KDBenchError
 from kdbench.weights import load_weights, read_weights, save_weights
 from tests.toy import Net, same
@@ -22,7 +23,8 @@ class Bomb:
 
 
 def test_round_trip_under_plain_names(tmp_path):
-    net = Net(4).to(memory_format=torch.channels_last)
+    net = Net(4)
+    channels_last(net)
     save_weights(net, tmp_path / "net.safetensors")
     assert same(load_file(tmp_path / "net.safetensors"), net.state_dict())
     other = Net(4)

@@ -85,7 +85,7 @@ def draw(database: Database, labels: np.ndarray, totals: Mapping[str, int], rng:
     Returns:
         ``(K,)`` indices into the database: class after class, in the order of the draw.
     """
-    present = np.bincount(labels, minlength=len(database.classes))
+    present = np.bincount(labels[labels >= 0], minlength=len(database.classes))
     chosen = [np.empty(0, dtype=np.int64)]
     for name, total in totals.items():
         members = database.members(name)

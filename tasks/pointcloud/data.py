@@ -38,7 +38,7 @@ class Frame:
         name: KITTI's frame name.
         points: ``(P, 4)`` float32 x, y, z, reflectance, LiDAR frame.
         boxes: ``(N, 7)`` float32 x, y, z of the centre, l, w, h, yaw.
-        labels: ``(N,)`` class indices.
+        labels: ``(N,)`` class indices; -1 for objects that are not detected but take up space (vans, trucks).
     """
 
     name: str
@@ -72,9 +72,10 @@ class Frames:
     def read(self, name: str) -> Frame:
         """Reads a prepared frame."""
         objects, calibration, _ = self.truth(name)
-        objects = objects.select(np.isin(objects.types, self.classes))
+        objects = objects.select(objects.types != "DontCare")
         boxes = kitti.objects_to_boxes(objects, calibration).astype(np.float32)
-        labels = np.array([self.classes.index(t) for t in objects.types], dtype=np.int64)
+        index = {name: i for i, name in enumerate(self.classes)}
+        labels = np.array([index.get(t, -1) for t in objects.types], dtype=np.int64)
         points = np.load(self.prepared / f"{name}.npy", allow_pickle=False)
         return Frame(name, points, boxes, labels)
 
@@ -191,7 +192,7 @@ class Scans(Dataset[Any]):
 
 
 class Collate:
-    """Joins frames into a batch; points and boxes outside the detection range are dropped, points shuffled never.
+    """Joins frames into a batch; points and boxes outside the detection range are dropped.
 
     Args:
         point_range: x, y, z minimum, then x, y, z maximum, metres.
@@ -203,7 +204,7 @@ class Collate:
 
     def __call__(self, frames: Sequence[Frame]) -> Batch:
         points = [f.points[self._inside(f.points)] for f in frames]
-        kept = [self._inside(f.boxes) for f in frames]
+        kept = [self._inside(f.boxes) & (f.labels >= 0) for f in frames]
         boxes = [f.boxes[k] for f, k in zip(frames, kept, strict=True)]
         labels = [f.labels[k] for f, k in zip(frames, kept, strict=True)]
         return Batch(

@@ -161,7 +161,7 @@ class PointCloud(Task):
         """Returns the loaders."""
         frames, split, _ = self._data
         options = self.options
-        augment = Augment(**check("data.augment", Augment, options.augment))
+        augment = Augment(**check("data.augment", Augment, {"point_range": self.point_range, **options.augment}))
         return KittiData(frames, split, self.point_range, augment, options.batch_size, options.workers, seed)
 
     # ---- model ------------------------------------------------------------------------------------------------
