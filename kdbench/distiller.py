@@ -342,8 +342,6 @@ class Distiller(LightningModule):
         for i in stepping:
             optimizers[i].step()
             schedulers[i].step()
-        # Under mixed precision the next group must not meet the low-precision copies of the weights before this step.
-        torch.clear_autocast_cache()
 
     @contextmanager
     def _modes(self, modes: Mapping[str, str]) -> Iterator[None]:

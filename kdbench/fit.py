@@ -158,7 +158,7 @@ class Training:
         distiller = self.distiller(stage)
         distiller.rehearse(self.first_batch())
         assert distiller.plan is not None
-        history = History(folder, before, self.task.higher_is_better, self.task.primary, config["val_every"])
+        history = History(folder, before, self.task.higher_is_better, self.task.selection, config["val_every"])
         epochs = max(1, round(config["epochs"] * stage.epochs))
         loaders: Any = self.data.train_dataloader()
         if any(u.batch == "meta" for u in distiller.plan.updates):

@@ -33,8 +33,8 @@ class History(Callback):
     Args:
         folder: Where ``last.ckpt`` and ``best.safetensors`` go.
         before: History of the stage before.
-        higher_is_better: Direction of the primary metric.
-        primary: Name of the primary metric.
+        higher_is_better: Direction of that metric.
+        metric: Name of the validation metric that picks the best epoch.
         val_every: Epochs between validations; the last epoch is always validated.
     """
 
@@ -43,11 +43,11 @@ class History(Callback):
         folder: Path | None = None,
         before: History | None = None,
         higher_is_better: bool = True,
-        primary: str = "",
+        metric: str = "",
         val_every: int = 1,
     ) -> None:
         self.folder = folder
-        self.primary = primary
+        self.metric = metric
         self.val_every = val_every
         self.sign = 1.0 if higher_is_better else -1.0
         self.rows: list[dict[str, float]] = list(before.rows) if before else []
@@ -128,7 +128,7 @@ class History(Callback):
         row |= {f"weight/{n}": s.at(progress) for n, s in distiller.plan.schedules.items() if n in means}
         if distiller.validation:
             row |= {f"val/{name}": value for name, value in distiller.validation.items()}
-            score = self.sign * distiller.validation.get(self.primary, -self.sign * math.inf)
+            score = self.sign * distiller.validation.get(self.metric, -self.sign * math.inf)
             if score > self.best:
                 self.best, self.best_epoch = score, len(self.rows)
                 save_weights(distiller.deployed(), self.folder / "best.safetensors")

@@ -20,15 +20,15 @@ class Bar(Callback):
     Args:
         stage: Shown in front.
         epochs: Epochs in all.
-        primary: Name of the validation metric shown.
+        metric: Name of the validation metric shown.
         console: Where to draw.
         interval: Seconds between redraws of the loss, which waits for the device.
     """
 
-    def __init__(self, stage: str, epochs: int, primary: str, console: Console, interval: float = 1.0) -> None:
+    def __init__(self, stage: str, epochs: int, metric: str, console: Console, interval: float = 1.0) -> None:
         self.stage = stage
         self.epochs = epochs
-        self.primary = primary
+        self.metric = metric
         self.console = console
         self.interval = interval
         self._bar: Progress | None = None
@@ -71,8 +71,8 @@ class Bar(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert self._bar is not None
         distiller: Distiller = module  # type: ignore[assignment]
-        if self.primary in distiller.validation:
-            self._value = f" · val {self.primary} {distiller.validation[self.primary]:.2f}"
+        if self.metric in distiller.validation:
+            self._value = f" · val {self.metric} {distiller.validation[self.metric]:.2f}"
         if self._bar.disable:
             self.console.print(f"{self.stage}: {self._status(trainer, module)}", highlight=False, soft_wrap=True)
 

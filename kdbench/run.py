@@ -141,7 +141,7 @@ class Run:
         from kdbench.progress import Bar
 
         final = name == ("student" if self.config["method"].get("_target_") else "scratch")
-        return [Bar(name, epochs, self.task.primary, self.console)], self.loggers if final else []
+        return [Bar(name, epochs, self.task.selection, self.console)], self.loggers if final else []
 
     @contextlib.contextmanager
     def _logging(self, run_id: str) -> Iterator[None]:
@@ -333,7 +333,7 @@ def show(record: Record, path: Path, console: Console) -> None:
     base = record.scores.scratch.test[name] if record.scores.scratch else None
     for role in ("teacher", "scratch", "student", "peer"):
         scores = getattr(record.scores, role)
-        if scores is None:
+        if scores is None or (role == "student" and record.method == "none" and base is not None):
             continue
         value = scores.test[name]
         size = record.models.teacher if role == "teacher" else record.models.student

@@ -106,17 +106,19 @@ class Stages:
         if not factors or not self.distils:
             return None
         scores = {}
-        for factor in factors:
+        # Seeds that run side by side begin with different trials instead of waiting for each other.
+        start = self.config["seed"] % len(factors)
+        for factor in factors[start:] + factors[:start]:
             recipe = self.student_recipe().trial(factor, tuning["seed"])
             product = self._make(recipe, f"trial ×{factor:g}")
-            score = product.manifest["scores"]["val"].get(self.task.primary)
+            score = product.manifest["scores"]["val"].get(self.task.selection)
             if score is None:
-                raise KDBenchError(f"tuning needs {self.task.primary} on validation, which holds nothing to score")
+                raise KDBenchError(f"tuning needs {self.task.selection} on validation, which holds nothing to score")
             scores[factor] = score
         sign = 1.0 if self.task.higher_is_better else -1.0
         best = max(factors, key=lambda f: sign * scores[f])
         return Tuning(
-            trials=len(factors), factor=best, seed=tuning["seed"], scores={f"{f:g}": s for f, s in scores.items()}
+            trials=len(factors), factor=best, seed=tuning["seed"], scores={f"{f:g}": scores[f] for f in factors}
         )
 
     def weights(self, product: Product) -> Path:

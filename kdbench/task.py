@@ -82,12 +82,19 @@ class Task:
             ``sample_id``, ``label_as_input``, …
         primary: Key of the primary metric in :meth:`metrics`.
         higher_is_better: Direction of the primary metric.
+        selection: Metric that picks epochs and factors on validation, of the same direction; the primary one by
+            default. A task whose primary metric needs a large set names one that does not.
     """
 
     name: ClassVar[str]
     capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id"})
     primary: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    selection: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.selection = cls.selection or getattr(cls, "primary", "")
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:

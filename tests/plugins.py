@@ -43,6 +43,13 @@ class Hint(Method):
         return {"hint": F.mse_loss(self.project(s.values), t.values)}
 
 
+class Staged(Hint):
+    """Trains in two stages of equal length."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        return Stage("first", 0.5), Stage("second", 0.5)
+
+
 class Silent(Hint):
     """Adds modules that train under a term of weight 0: the student must not notice."""
 
@@ -301,18 +308,10 @@ class Bystander(Method):
 
 
 class Twice(KD):
-    """Two groups over the student, each with a fresh forward of it; keeps what the two forwards said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[Tensor] = []
-
-    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
-        self.said.append(signals.answer("student").outputs.detach().clone())
-        return super().terms(signals, ctx)
+    """Two groups over the student, each with a fresh forward of it."""
 
     def updates(self) -> tuple[Update, ...]:
-        return Update({"task": 1.0, "kd": 1e-9}), Update({"kd": 1.0}, group=1)
+        return Update({"task": 1.0, "kd": 0.5}), Update({"kd": 0.5}, group=1)
 
 
 #: Weight of each term in the tests.
@@ -332,5 +331,6 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "Reuse": {"reuse": 1.0},
     "Rounded": {"kd": 1.0},
     "Silent": {"hint": 0.0},
+    "Staged": {"hint": 1.0},
     "Twice": {"kd": 1.0},
 }

@@ -7,8 +7,9 @@ use; ``faithful=paper`` is the norm of eq. 2.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.features import Grid
@@ -21,13 +22,13 @@ class AT(Method):
     """Compares where student and teacher look, at every grid that both give.
 
     Args:
-        p: Exponent of the attention map.
+        p: Exponent of the attention map, at least 1.
         faithful: ``code`` or ``paper``.
     """
 
     needs: ClassVar[tuple[Need, ...]] = (Need("features", Grid, many=True),)
 
-    def __init__(self, p: float = 2.0, faithful: Literal["code", "paper"] = "code") -> None:
+    def __init__(self, p: Annotated[float, Field(ge=1)] = 2.0, faithful: Literal["code", "paper"] = "code") -> None:
         super().__init__()
         self.p = p
         self.faithful: Literal["code", "paper"] = faithful

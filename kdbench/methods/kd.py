@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from kdbench.features import Logits
@@ -26,7 +27,7 @@ class KD(Method):
 
     needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
 
-    def __init__(self, temperature: float = 4.0, standardize: bool = False) -> None:
+    def __init__(self, temperature: PositiveFloat = 4.0, standardize: bool = False) -> None:
         super().__init__()
         self.temperature = temperature
         self.standardize = standardize

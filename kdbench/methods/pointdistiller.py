@@ -3,11 +3,17 @@
 Paper: Zhang, Dong, Tai, Ma, "PointDistiller: Structured Knowledge Distillation Towards Efficient and Compact 3D
 Detection", CVPR 2023, section 3.
 Deviations: the paper divides a loss whose weights already sum to one by N, which leaves nothing of it; both forms here
-are the weighted mean of the released code. ``faithful=code`` does what that code does: positions, neighbours and
-weights over the whole batch at once, importance and weights from the same score, a temperature of 0.01 (all weight on
-the fullest pillars), and for grids no weights at all. ``faithful=paper`` works within each sample, takes counts for
-voxels and pillars, and otherwise the teacher's channel maximum to select and the graph's maximum to weigh. In both the
-teacher is in eval mode, where the released code leaves it in train mode, and N and K are clamped to what a batch has.
+are the weighted mean of the released code. ``faithful=paper`` works within each sample, takes counts for voxels and
+pillars, and otherwise the teacher's channel maximum to select and the graph's maximum to weigh. ``faithful=code`` does
+what the released code does:
+
+* voxels and pillars: positions, neighbours and weights over the whole batch at once; counts end at 32, and their
+  temperature of 0.01 puts all weight on the fullest;
+* grids: by sample; its softmax runs over an axis of length one, so that all weights are one, times the batch size;
+* points: by sample, the maximum of each graph over its neighbours, no weights.
+
+In both the teacher is in eval mode, where the released code leaves it in train mode, and N and K are clamped to what a
+batch has.
 """
 
 from __future__ import annotations
@@ -15,14 +21,25 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Grid, Points
 from kdbench.functional.graph import batch_norm_edges, edge_distances, gather_edges, knn, project_edges
-from kdbench.functional.pointdistiller import Mode, importance, reweight, select, weigh_distances
+from kdbench.functional.pointdistiller import (
+    Mode,
+    importance,
+    local_graph_loss,
+    reweight,
+    select,
+    weigh_distances,
+)
 from kdbench.plugin import Method, Need
 from kdbench.signals import Context, Signals
+
+#: Points that a pillar of the released code holds at most.
+CAP = 32
 
 
 class EdgeMap(nn.Module):
@@ -41,7 +58,9 @@ class EdgeMap(nn.Module):
     def forward(self, centres: Tensor, neighbours: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the normalised centre ``(N, D)`` and neighbour ``(M, D)`` terms of the edges."""
         norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+        if self.training and neighbours.numel():
+            norm.num_batches_tracked.add_(1)
         terms = project_edges(centres, feature, self.linear.weight)
         return batch_norm_edges(
             *terms, neighbours, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training
@@ -53,10 +72,10 @@ class PointDistiller(Method):
 
     Args:
         faithful: ``paper`` or ``code``, see the head of this file.
-        points: N, positions of a batch; split evenly over its samples by ``paper``.
+        points: N, positions of a batch; split evenly over its samples where they are chosen by sample.
         neighbours: K, positions of a graph, its centre included.
         temperature: Of the weights, in the unit of the score (points, for counts); None for 10 by ``paper`` and 0.01 by
-            ``code``.
+            ``code``, which has weights for voxels and pillars alone.
         sampling: Which positions: ``top``, ``bottom``, ``random`` or ``mixed``.
         width: Of the graph feature.
         local: False leaves a graph its centre alone: the ablation of reweighting without local graphs.
@@ -69,11 +88,11 @@ class PointDistiller(Method):
     def __init__(
         self,
         faithful: Literal["paper", "code"] = "paper",
-        points: int = 6000,
-        neighbours: int = 128,
-        temperature: float | None = None,
+        points: PositiveInt = 6000,
+        neighbours: PositiveInt = 128,
+        temperature: PositiveFloat | None = None,
         sampling: Mode = "top",
-        width: int = 32,
+        width: PositiveInt = 32,
         local: bool = True,
         reweight: bool = True,
         freeze_teacher_gamma: bool = False,
@@ -105,50 +124,42 @@ class PointDistiller(Method):
                 f"{len(teacher.values)}, expected the same ones: give both the same point_range and pillar"
             )
         counts = teacher.counts
+        if self.code and counts is not None:
+            counts = counts.clamp(max=CAP)
         score = importance("channel_max" if counts is None else "count", counts=counts, feature=teacher.values)
-        centres, neighbours = self._graphs(score, teacher, ctx)
-        centre_t, neighbour_t = self.gamma_t(centres, neighbours, teacher.values)
-        centre_s, neighbour_s = self.gamma_s(centres, neighbours, student.values)
-        distance = edge_distances(centre_s, neighbour_s, centre_t, neighbour_t, neighbours)
-        phi = self._weights(
-            score[centres], (centre_t, neighbour_t), centres, neighbours, teacher, isinstance(given, Grid)
-        )
-        return {"local_graph": weigh_distances(distance, phi, "code")}
+        batch = None if self.code and counts is not None else teacher.batch
+        centres, neighbours = self._graphs(score, teacher.values, batch, ctx)
+        of_teacher = self.gamma_t(centres, neighbours, teacher.values)
+        of_student = self.gamma_s(centres, neighbours, student.values)
+        if self.code and counts is None and isinstance(given, Points):
+            pooled = [gather_edges(*terms, neighbours).relu().amax(1) for terms in (of_student, of_teacher)]
+            return {"local_graph": local_graph_loss(pooled[0], pooled[1])}
+        if not self.reweight or (self.code and counts is None):
+            phi = None
+        elif counts is None:
+            with torch.no_grad():
+                graph = gather_edges(*of_teacher, neighbours).relu()
+                phi = reweight(importance("channel_max", feature=graph), self.temperature, teacher.batch[centres])
+        else:
+            phi = reweight(score[centres], self.temperature, None if batch is None else batch[centres])
+        loss = weigh_distances(edge_distances(*of_student, *of_teacher, neighbours), phi)
+        return {"local_graph": len(given.values) * loss if self.code and self.reweight and counts is None else loss}
 
     @torch.no_grad()
-    def _graphs(self, score: Tensor, teacher: Points, ctx: Context) -> tuple[Tensor, Tensor]:
+    def _graphs(self, score: Tensor, teacher: Tensor, batch: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor]:
         """Chooses centres ``(N,)`` and their neighbours ``(N, K)`` in the teacher's feature space."""
-        batch = None if self.code else teacher.batch
-        sizes = torch.bincount(teacher.batch) if batch is not None else torch.tensor([len(score)])
+        sizes = torch.tensor([len(score)]) if batch is None else torch.bincount(batch)
         sizes = sizes[sizes > 0]
         if len(sizes) == 0:
             return score.new_zeros(0, dtype=torch.long), score.new_zeros(0, 1, dtype=torch.long)
         generator = ctx.generator("pointdistiller") if self.sampling == "random" else None
-        centres = select(score, self.count // len(sizes), self.sampling, batch=batch, generator=generator)
+        each = max(1, self.count // len(sizes))
+        centres = select(score, each, self.sampling, batch=batch, generator=generator)
         k = min(self.neighbours, int(sizes.min()))
         if k == 1:
             return centres, centres[:, None]
-        queries = teacher.values[centres]
-        return centres, knn(queries, teacher.values, k, None if batch is None else batch[centres], batch)
-
-    def _weights(
-        self,
-        score: Tensor,
-        terms: tuple[Tensor, Tensor],
-        centres: Tensor,
-        neighbours: Tensor,
-        teacher: Points,
-        grid: bool,
-    ) -> Tensor | None:
-        """Returns phi ``(N,)``, or None for equal weights."""
-        if not self.reweight or (self.code and grid):
-            return None
-        if self.code:
-            return reweight(score, self.temperature)
-        if teacher.counts is None:
-            with torch.no_grad():
-                score = importance("channel_max", feature=gather_edges(*terms, neighbours).relu())
-        return reweight(score, self.temperature, teacher.batch[centres])
+        queries = teacher[centres]
+        return centres, knn(queries, teacher, k, None if batch is None else batch[centres], batch)
 
 
 def as_points(feature: Feature) -> Points:

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from tasks.pointcloud.augment import Augment
-from tasks.pointcloud.database import Database
 from torch.utils.data import Dataset
 
 from kdbench import rng
 from kdbench.data import Key, SeededLoader
 from kdbench.digest import digest
+from kdbench.errors import KDBenchError
 from kdbench.splits import cut
 from kdbench.task import Batch
 from tasks.pointcloud import kitti
+from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.database import Database
 
 DATABASE = "database.npz"
 
@@ -119,12 +120,13 @@ def prepare(
 
 
 def content_digest(root: Path, names: Sequence[str]) -> str:
-    """Digests a real data set: labels and calibrations by content, scans by size."""
+    """Digests a real data set: labels and calibrations by content, scans by size, images by width and height."""
     entries = {}
     for name in names:
         for folder in ("label_2", "calib"):
             path = root / "training" / folder / f"{name}.txt"
             entries[f"{folder}/{name}"] = path.read_text()
+        entries[f"image_2/{name}"] = str(kitti.image_size(root, name))
         entries[f"velodyne/{name}"] = str((root / "training" / "velodyne" / f"{name}.bin").stat().st_size)
     return digest(entries)
 
@@ -140,15 +142,28 @@ class Split:
 
     @classmethod
     def of(cls, root: Path, train: int | None = None, test: int | None = None) -> Split:
-        """Reads ``ImageSets`` and cuts val; ``train`` and ``test`` bound the number of frames."""
-        labelled = kitti.read_split(root, "train")[:train]
+        """Reads ``ImageSets`` and cuts val; ``train`` and ``test`` bound the number of frames.
+
+        Raises:
+            KDBenchError: One frame to train on, of which val cannot be cut, or a frame of both sets; and those of
+                :func:`~tasks.pointcloud.kitti.read_split`.
+        """
+        labelled, tested = kitti.read_split(root, "train"), kitti.read_split(root, "val")
+        both = sorted({*labelled} & {*tested})
+        if both:
+            sets = root / "ImageSets"
+            raise KDBenchError(f"{sets}: frame {both[0]} is in train.txt and in val.txt, which is our test; keep one")
+        labelled = labelled[:train]
+        if len(labelled) < 2:
+            found = f"{root / 'ImageSets' / 'train.txt'}: 1 frame to train on (data.train={train})"
+            raise KDBenchError(f"{found}; expected at least 2, as validation is cut from them")
         held_out = set(cut(labelled))
         kept = [n for i, n in enumerate(labelled) if i not in held_out]
         meta = set(cut(kept, purpose="meta"))
         return cls(
             train=tuple(kept),
             val=tuple(labelled[i] for i in sorted(held_out)),
-            test=tuple(kitti.read_split(root, "val")[:test]),
+            test=tuple(tested[:test]),
             meta=tuple(kept[i] for i in sorted(meta)),
         )
 

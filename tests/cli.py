@@ -1,0 +1,141 @@
+"""The toy task behind the real command line, added to it as another package adds a task."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from kdbench.build import build, check
+from kdbench.cache import Store
+from kdbench.errors import KDBenchError
+from kdbench.plugin import Method
+from kdbench.record import Record, find_records, read_record
+from kdbench.task import Batch
+from tests.toy import Toy, collate
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """``fault`` breaks the run where it says: ``loss`` while training, ``data`` before."""
+
+    root: str | None
+    fault: str | None
+
+
+class CliToy(Toy):
+    """The toy task with what only a whole run asks of a task."""
+
+    def __init__(self, data: Mapping[str, Any], store: Store, noise: float = 0.0) -> None:
+        own = {k: v for k, v in data.items() if k not in ("name", "task")}
+        self.options = DataOptions(**check("data", DataOptions, own))
+
+    def prepare(self, progress: bool = True) -> None:
+        if self.options.fault == "data":
+            raise KDBenchError("data.root: it is damaged")
+
+    def build(self, architecture: Mapping[str, Any]) -> Any:
+        return build("pair.architecture", architecture)
+
+    def loss(self, model: nn.Module, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if self.options.fault == "loss":
+            raise ZeroDivisionError("a bug\nin two lines")
+        return super().loss(model, outputs, batch)
+
+    def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image.Image:
+        return Image.new("RGB", (8 * len(models), 8), "white")
+
+    def media(self, batch: Batch, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+        return {"object3d": {"type": "lidar/beta", "points": np.zeros((len(models), 4)), "boxes": np.array([])}}
+
+    def read(self, path: Path) -> Batch:
+        try:
+            image = torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise KDBenchError(f"{path}: not a .npy image: {error}") from None
+        return collate([(image, 0, 0)])
+
+    @torch.no_grad()
+    def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        return [{"class": int(row.argmax())} for row in self.forward(model, batch.inputs)]
+
+
+class Mixed(Method):
+    requires = frozenset({"mixable"})
+
+
+def install(site: Path) -> Path:
+    """Writes what an installed package named ``toybox`` would leave beside its code, and returns that folder."""
+    about = site / "toybox-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toybox\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[kdbench.conf]\ntoybox = tests.conf\n")
+    return site
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a refusal."""
+        (line,) = self.err.strip().splitlines()
+        assert line.startswith("kdbench: error: "), line
+        assert self.code == 1
+        return line.removeprefix("kdbench: error: ")
+
+
+class CommandLine:
+    """``python -m kdbench`` in this process, on the toy task at the smoke preset, in a folder of its own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.results = folder / "results"
+        self.cache = folder / "cache"
+        self.monkeypatch = monkeypatch
+        self.capsys = capsys
+        monkeypatch.syspath_prepend(install(folder / "site"))
+        monkeypatch.chdir(ROOT)
+
+    def arguments(self, *arguments: str) -> list[str]:
+        """The command's arguments, those given last."""
+        return ["task=toy", "preset=smoke", f"results={self.results}", f"cache={self.cache}", *arguments]
+
+    def __call__(self, *arguments: str) -> Ran:
+        from kdbench.__main__ import main
+
+        self.monkeypatch.setattr(sys, "argv", ["kdbench", *self.arguments(*arguments)])
+        self.capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        said = self.capsys.readouterr()
+        if isinstance(code, str):
+            return Ran(1, said.out, said.err + code + "\n")
+        return Ran(code or 0, said.out, said.err)
+
+    def records(self) -> list[Record]:
+        """All records, whole by contract."""
+        return [read_record(path) for path in find_records(self.results)]
+
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        """The trained models by role or stage; a role trained twice is an error."""
+        found = [json.loads(path.read_text()) for path in self.cache.glob("model/*/manifest.json")]
+        return {manifest["key"]: manifest for manifest in found}

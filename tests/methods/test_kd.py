@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdbench.compat import bind
+from kdbench.errors import KDBenchError
+from kdbench.features import Logits
+from kdbench.functional.kd import kd_loss
+from kdbench.methods.kd import KD
+from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal
+from tests.toy import Toy
+
+OTHER: dict[str, Any] = {"temperature": 2.0, "standardize": True}
+
+
+def bench(batch: int = 6, dtype: torch.dtype = torch.float32, law: Any = "categorical", **options: Any) -> Bench:
+    student, teacher = (Logits((3 * normal(batch, 5, name=n)).to(dtype), law=law) for n in ("s", "t"))
+    return Bench("kd", {"logits": student}, {"logits": teacher}, **options)
+
+
+def test_binds_to_the_logits():
+    side = {"taps": {"body": "body"}}
+    assert bind(KD, Toy, {"name": "toy", "student": side, "teacher": side}) == {"logits": "logits"}
+
+
+def test_gradients_and_determinism():
+    check_gradients(bench())
+    check_gradients(bench(batch=1))
+    check_gradients(bench(law="bernoulli"))
+    check_deterministic(bench())
+
+
+@pytest.mark.parametrize("knob", knobs("kd"))
+def test_every_knob_counts(knob):
+    assert differ(bench().outcome(), bench(**{knob: OTHER[knob]}).outcome())
+
+
+@pytest.mark.parametrize("law", ["categorical", "bernoulli"])
+def test_is_the_loss_of_the_rows_and_zero_at_the_teacher(law):
+    made = bench(law=law)
+    expected = kd_loss(made.student[0], made.teacher[0], 4.0, law=law)
+    assert made.loss().item() == pytest.approx(expected.item())
+    same = Logits(normal(4, 5), law=law)
+    assert Bench("kd", {"logits": same}, {"logits": same}).loss().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_masked_rows_do_not_count_and_weights_do():
+    values = {name: normal(2, 3, 5, name=name) for name in ("s", "t")}
+    mask = torch.tensor([[True, True, False], [False, True, False]])
+    weight = torch.tensor([[1.0, 2.0, 9.0], [9.0, 0.0, 9.0]])
+    made = Bench("kd", *({"logits": Logits(v, mask=mask, weight=weight)} for v in values.values()))
+    expected = kd_loss(values["s"][0, :2], values["t"][0, :2], 4.0, weight=torch.tensor([1.0, 2.0]))
+    assert made.loss().item() == pytest.approx(expected.item(), rel=1e-6)
+    grad = made.gradients()["student.0"]
+    assert grad[0, :2].all()
+    assert not grad[0, 2].any()
+    assert not grad[1].any()
+
+
+def test_no_rows_and_low_precision():
+    empty = bench(batch=0)
+    assert empty.loss() == 0
+    assert empty.loss().requires_grad
+    assert bench(dtype=torch.bfloat16).loss().item() == pytest.approx(bench().loss().item(), rel=0.05)
+
+
+def test_bad_options_are_one_line():
+    with pytest.raises(KDBenchError, match=r"method.temperature: found 0.0; input should be greater than 0"):
+        bench(temperature=0.0)
+    with pytest.raises(KDBenchError, match="set standardize=False"):
+        bench(law="bernoulli", standardize=True).loss()

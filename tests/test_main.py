@@ -1,0 +1,241 @@
+"""The command line from outside: refusals of one line, exit codes, and what lies under results/ afterwards."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.cli import ROOT, CommandLine, install
+
+
+@pytest.fixture
+def kdbench(tmp_path, monkeypatch, capsys) -> CommandLine:
+    return CommandLine(tmp_path, monkeypatch, capsys)
+
+
+def outside(*arguments: str, folder: Path, python: tuple[str, ...] = ("-m", "kdbench")) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(install(folder / "site")), str(ROOT)])}
+    return subprocess.run(
+        [sys.executable, *python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+# ---- refusals before anything is trained ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("task=tou",), "task=tou: there is no such task: did you mean 'toy'?"),
+        (("method=fitnets",), "method=fitnets: there is no such method: did you mean 'fitnet'?"),
+        (("pair=toi",), "pair=toi: there is no such pair: did you mean 'toy'?"),
+        (("preset=smok",), "preset=smok: there is no such preset: did you mean 'smoke'?"),
+        (("data=toyy",), "data=toyy: there is no such data: did you mean 'toy'?"),
+        (("logger=wandbb",), "logger=wandbb: there is no such logger: did you mean 'wandb'?"),
+        (("experiment=mine",), "experiment=mine: there is no such experiment"),
+        (("sed=1",), "sed: unknown key: did you mean 'seed'?"),
+        (("trainer.epoch=3",), "trainer.epoch: unknown key: did you mean 'epochs'?"),
+        (("method.temprature=3",), "method.temprature: unknown key: did you mean 'temperature'?"),
+        (("teacher.trainer.epoch=3",), "teacher.trainer.epoch: unknown key: did you mean 'epochs'?"),
+        (("trainer.optimizer.rl=1",), "trainer.optimizer.rl: unknown key: did you mean 'lr'?"),
+        (("method.weights.dk=1",), "method.weights.dk: unknown key: did you mean 'kd'?"),
+        (("+foo=1",), "foo: unknown key"),
+        (("seed=abc",), "seed=abc: input should be a valid integer"),
+        (("trainer.epochs=x",), "trainer.epochs=x: input should be a valid integer"),
+        (("teacher.trainer.epochs=x",), "teacher.trainer.epochs=x: input should be a valid integer"),
+        (("trainer.epochs=0",), "trainer.epochs=0: input should be greater than or equal to 1"),
+        (("trainer.precision=8",), "trainer.precision=8: input should be "),
+        (("method.temperature=abc",), "method.temperature: found 'abc'; input should be a valid number"),
+        (("role=teacher",), "role=teacher trains one role alone and goes with method=none"),
+        (("role=pupil", "method=none"), "role=pupil: input should be 'student' or 'teacher'"),
+        (("data=pointcloud",), "data=kitti belongs to task pointcloud, not to toy: leave data= out"),
+        (("pair=pointpillars_4x",), "pair=pointpillars_4x belongs to task pointcloud, not to toy"),
+        (("data.fault=data",), "data.root: it is damaged"),
+        (("seed=1", "seed"), "seed"),
+        (("student.init_from=/nowhere/w.safetensors",), "student.init_from=/nowhere/w.safetensors: there is no such"),
+        (("pair.student.taps.body=boddy", "method=fitnet"), "tap 'boddy'"),
+        (("pair.teacher.taps.stem=stem[7]", "method=fitnet"), "stem[7]"),
+        (("method=toy_mixed",), "Mixed requires mixable, which task toy lacks"),
+        (("student._target_=tests.toy.Nett",), "tests.toy has no 'Nett': did you mean 'Net'?"),
+        (("student.widht=4",), "pair.architecture.widht: unknown key: did you mean 'width'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(kdbench, arguments, line):
+    assert line in kdbench("method=kd", *arguments).error
+    assert not kdbench.results.exists()
+    assert not kdbench.manifests()
+
+
+def test_missing_data_root(kdbench):
+    ran = kdbench("task=pointcloud", "data.root=/nowhere")
+    assert "data.root=/nowhere: there is no such folder" in ran.error
+    assert not kdbench.results.exists()
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+def test_weights_are_never_unpickled(kdbench, tmp_path):
+    path = tmp_path / "weights.pt"
+    for content in (pickle.dumps(Trap()), b"not a file of weights"):
+        path.write_bytes(content)
+        assert "cannot be read without pickle" in kdbench("method=kd", f"student.init_from={path}").error.replace(
+            "not a weights file that can", "cannot"
+        )
+    torch.save(Trap(), path)
+    assert str(path) in kdbench("method=kd", f"teacher.init_from={path}").error
+    assert not (ROOT / "unpickled").exists()
+    assert not kdbench.results.exists()
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_weights_of_another_shape(kdbench, tmp_path, side):
+    path = tmp_path / "weights.safetensors"
+    save_file({"stem.0.weight": torch.zeros(1)}, path)
+    line = kdbench("method=kd", f"{side}.init_from={path}").error
+    assert "'stem.0.weight' has shape (1,), Net expects" in line
+    assert not kdbench.results.exists()
+    assert not kdbench.manifests()
+
+
+# ---- outcomes -------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_below_its_score_ends_the_run(kdbench):
+    line = kdbench("method=kd", "teacher.expect=2", "teacher.tolerance=0.5").error
+    assert "the teacher's accuracy is 0." in line
+    assert "expected 2.00 within 0.5 (teacher.expect)" in line
+    assert not kdbench.results.exists()
+
+
+def test_no_headroom_is_flagged(kdbench):
+    ran = kdbench("method=kd", "task.noise=1")
+    assert ran.code == 0
+    (record,) = kdbench.records()
+    assert record.flags == ["no_headroom"]
+    assert record.gap_closed is None
+    assert "not above the noise of 1" in str(record.gap_reason)
+    assert str(record.gap_reason) in ran.out
+
+
+def test_a_second_run_finds_its_record_and_rerun_trains_again(kdbench):
+    assert "student: epoch 2/2" in kdbench("method=kd").out
+    (first,) = kdbench.records()
+    again = kdbench("method=kd")
+    assert again.code == 0
+    assert "epoch" not in again.out
+    assert "This run has its record" in again.out
+    forced = kdbench("method=kd", "rerun=true")
+    assert "student: epoch 2/2" in forced.out
+    assert "teacher: epoch" not in forced.out
+    (second,) = kdbench.records()
+    assert second.provenance.started > first.provenance.started
+    assert second.scores == first.scores
+
+
+def test_rerun_of_a_role_alone_trains_that_role(kdbench):
+    assert kdbench("method=none").code == 0
+    forced = kdbench("method=none", "rerun=true")
+    assert forced.out.count("scratch: epoch 1/2") == 1
+    assert "teacher: epoch" not in forced.out
+    assert kdbench("method=none", "role=teacher").code == 0
+    assert kdbench("method=none", "role=teacher", "rerun=true").out.count("teacher: epoch 1/2") == 1
+
+
+def test_divergence_leaves_a_record_of_it(kdbench):
+    ran = kdbench("method=kd", "student.trainer.optimizer.lr=1e12")
+    assert ran.code == 1
+    (record,) = kdbench.records()
+    assert record.status == "diverged"
+    assert "is not finite" in str(record.reason)
+    assert "\n" not in str(record.reason)
+    assert str(record.reason) in ran.out
+
+
+def test_an_unexpected_error_leaves_a_record_that_the_next_good_run_replaces(kdbench, monkeypatch):
+    from tests.cli import CliToy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CliToy, "picture", lambda *_: 1 / 0)
+        ran = kdbench("method=kd")
+    assert ran.code == 1
+    (record,) = kdbench.records()
+    assert (record.status, record.reason) == ("failed", "ZeroDivisionError: division by zero")
+    assert "Traceback" in ran.out
+    assert kdbench("method=kd").code == 0
+    (replaced,) = kdbench.records()
+    assert (replaced.run_id, replaced.status) == (record.run_id, "ok")
+
+
+def test_an_error_while_training_is_recorded_too(kdbench):
+    assert kdbench("method=kd", "data.fault=loss").code == 1
+    (record,) = kdbench.records()
+    assert (record.status, record.reason) == ("failed", "ZeroDivisionError: a bug in two lines")
+
+
+def test_options_for_own_work(kdbench, tmp_path):
+    """A model of the user's own class, from weights of the user's own, under overrides of one role's training."""
+    assert kdbench("method=none", "role=teacher").code == 0
+    (teacher,) = kdbench.results.rglob("teacher.safetensors")
+    ran = kdbench(
+        "method=kd",
+        f"teacher.init_from={teacher}",
+        "teacher.trainer.epochs=1",
+        "student._target_=tests.toy.Net",
+        "student.width=6",
+        "student.dropout=0.1",
+        "student.trainer.optimizer.lr=0.01",
+    )
+    assert ran.code == 0
+    assert "teacher: epoch 1/1" in ran.out
+    assert "student: epoch 2/2" in ran.out
+
+
+# ---- as a process of its own ----------------------------------------------------------------------------------
+
+
+def test_help_says_what_there_is(tmp_path):
+    ran = outside("--help", folder=tmp_path, python=("-X", "importtime", "-m", "kdbench"))
+    assert ran.returncode == 0
+    for text in ("python -m kdbench -m task=", "method: ", "toy_mutual", "trials: 0", "kdbench.matrix"):
+        assert text in ran.stdout, text
+    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
+    assert "hydra.main" in imported
+    assert not imported & {"torch", "lightning", "torchmetrics", "wandb"}
+
+
+def test_records_are_read_without_torch(tmp_path):
+    code = (
+        "import sys, kdbench.record, kdbench.stages, kdbench.cache, kdbench.recipe, kdbench.config, kdbench.run; "
+        "print('torch' in sys.modules)"
+    )
+    ran = outside(folder=tmp_path, python=("-c", code))
+    assert ran.stdout.strip() == "False", ran.stderr
+
+
+def test_the_real_process_refuses_and_succeeds(tmp_path):
+    options = ("task=toy", "preset=smoke", "method=kd", "cache=cache")
+    refused = outside(*options, "trainer.epochs=x", folder=tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("kdbench: error: trainer.epochs=x: ")
+    assert refused.stderr.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"site"}
+    full = outside(*options, "method=fitnet", "method.bind.hint=x", folder=tmp_path)
+    assert full.returncode == 1
+    assert full.stderr.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"site"}
+
+
+def test_every_unknown_group_option_in_a_sweep_is_refused_at_once(kdbench):
+    assert "method=kb: there is no such method: did you mean 'kd'?" in kdbench("-m", "method=kd,kb").error
+    assert "sed: unknown key: did you mean 'seed'?" in kdbench("-m", "method=kd", "sed=0,1").error
+    assert not kdbench.results.exists()
