@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from benchmarks.images import ALPHA, DECAY, LR, MOMENTUM, TEMPERATURE, Classification, digits, noise, recipe
+from benchmarks.images import ALPHA, DECAY, LR, MOMENTUM, TEMPERATURE, digits, noise, recipe
 from benchmarks.report import MORE, Row
 from benchmarks.turns import DROPPED, Gate, take_turns
 from kdbench.fit import MODEL, Training
@@ -110,7 +110,9 @@ def same_work(teacher: int, student: int, batch_size: int, steps: int = 3, chann
     return gap
 
 
-def overhead(rounds: int = 8, steps: int = 150, teacher: int = 8, student: int = 8, batch_size: int = 8) -> Iterator[Row]:
+def overhead(
+    rounds: int = 8, steps: int = 150, teacher: int = 8, student: int = 8, batch_size: int = 8
+) -> Iterator[Row]:
     """Fixed cost of a step, on networks so small that it shows; in the loop's layout, so that kernels are the same."""
     gap = same_work(teacher, student, batch_size)
     plain = partial(bare, teacher=teacher, student=student, batch_size=batch_size)
@@ -168,7 +170,13 @@ def accuracy(seeds: int = 3, epochs: int = 8, teacher: int = 20, student: int = 
             for precision, found in scores.items():
                 for seed in range(seeds):
                     own = recipe(
-                        teacher, student, seed=seed, scheduler="cosine", epochs=epochs, val_every=epochs, precision=precision
+                        teacher,
+                        student,
+                        seed=seed,
+                        scheduler="cosine",
+                        epochs=epochs,
+                        val_every=epochs,
+                        precision=precision,
                     )
                     training = Training(own, task, Path(work, "teacher", MODEL))
                     manifest = training.run(Path(work, f"{precision}-{seed}"))

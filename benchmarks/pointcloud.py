@@ -19,7 +19,7 @@ from benchmarks.turns import DROPPED, Gate, Times, alternate, peak_mib, take_tur
 from kdbench.cache import Store
 from kdbench.config import load
 from kdbench.fit import Training
-from kdbench.methods.pointdistiller import PointDistiller, as_points
+from kdbench.methods.pointdistiller import as_points
 from kdbench.run import make_task
 from kdbench.stages import Stages
 from tasks.pointcloud.boxes import rotated_nms
@@ -68,9 +68,7 @@ def nms(rounds: int = 7, repeats: int = 30, count: int = 500, clusters: int = 20
         return torch.randn(*shape, generator=generator)
 
     low, high = torch.tensor([5.0, -35.0]), torch.tensor([65.0, 35.0])
-    objects = torch.cat(
-        (low + (high - low) * torch.rand(clusters, 2, generator=generator), 3 * normal(clusters, 1)), 1
-    )
+    objects = torch.cat((low + (high - low) * torch.rand(clusters, 2, generator=generator), 3 * normal(clusters, 1)), 1)
     own = objects[torch.arange(count) % clusters] + normal(count, 3) * torch.tensor([0.4, 0.4, 0.1])
     size = torch.tensor([3.9, 1.6]) * (1 + 0.05 * normal(count, 2))
     boxes, scores = torch.cat((own[:, :2], size, own[:, 2:]), 1), torch.rand(count, generator=generator)
@@ -163,21 +161,20 @@ def pointdistiller(rounds: int = 6, steps: int = 12, overrides: Sequence[str] = 
     with distiller.rehearsal(), torch.no_grad():
         signals = distiller.probe(batch).bound(training.bindings["method"])
         points = as_points(signals.feature("points", "teacher"))
-    method = training.plugins["method"]
-    assert isinstance(method, PointDistiller)
+    given, sizes = training.recipe.plugins["method"], torch.bincount(points.batch)
+    count, neighbours = min(given["points"], len(points.values)), min(given["neighbours"], int(sizes.min()))
     endless = (*overrides, f"trainer.epochs={2 + rounds * (steps + DROPPED)}", "trainer.val_every=1000000")
     kd = partial(distil, method="kd", overrides=endless)
     ours = partial(distil, method="pointdistiller", overrides=endless)
     times = take_turns({"kd": kd, "twin": kd, "pointdistiller": ours}, rounds, steps)
-    sizes = torch.bincount(points.batch)
     yield Row.of(
         "PointDistiller, training step over one of kd (quick preset)",
         "x",
         times["pointdistiller"].over(times["kd"]),
         times["twin"].over(times["kd"]),
         limit=1.3,
-        detail=f"N={int(sizes.clamp(max=method.count // len(sizes)).sum())} of {len(points.values):,} positions "
-        f"({training.bindings['method']['points']}) of {len(batch)} frames, K={min(method.neighbours, int(sizes.min()))}; kd {times['kd'].median:.0f} ms, "
-        f"PointDistiller {times['pointdistiller'].median:.0f} ms a step, loading included",
+        detail=f"N={count:,} of the {len(points.values):,} positions of {training.bindings['method']['points']!r} in "
+        f"{len(batch)} frames, K={neighbours}; kd {times['kd'].median:.0f} ms, PointDistiller "
+        f"{times['pointdistiller'].median:.0f} ms a step, loading included",
     )
     yield Row("peak memory of that training", "MiB", times["pointdistiller"].peak, limit=4096.0)

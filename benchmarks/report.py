@@ -85,7 +85,9 @@ def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
 def machine() -> dict[str, Any]:
     """Returns what the figures were measured on."""
     names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in names if line.startswith("model name")), platform.machine()
+    )
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -6,6 +6,7 @@ order rotates from round to round, and a ratio is taken within a round, so that 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -148,7 +149,5 @@ def _signal(process: SpawnProcess, number: signal.Signals) -> None:
 
 
 def _run(contender: Contender, pipe: Connection) -> None:
-    try:
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):  # the driver is gone
         contender(Gate(pipe))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        pass  # the driver is gone

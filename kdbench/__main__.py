@@ -43,13 +43,15 @@ def main() -> None:
 
     arguments = sys.argv[1:]
     multirun = bool({"-m", "--multirun"} & set(arguments))
+    plain = [a for a in arguments if not a.startswith("-")]
+    sweep.failed.clear()
     try:
         configuration.register()
         folder = str(configuration.folder())
-        plain = [a for a in arguments if "=" in a and not a.startswith("-")]
         configuration.choices(plain, multirun)
-        if not multirun and not any(a.startswith("-") for a in arguments):
-            configuration.load(plain)
+        if len(arguments) - len(plain) == multirun:  # no flag of Hydra's that would ask for something else
+            configuration.load(configuration.first(plain) if multirun else plain)
+            sys.argv[1:] = ["--multirun"] * multirun + configuration.opened(plain)
     except KDBenchError as error:
         _fail(error)
     hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)()

@@ -16,8 +16,8 @@ def bind(
 ) -> Bindings:
     """Binds every need of a plugin to features that all of its roles give.
 
-    A need binds to the feature of its own name where the kind fits, else to the last (deepest) feature of that kind;
-    with ``many`` to all of them. ``overrides`` (``method.bind`` in the configuration) come first.
+    A need binds to the feature of its own name where the kind fits, else to the last (deepest) feature of its kind, of
+    several kinds the first that is there; with ``many`` to all of them. ``overrides`` (``method.bind`` in the configuration) come first.
 
     Raises:
         KDBenchError: The task lacks a capability or the pair a feature or part: one line that says which.
@@ -60,7 +60,13 @@ def _bind(
         )
     if need.many:
         return fitting
-    return need.name if need.name in fitting else fitting[-1]
+    if need.name in fitting:
+        return need.name
+    for kind in need.kind if isinstance(need.kind, tuple) else (need.kind,):
+        of_kind = [name for name in fitting if issubclass(kinds[name], kind)]
+        if of_kind:
+            return of_kind[-1]
+    raise AssertionError("a fitting feature is of one of the kinds")
 
 
 def _pair(pair: Mapping[str, Any]) -> str:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -137,10 +138,44 @@ def load(overrides: Sequence[str] = ()) -> dict[str, Any]:
     register()
     with _initialized():
         try:
-            composed = compose("config", overrides=list(overrides))
+            composed = compose("config", overrides=opened(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error) from None
     return check(composed)
+
+
+def opened(overrides: Sequence[str]) -> list[str]:
+    """Lets overrides add keys where the YAML does not list them all, so that nobody has to write ``++``.
+
+    These are mappings with a ``_target_`` (a signature knows its keys), those that the YAML leaves empty, and
+    ``student``, which may become a model of the user's own. Whoever reads them checks the names.
+    """
+    nested = [o for o in overrides if "." in o.partition("=")[0] and o[0].isalpha()]
+    if not nested:
+        return list(overrides)
+    with _initialized():
+        composed = compose("config", overrides=first([o for o in overrides if o not in nested and o[0].isalpha()]))
+    return [f"++{o}" if o in nested and _is_open(composed, o.partition("=")[0].split(".")) else o for o in overrides]
+
+
+def _is_open(composed: DictConfig, path: Sequence[str]) -> bool:
+    node: Any = composed
+    for depth, key in enumerate(path):
+        if not isinstance(node, DictConfig):
+            return False
+        if key not in node:
+            return not node or "_target_" in node or path[:depth] == ["student"]
+        node = node[key]
+    return False
+
+
+def first(overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides of the first job of a sweep."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [
+        f"{o.get_key_element()}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else str(o.input_line)
+        for o in parsed
+    ]
 
 
 def check(composed: DictConfig) -> dict[str, Any]:
@@ -155,14 +190,7 @@ def check(composed: DictConfig) -> dict[str, Any]:
         raise explain(error) from None
     assert isinstance(plain, dict)
     plain = {str(k): v for k, v in plain.items() if k not in ("hydra", "experiment", "recipe")}
-    try:
-        config = Config.model_validate(plain).model_dump()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where, message = ".".join(map(str, first["loc"])), first["msg"][0].lower() + first["msg"][1:]
-        if first["type"] == "extra_forbidden":
-            raise KDBenchError(f"{where}: unknown key: {nearest(where, Config.model_fields)}") from None
-        raise KDBenchError(f"{where}={first['input']}: {message}") from None
+    config = _validated(Config, plain)
     for group in ("data", "pair"):
         owner = config[group].get("task")
         if owner not in (None, config["task"]["name"]):
@@ -171,11 +199,7 @@ def check(composed: DictConfig) -> dict[str, Any]:
                 f"leave {group}= out for this task's own"
             )
     for side in ("teacher", "student"):
-        unknown = set(config[side]["trainer"]) - set(TrainerConfig.model_fields)
-        if unknown:
-            raise KDBenchError(
-                f"{side}.trainer.{min(unknown)}: unknown key: {nearest(min(unknown), TrainerConfig.model_fields)}"
-            )
+        config[side]["trainer"] = _own_trainer(f"{side}.trainer", config["trainer"], config[side]["trainer"])
     own = {k: v for k, v in config["student"].items() if k not in StudentConfig.model_fields}
     if own:
         architecture = config["pair"]["student"]["architecture"]
@@ -185,26 +209,49 @@ def check(composed: DictConfig) -> dict[str, Any]:
     return config
 
 
+def _validated(model: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    try:
+        return model.model_validate(values).model_dump()
+    except ValidationError as error:
+        found = error.errors()[0]
+        where, message = prefix + ".".join(map(str, found["loc"])), found["msg"][0].lower() + found["msg"][1:]
+        if found["type"] == "extra_forbidden":
+            raise KDBenchError(f"{where}: unknown key: {nearest(str(found['loc'][-1]), model.model_fields)}") from None
+        raise KDBenchError(f"{where}={found['input']}: {message}") from None
+
+
+def _own_trainer(where: str, common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes a role's own overrides of the trainer: an optimizer without ``_target_`` is the common one, changed."""
+    merged = {
+        k: {**common.get(k, {}), **v} if isinstance(v, Mapping) and "_target_" not in v else v for k, v in own.items()
+    }
+    checked = _validated(TrainerConfig, {**common, **merged}, f"{where}.")
+    return {k: checked[k] for k in own}
+
+
 def choices(overrides: Iterable[str], sweep: bool) -> None:
     """Checks the chosen option of every group before Hydra composes, so that the error names the nearest.
 
     Raises:
         KDBenchError: A group has no such option.
     """
-    groups = ("task", "data", "pair", "method", "augment", "quant", "preset", "trainer", "logger")
+    groups = ("task", "data", "pair", "method", "augment", "quant", "preset", "trainer", "logger", "experiment")
     for override in overrides:
         group, found, value = override.partition("=")
         if not found or group not in groups or value[:1] in "[{$" or "(" in value:
             continue
         for name in value.split(",") if sweep else [value]:
             known = options(group)
-            if name not in known:
+            if name not in (*known, "null"):
                 raise KDBenchError(f"{group}={name}: there is no such {group}: {nearest(name, known)}")
 
 
 def explain(error: Exception) -> KDBenchError:
     """Turns an error of Hydra or OmegaConf into one line with the nearest fix."""
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        line = text.splitlines()[0]
+        return KDBenchError(f"{error.override}: {line}; expected key=value, with special characters as \"key='[…]'\"")
     cause = error.__cause__
     if cause is not None and "not in struct" in str(cause):
         text = str(cause)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,25 +11,32 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from kdbench.build import locate
-from kdbench.errors import KDBenchError
+from kdbench.errors import KDBenchError, nearest
 
 
 def make_optimizer(spec: Mapping[str, Any], groups: list[dict[str, Any]]) -> Optimizer:
     """Creates ``spec._target_`` over parameter groups with the other keys as its options."""
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "_target_"}
-    try:
-        return locate(spec["_target_"])(groups, **options)
-    except TypeError as error:
-        raise KDBenchError(f"trainer.optimizer: {error}") from None
+    made: Optimizer = _create("trainer.optimizer", spec, groups)
+    return made
 
 
 def make_scheduler(spec: Mapping[str, Any], optimizer: Optimizer, total_steps: int) -> LRScheduler:
     """Creates ``spec._target_(optimizer, total_steps, **options)``, stepped after every optimizer step."""
-    options = {k: v for k, v in spec.items() if k != "_target_"}
+    made: LRScheduler = _create("trainer.scheduler", spec, optimizer, total_steps)
+    return made
+
+
+def _create(where: str, spec: Mapping[str, Any], *arguments: Any) -> Any:
+    target = locate(spec["_target_"])
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "_target_"}
+    known = inspect.signature(target).parameters
+    for name in options:
+        if name not in known:
+            raise KDBenchError(f"{where}.{name}: unknown key: {nearest(name, known)}")
     try:
-        return locate(spec["_target_"])(optimizer, total_steps, **options)
-    except TypeError as error:
-        raise KDBenchError(f"trainer.scheduler: {error}") from None
+        return target(*arguments, **options)
+    except (TypeError, ValueError) as error:
+        raise KDBenchError(f"{where}: {error}") from None
 
 
 def one_cycle(

@@ -106,7 +106,7 @@ class Run:
         """
         self.task.prepare()
         stages = Stages(self.config, self.task, self.store, self._follow)
-        run_id = f"{self.spec[:10]}-s{self.config['seed']}-{self._recipe(stages).key[:8]}"
+        run_id = f"{self.spec[:10]}-s{self.config['seed']}-{stages.main_recipe.key[:8]}"
         names = self.config["task"]["name"], self.config["method"]["name"]
         folder = Path(self.config["results"]).joinpath(*names, run_id)
         if not self.config["rerun"] and (folder / RUN).is_file():
@@ -124,18 +124,13 @@ class Run:
                 if not isinstance(error, Diverged):
                     raise
                 return self._failed(run_id, "diverged", str(error))
-            except (Exception, KeyboardInterrupt) as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise
+            except Exception as error:
                 self.console.print(traceback.format_exc(), highlight=False, markup=False)
                 return self._failed(run_id, "failed", f"{type(error).__name__}: {error}")
             path = write_record(Path(self.config["results"]), record, files, replace=True)
             self._publish(record, path)
         show(record, path, self.console)
         return Outcome("ok", path, record)
-
-    def _recipe(self, stages: Stages) -> Any:
-        return stages.teacher_recipe if self.config["role"] == "teacher" else stages.student_recipe()
 
     def _follow(self, name: str, epochs: int) -> tuple[list[Any], list[Any]]:
         from kdbench.progress import Bar
@@ -197,7 +192,7 @@ class Run:
         record = Record(
             run_id=run_id,
             spec_hash=self.spec,
-            code_digest=source_digest(self._recipe(stages).modules),
+            code_digest=source_digest(stages.main_recipe.modules),
             status="ok",
             flags=flags,
             **self._names(),
@@ -265,7 +260,7 @@ class Run:
             spec_hash=self.spec,
             code_digest="",
             status=status,  # type: ignore[arg-type]
-            reason=reason[:1000],
+            reason=" ".join(reason.split())[:1000],
             **self._names(),
             fidelity=self._fidelity(),
             origin="measured",

@@ -71,6 +71,25 @@ class Stages:
             return self.scratch_recipe
         return replace(self.scratch_recipe, plugins=self.plugins, teacher=self.teacher_recipe.key, factor=factor)
 
+    @property
+    def main_recipe(self) -> Recipe:
+        """The training that the run is about."""
+        return self.teacher_recipe if self.config["role"] == "teacher" else self.student_recipe()
+
+    def rehearse(self) -> None:
+        """Takes the first batch of the last training through all that it needs, before the trainings that come first.
+
+        Raises:
+            KDBenchError: A tap, an option or a weights file is wrong.
+        """
+        recipe = self.student_recipe()
+        earlier = {self.teacher_recipe.key, self.scratch_recipe.key} - {recipe.key}
+        if not all(self.store.find("model", key) for key in earlier) and not self.store.find("model", recipe.key):
+            from kdbench.fit import Training
+
+            training = Training(recipe, self.task, untrained=True)
+            training.distiller(training.stages[0]).rehearse(training.first_batch())
+
     def teacher(self) -> Product:
         """Returns the trained teacher.
 
@@ -94,10 +113,15 @@ class Stages:
 
     def student(self, factor: float = 1.0) -> Product:
         """Returns the distilled student; without a method it is the scratch student."""
-        recipe = self.student_recipe(factor)
-        if self.config["rerun"] and self.distils:
-            self.store.remove("model", recipe.key)
-        return self._make(recipe, "student" if self.distils else "scratch")
+        return self._make(self.student_recipe(factor), "student") if self.distils else self.scratch()
+
+    def forget(self) -> None:
+        """Removes the product that the run is about, so that it is made again; what it shares with others stays.
+
+        Raises:
+            KDBenchError: Another process is making it.
+        """
+        self.store.remove("model", self.main_recipe.key)
 
     def tune(self) -> Tuning | None:
         """Chooses the factor on the method's weights on validation, with the same trials for every method."""

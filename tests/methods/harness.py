@@ -80,7 +80,9 @@ class Bench:
             self.student, self.teacher = leaves(student), leaves(teacher)
             size = len(next(iter(student.values())).values)
             batch = Batch(None, None, torch.arange(size))
-            self.cast = Cast(Task(), self.method.roles, {"student": Hand(student), "teacher": Hand(teacher)})
+            self.given = {"student": student, "teacher": teacher}
+            sources = {role: Hand(features) for role, features in self.given.items()}
+            self.cast = Cast(Task(), self.method.roles, sources)
             self.views = {role: {"main": batch} for role in self.method.roles}
             self.bindings = bindings or {}
             with torch.no_grad():

@@ -20,11 +20,11 @@ LEVELS = ["early", "late"]
 def bench(batch: int = 3, dtype: torch.dtype = torch.float32, **options: Any) -> Bench:
     """Two levels; the teacher has more channels, and at the late one fewer cells."""
     shapes = {"student": ((4, 6, 5), (6, 4, 4)), "teacher": ((8, 6, 5), (12, 2, 4))}
-    sides = (
+    student, teacher = (
         {level: Grid(normal(batch, *shape, name=side).to(dtype)) for level, shape in zip(LEVELS, found, strict=True)}
         for side, found in shapes.items()
     )
-    return Bench("at", *sides, bindings={"features": LEVELS}, **options)
+    return Bench("at", student, teacher, {"features": LEVELS}, **options)
 
 
 def test_binds_to_every_grid():
@@ -47,9 +47,7 @@ def test_every_knob_counts(knob):
 @pytest.mark.parametrize("faithful", ["code", "paper"])
 def test_is_the_sum_over_the_levels(faithful):
     made = bench(faithful=faithful)
-    levels = [
-        attention_transfer_loss(s, t, faithful=faithful) for s, t in zip(made.student, made.teacher, strict=True)
-    ]
+    levels = [attention_transfer_loss(s, t, faithful=faithful) for s, t in zip(made.student, made.teacher, strict=True)]
     assert made.loss().item() == pytest.approx(sum(level.item() for level in levels), rel=1e-6)
 
 

@@ -16,8 +16,8 @@ OTHER: dict[str, Any] = {}
 
 
 def bench(student: tuple[int, ...] = (3, 4, 6, 5), teacher: tuple[int, ...] = (3, 8, 6, 5), **options: Any) -> Bench:
-    features = ({"feature": Grid(normal(*shape, name=n))} for shape, n in ((student, "s"), (teacher, "t")))
-    return Bench("fitnet", *features, **options)
+    grids = [Grid(normal(*shape, name=n)) for shape, n in ((student, "s"), (teacher, "t"))]
+    return Bench("fitnet", {"feature": grids[0]}, {"feature": grids[1]}, **options)
 
 
 def test_binds_to_the_deepest_grid():

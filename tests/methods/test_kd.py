@@ -51,7 +51,8 @@ def test_masked_rows_do_not_count_and_weights_do():
     values = {name: normal(2, 3, 5, name=name) for name in ("s", "t")}
     mask = torch.tensor([[True, True, False], [False, True, False]])
     weight = torch.tensor([[1.0, 2.0, 9.0], [9.0, 0.0, 9.0]])
-    made = Bench("kd", *({"logits": Logits(v, mask=mask, weight=weight)} for v in values.values()))
+    student, teacher = (Logits(v, mask=mask, weight=weight) for v in values.values())
+    made = Bench("kd", {"logits": student}, {"logits": teacher})
     expected = kd_loss(values["s"][0, :2], values["t"][0, :2], 4.0, weight=torch.tensor([1.0, 2.0]))
     assert made.loss().item() == pytest.approx(expected.item(), rel=1e-6)
     grad = made.gradients()["student.0"]

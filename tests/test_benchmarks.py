@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as cli
+from benchmarks import engine, pointcloud
+from benchmarks.images import ResNet
+from benchmarks.report import MET, MISSED, MORE, WITHIN, Row
+from benchmarks.turns import Gate, alternate, take_turns
+from tasks.pointcloud.detector import PointPillars
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "null", "verdict"),
+    [
+        (0.9, "x", (0.95, 1.05), MET),
+        (1.04, "x", (0.95, 1.02), WITHIN),
+        (1.06, "x", (0.99, 1.05), MISSED),
+        (1.06, "x", None, MISSED),
+        (1.3, MORE, (-0.4, 0.2), WITHIN),
+        (1.3, MORE, (-0.2, 0.2), MISSED),
+    ],
+)
+def test_a_limit_is_missed_only_beyond_what_the_null_pair_differs(value, unit, null, verdict) -> None:
+    assert Row("name", unit, value, limit=1.0, null=null).verdict == verdict
+
+
+def test_a_row_without_limit_has_no_verdict() -> None:
+    assert Row("name", "points", 3.0).verdict == ""
+
+
+def test_a_row_of_rounds_is_their_median_and_span() -> None:
+    row = Row.of("name", "x", [3.0, 1.0, 2.0], [0.9, 1.1], limit=2.5)
+    assert (row.value, row.span, row.null, row.verdict) == (2.0, (1.0, 3.0), (0.9, 1.1), MET)
+
+
+def test_functions_alternate_in_rotated_order() -> None:
+    calls: list[str] = []
+    times = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, repeats=1)
+    assert [len(t.blocks) for t in times.values()] == [2, 2]
+    assert "".join(calls) == "aaaabbbb" + "bbbbaaaa"
+
+
+def sleeper(gate: Gate, seconds: float) -> None:
+    while True:
+        time.sleep(seconds)
+        gate.step()
+
+
+def broken(gate: Gate) -> None:
+    gate.step()
+    raise ValueError("broken on purpose")
+
+
+@pytest.mark.slow
+def test_contenders_take_turns() -> None:
+    times = take_turns({"short": partial(sleeper, seconds=0.001), "long": partial(sleeper, seconds=0.05)}, 2, 3)
+    assert [len(t.blocks) for t in times.values()] == [2, 2]
+    assert min(times["long"].over(times["short"])) > 1
+    assert min(times["long"].minus(times["short"])) > 0
+    assert times["short"].peak > 10
+
+
+@pytest.mark.slow
+def test_a_contender_that_ends_is_named() -> None:
+    with pytest.raises(RuntimeError, match="'bad' ended"):
+        take_turns({"bad": broken}, 1, 1)
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.28), (56, 0.86)])
+def test_the_networks_are_those_of_cifar(depth: int, millions: float) -> None:
+    net = ResNet(depth, 100)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
+
+
+def test_engine_and_loop_do_the_same_work(monkeypatch) -> None:
+    assert engine.same_work(8, 8, 4, steps=2) <= 1e-6
+    monkeypatch.setattr(engine, "ALPHA", 0.5)
+    with pytest.raises(RuntimeError, match="do not compute the same losses"):
+        engine.same_work(8, 8, 4, steps=2)
+
+
+def run(rows: Iterator[Row]) -> list[Row]:
+    found = list(rows)
+    assert all(row.value == row.value for row in found)
+    return found
+
+
+@pytest.mark.slow
+def test_engine_benchmarks_run() -> None:
+    (overhead,) = run(engine.overhead(1, 2, batch_size=2))
+    assert (overhead.unit, overhead.limit, overhead.aim) == (MORE, 1.0, 0.4)
+    rows = run(engine.throughput(1, 2, teacher=8, student=8, batch_size=4))
+    assert [row.limit for row in rows] == [0.85, 0.57]
+    (lost,) = run(engine.accuracy(seeds=1, epochs=1, teacher=8))
+    assert -100 <= lost.value <= 100
+
+
+def test_pillars_run_on_a_scan_as_dense_as_a_real_one() -> None:
+    (row,) = run(pointcloud.pillars(1, 1))
+    assert row.limit == 5.0
+    _, _, counts = PointPillars(width=0.25).encoder(pointcloud.scan(), torch.zeros(18_000, dtype=torch.long))
+    assert counts.sum() == 18_000
+    assert 5_000 < len(counts) < 6_500
+    assert 0.3 < (counts == 1).float().mean() < 0.5
+
+
+def test_nms_and_evaluation_run() -> None:
+    (row,) = run(pointcloud.nms(1, 1))
+    kept = int(row.detail.split()[0])
+    assert 20 <= kept <= 40
+    (row,) = run(pointcloud.evaluation(frames=30))
+    assert 5 < float(row.detail.split("mAP ")[1].split(";")[0]) < 95
+
+
+@pytest.mark.slow
+def test_pointdistiller_runs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path))
+    small = ("data.train=6", "data.test=2", "data.batch_size=2")
+    step, memory = run(pointcloud.pointdistiller(1, 2, overrides=small))
+    assert step.limit == 1.3
+    assert "K=" in step.detail
+    assert memory.unit == "MiB"
+
+
+def test_the_command_reports_and_fails_where_a_limit_is_missed(tmp_path: Path, monkeypatch, capsys) -> None:
+    rows = {"good": [Row("a", "ms", 1.0, limit=2.0)], "bad": [Row("b", "ms", 3.0, limit=2.0, detail="of 5")]}
+    monkeypatch.setattr(cli, "BENCHMARKS", {name: lambda own=own: own for name, own in rows.items()})
+    assert cli.main(["good"]) == 0
+    assert cli.main(["--json", str(tmp_path / "out.json")]) == 1
+    assert "missed" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [(row["name"], row["verdict"]) for row in written["rows"]] == [("a", MET), ("b", MISSED)]
+    assert written["machine"]["torch"] == torch.__version__
+    with pytest.raises(SystemExit):
+        cli.main(["godo"])
