@@ -136,9 +136,10 @@ def load(overrides: Sequence[str] = ()) -> dict[str, Any]:
         KDBenchError: An override is wrong; the line names the nearest fix.
     """
     register()
+    overrides = opened(overrides)
     with _initialized():
         try:
-            composed = compose("config", overrides=opened(overrides))
+            composed = compose("config", overrides=overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error) from None
     return check(composed)
