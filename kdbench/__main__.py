@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -89,6 +90,12 @@ def run_job(composed: object) -> str:
             _fail(error)
         print(f"kdbench: error: {title}: {error}", file=sys.stderr)
         note("failed", title, str(error))
+        return "failed"
+    except Exception as error:  # before there was anything to record; the other jobs of a sweep go on
+        if not multirun:
+            raise
+        traceback.print_exc()
+        note("failed", title, f"{type(error).__name__}: {error}")
         return "failed"
     record = outcome.record
     student = record.scores.student or record.scores.teacher

@@ -72,6 +72,7 @@ class TuningConfig(_Strict):
 
     trials: int = Field(ge=0)
     factors: list[float] = Field(min_length=1)
+    length: float = Field(gt=0, le=1)
     seed: int
 
 
@@ -251,7 +252,7 @@ def explain(error: Exception) -> KDBenchError:
     """Turns an error of Hydra or OmegaConf into one line with the nearest fix."""
     text = str(error)
     if isinstance(error, OverrideParseException):
-        line = text.splitlines()[0]
+        line = [line for line in text.splitlines() if not line.startswith("See ")][-1]
         return KDBenchError(f"{error.override}: {line}; expected key=value, with special characters as \"key='[…]'\"")
     cause = error.__cause__
     if cause is not None and "not in struct" in str(cause):

@@ -54,6 +54,7 @@ class History(Callback):
         self.passes: dict[str, int] = dict(before.passes) if before else {}
         self.samples: int = before.samples if before else 0
         self.wall: float = before.wall if before else 0.0
+        self._steps = int(before.rows[-1].get("step", 0)) if before and before.rows else 0
         self.best = -math.inf
         self.best_epoch = -1
         self._started = 0.0
@@ -123,7 +124,11 @@ class History(Callback):
         if bad:
             raise Diverged(f"term {bad[0]!r} is not finite in epoch {trainer.current_epoch}: lower the learning rate")
         progress = (trainer.current_epoch + 1) / max(1, trainer.max_epochs or 1)
-        row: dict[str, float] = {"epoch": len(self.rows), "lr": distiller.lr()}
+        row: dict[str, float] = {
+            "epoch": len(self.rows),
+            "step": self._steps + trainer.global_step,
+            "lr": distiller.lr(),
+        }
         row |= {f"train/{name}": value for name, value in means.items()}
         row |= {f"weight/{n}": s.at(progress) for n, s in distiller.plan.schedules.items() if n in means}
         if distiller.validation:
@@ -135,7 +140,7 @@ class History(Callback):
             distiller.validation = {}
         self.rows.append(row)
         for logger in trainer.loggers:
-            logger.log_metrics(row, trainer.global_step)
+            logger.log_metrics(row, int(row["step"]))
         for role, count in distiller.cast.passes.items():
             self.passes[role] = self.passes.get(role, 0) + count
         distiller.cast.passes.clear()

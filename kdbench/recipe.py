@@ -27,6 +27,7 @@ class Recipe:
         teacher: Key of the trained teacher, or None.
         factor: On the weights of all distillation terms.
         scored: Whether the test set is read at the end (tuning trials are scored on validation alone).
+        length: Share of the configured epochs (tuning trials may be shorter).
     """
 
     role: str
@@ -38,13 +39,14 @@ class Recipe:
     teacher: str | None = None
     factor: float = 1.0
     scored: bool = True
+    length: float = 1.0
     files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trainer(self) -> dict[str, Any]:
         """Trainer configuration of this role: the common one under the role's own overrides."""
-        own = self.config[self.side].get("trainer") or {}
-        return {**self.config["trainer"], **own}
+        trainer = {**self.config["trainer"], **(self.config[self.side].get("trainer") or {})}
+        return {**trainer, "epochs": max(1, round(trainer["epochs"] * self.length))}
 
     @property
     def modules(self) -> set[str]:
@@ -75,9 +77,9 @@ class Recipe:
             }
         )
 
-    def trial(self, factor: float, seed: int) -> Recipe:
-        """Returns the same recipe as a tuning trial: another factor and seed, no test."""
-        return replace(self, factor=factor, seed=seed, scored=False)
+    def trial(self, factor: float, seed: int, length: float) -> Recipe:
+        """Returns the same recipe as a tuning trial: another factor, seed and length, no test."""
+        return replace(self, factor=factor, seed=seed, length=length, scored=False)
 
 
 def file_digest(path: str) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import io
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -45,6 +47,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdbench.task import Task
+
+
+PREVIEW = "preview.png"
+
+#: Class of the ``wandb`` module for each kind of ``Task.media``.
+MEDIA = {"object3d": "Object3D"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class Run:
         self.store = Store(Path(config["cache"]) if config["cache"] else None)
         self.task = make_task(config, self.store)
         self.loggers: list[Any] = []
+        self.media: dict[str, Callable[[ModuleType], Any]] = {}
 
     @functools.cached_property
     def spec(self) -> str:
@@ -116,27 +125,38 @@ class Run:
                 show(record, folder, self.console)
                 return Outcome("ok", folder, record)
         with self._logging(run_id):
-            try:
-                record, files = self._record(stages, run_id)
-            except KDBenchError as error:
-                from kdbench.history import Diverged
+            outcome = self._attempt(stages, run_id)
+            self._publish(outcome)
+        if outcome.status == "ok":
+            show(outcome.record, outcome.path, self.console)
+        return outcome
 
-                if not isinstance(error, Diverged):
-                    raise
-                return self._failed(run_id, "diverged", str(error))
-            except Exception as error:
-                self.console.print(traceback.format_exc(), highlight=False, markup=False)
-                return self._failed(run_id, "failed", f"{type(error).__name__}: {error}")
-            path = write_record(Path(self.config["results"]), record, files, replace=True)
-            self._publish(record, path)
-        show(record, path, self.console)
+    def _attempt(self, stages: Stages, run_id: str) -> Outcome:
+        from kdbench.history import Diverged
+
+        try:
+            record, files = self._record(stages, run_id)
+        except Diverged as error:
+            return self._failed(run_id, "diverged", str(error))
+        except KDBenchError:
+            raise
+        except Exception as error:
+            self.console.print(traceback.format_exc(), highlight=False, markup=False)
+            return self._failed(run_id, "failed", f"{type(error).__name__}: {error}")
+        path = write_record(Path(self.config["results"]), record, files, replace=True)
         return Outcome("ok", path, record)
 
     def _follow(self, name: str, epochs: int) -> tuple[list[Any], list[Any]]:
         from kdbench.progress import Bar
 
-        final = name == ("student" if self.config["method"].get("_target_") else "scratch")
-        return [Bar(name, epochs, self.task.selection, self.console)], self.loggers if final else []
+        main = (
+            "teacher"
+            if self.config["role"] == "teacher"
+            else "student"
+            if "_target_" in self.config["method"]
+            else "scratch"
+        )
+        return [Bar(name, epochs, self.task.selection, self.console)], self.loggers if name == main else []
 
     @contextlib.contextmanager
     def _logging(self, run_id: str) -> Iterator[None]:
@@ -158,23 +178,31 @@ class Run:
             directions={f"val/{self.task.primary}": self.task.higher_is_better},
         )
         folder = Path(self.config["results"]) / ".wandb" / run_id
-        folder.mkdir(parents=True, exist_ok=True)
         with open_loggers(self.config["logger"], run=info, folder=folder) as loggers:
             self.loggers = loggers
             yield
 
-    def _publish(self, record: Record, path: Path) -> None:
-        if self.loggers:
-            from kdbench.loggers import publish
-
-            final = record.scores.student.test if record.scores.student else {}
-            publish(self.loggers, final=final, pictures={"preview": path / "preview.png"}, record=path / RUN)
+    def _publish(self, outcome: Outcome) -> None:
+        """Shows the record on W&B; a run that failed ends there as failed."""
+        record, path = outcome.record, outcome.path
+        scores = record.scores.student or record.scores.teacher
+        for logger in self.loggers:
+            logger.publish(
+                final=scores.test if scores else {},
+                pictures={"preview": path / PREVIEW} if (path / PREVIEW).is_file() else {},
+                media=self.media,
+                record=path / RUN,
+            )
+            if outcome.status != "ok":
+                logger.close(1)
 
     # ---- the record -------------------------------------------------------------------------------------------
 
     def _record(self, stages: Stages, run_id: str) -> tuple[Record, dict[str, Path | bytes | str]]:
         role = self.config["role"]
         products: dict[str, Product] = {}
+        if role != "teacher":
+            stages.rehearse()
         if role != "student":
             products["teacher"] = stages.teacher()
         tuning: Tuning | None = None
@@ -183,6 +211,8 @@ class Run:
             tuning = stages.tune()
             products["student"] = stages.student(tuning.factor if tuning else 1.0)
         main = products["teacher" if role == "teacher" else "student"]
+        if not main.fresh:
+            self._replay(main)
         self.console.print("[bold]scores[/]: drawing the picture, measuring the student", highlight=False)
         models, preview, latency, macs = self._look(products)
         gap, reason, flags = gap_closed(products, self.task, float(self.config["task"].get("noise", 0.0)))
@@ -221,9 +251,18 @@ class Run:
             "config.yaml": config,
             "metrics.csv": main.path / "metrics.csv",
             ("teacher" if role == "teacher" else "student") + ".safetensors": stages.weights(main),
-            "preview.png": preview,
+            PREVIEW: preview,
         }
         return record, files
+
+    def _replay(self, product: Product) -> None:
+        """Logs the epochs of a training that an earlier run did."""
+        if self.loggers:
+            with (product.path / "metrics.csv").open(newline="") as stream:
+                for row in csv.DictReader(stream):
+                    values = {key: float(value) for key, value in row.items() if value}
+                    for logger in self.loggers:
+                        logger.log_metrics(values, int(values["step"]))
 
     def _fidelity(self) -> str:
         target = self.config["method"].get("_target_")
@@ -251,6 +290,9 @@ class Run:
         batch = next(iter(self.task.data(int(self.config["seed"])).test_dataloader()))
         stream = io.BytesIO()
         self.task.picture(batch, networks).save(stream, format="png")
+        if self.loggers:
+            media = self.task.media(batch, networks)
+            self.media = {k: functools.partial(_medium, MEDIA[k], v) for k, v in media.items()}
         student = sizes.get("student")
         return Models(**sizes), stream.getvalue(), getattr(student, "latency_ms", 0.0), getattr(student, "macs", 0)
 
@@ -271,6 +313,10 @@ class Run:
         path = write_record(Path(self.config["results"]), record, {"config.yaml": config}, replace=True)
         self.console.print(f"[bold red]{status}[/]: {reason}\nrecord: {path}", highlight=False, soft_wrap=True)
         return Outcome(status, path, record)
+
+
+def _medium(name: str, content: Any, wandb: ModuleType) -> Any:
+    return getattr(wandb, name)(content)
 
 
 def terminal() -> Console:

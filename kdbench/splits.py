@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 SHARE = 0.1
@@ -17,23 +18,28 @@ def cut(
         ids: Sample ids.
         share: Of the samples; at least one is chosen where there are two.
         purpose: Names the cut (``val``, ``meta``), so that two cuts are independent.
-        labels: Class of each sample; with it at least one sample of each class that has two is chosen.
+        labels: Class of each sample; with it at least one sample of each class that has two is chosen, and at least one
+            of every class is not.
 
     Returns:
         Indices of the chosen samples, ascending.
     """
     order = sorted(range(len(ids)), key=lambda i: _hash(purpose, ids[i]))
     count = min(max(1, round(share * len(ids))), len(ids) - 1) if len(ids) > 1 else 0
-    chosen = set(order[:count])
-    if labels is not None:
-        totals: dict[Hashable, int] = {}
-        for label in labels:
-            totals[label] = totals.get(label, 0) + 1
-        present = {labels[i] for i in chosen}
+    if labels is None:
+        return sorted(order[:count])
+    left = Counter(labels)
+    chosen: set[int] = set()
+    present: set[Hashable] = set()
+    # First the share, then the first sample of each class that is not among it.
+    for full in (False, True):
         for index in order:
-            if labels[index] not in present and totals[labels[index]] > 1:
+            label = labels[index]
+            wanted = label not in present if full else len(chosen) < count
+            if wanted and left[label] > 1:
                 chosen.add(index)
-                present.add(labels[index])
+                present.add(label)
+                left[label] -= 1
     return sorted(chosen)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Stages:
     task: Task
     store: Store
     follow: Followers
+    _renewed: set[str] = field(default_factory=set)
 
     @functools.cached_property
     def plugins(self) -> dict[str, Mapping[str, Any]]:
@@ -96,7 +97,7 @@ class Stages:
         Raises:
             KDBenchError: It is below ``teacher.expect``.
         """
-        product = self._make(self.teacher_recipe, "teacher")
+        product = self._make(self.teacher_recipe, "teacher", main=self.config["role"] == "teacher")
         expect, tolerance = self.config["teacher"]["expect"], self.config["teacher"]["tolerance"]
         score = product.manifest["scores"]["test"][self.task.primary]
         short = (expect or 0.0) - score if self.task.higher_is_better else score - (expect or 0.0)
@@ -109,19 +110,11 @@ class Stages:
 
     def scratch(self) -> Product:
         """Returns the student trained alone."""
-        return self._make(self.scratch_recipe, "scratch")
+        return self._make(self.scratch_recipe, "scratch", main=not self.distils)
 
     def student(self, factor: float = 1.0) -> Product:
         """Returns the distilled student; without a method it is the scratch student."""
-        return self._make(self.student_recipe(factor), "student") if self.distils else self.scratch()
-
-    def forget(self) -> None:
-        """Removes the product that the run is about, so that it is made again; what it shares with others stays.
-
-        Raises:
-            KDBenchError: Another process is making it.
-        """
-        self.store.remove("model", self.main_recipe.key)
+        return self._make(self.student_recipe(factor), "student", main=True) if self.distils else self.scratch()
 
     def tune(self) -> Tuning | None:
         """Chooses the factor on the method's weights on validation, with the same trials for every method."""
@@ -133,7 +126,7 @@ class Stages:
         # Seeds that run side by side begin with different trials instead of waiting for each other.
         start = self.config["seed"] % len(factors)
         for factor in factors[start:] + factors[:start]:
-            recipe = self.student_recipe().trial(factor, tuning["seed"])
+            recipe = self.student_recipe().trial(factor, tuning["seed"], tuning["length"])
             product = self._make(recipe, f"trial ×{factor:g}")
             score = product.manifest["scores"]["val"].get(self.task.selection)
             if score is None:
@@ -149,7 +142,12 @@ class Stages:
         """Returns the file of a product's weights."""
         return product.path / "model.safetensors"
 
-    def _make(self, recipe: Recipe, name: str) -> Product:
+    def _make(self, recipe: Recipe, name: str, main: bool = False) -> Product:
+        """Returns the product of a recipe; with ``rerun`` the one that the run is about is made again, once."""
+        if main and self.config["rerun"] and recipe.key not in self._renewed:
+            self.store.remove("model", recipe.key)
+            self._renewed.add(recipe.key)
+
         def make(work: Path) -> dict[str, Any]:
             from kdbench.fit import train
 

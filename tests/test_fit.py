@@ -260,7 +260,7 @@ def test_a_training_that_runs_out_of_time_is_scored_where_it_stands(tmp_path, va
 
 def test_a_tuning_trial_never_reads_the_test_set(tmp_path, monkeypatch):
     training(tmp_path, "KD")
-    trial = recipe("KD").trial(0.3, seed=9)
+    trial = recipe("KD").trial(0.3, seed=9, length=1.0)
     trained = Training(trial, Toy(), tmp_path / "teacher.safetensors")
     monkeypatch.setattr(type(trained.data), "test_dataloader", lambda self: pytest.fail("the test set was read"))
     manifest = trained.run(tmp_path / "trial")

@@ -21,7 +21,8 @@ def kdbench(tmp_path, monkeypatch, capsys) -> CommandLine:
 
 
 def outside(*arguments: str, folder: Path, python: tuple[str, ...] = ("-m", "kdbench")) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(install(folder / "site")), str(ROOT)])}
+    site = folder / "site" if (folder / "site").exists() else install(folder / "site")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
     return subprocess.run(
         [sys.executable, *python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -58,10 +59,14 @@ def outside(*arguments: str, folder: Path, python: tuple[str, ...] = ("-m", "kdb
         (("data=pointcloud",), "data=kitti belongs to task pointcloud, not to toy: leave data= out"),
         (("pair=pointpillars_4x",), "pair=pointpillars_4x belongs to task pointcloud, not to toy"),
         (("data.fault=data",), "data.root: it is damaged"),
-        (("seed=1", "seed"), "seed"),
+        (("seed",), "seed: missing EQUAL"),
         (("student.init_from=/nowhere/w.safetensors",), "student.init_from=/nowhere/w.safetensors: there is no such"),
-        (("pair.student.taps.body=boddy", "method=fitnet"), "tap 'boddy'"),
-        (("pair.teacher.taps.stem=stem[7]", "method=fitnet"), "stem[7]"),
+        (
+            ("pair.student.taps.body=boddy", "method=fitnet"),
+            "Net has no module 'boddy' for a tap or part: did you mean 'body'",
+        ),
+        (("pair.teacher.taps.stem='stem[7]'", "method=fitnet"), "stem[7]"),
+        (("pair.teacher.taps.stem=stem[7]",), "pair.teacher.taps.stem=stem[7]: mismatched input '['"),
         (("method=toy_mixed",), "Mixed requires mixable, which task toy lacks"),
         (("student._target_=tests.toy.Nett",), "tests.toy has no 'Nett': did you mean 'Net'?"),
         (("student.widht=4",), "pair.architecture.widht: unknown key: did you mean 'width'?"),
@@ -84,13 +89,13 @@ class Trap:
         return os.mkdir, ("unpickled",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_weights_are_never_unpickled(kdbench, tmp_path):
     path = tmp_path / "weights.pt"
     for content in (pickle.dumps(Trap()), b"not a file of weights"):
         path.write_bytes(content)
-        assert "cannot be read without pickle" in kdbench("method=kd", f"student.init_from={path}").error.replace(
-            "not a weights file that can", "cannot"
-        )
+        line = kdbench("method=kd", f"student.init_from={path}").error
+        assert f"{path} is not a weights file that can be read without pickle" in line
     torch.save(Trap(), path)
     assert str(path) in kdbench("method=kd", f"teacher.init_from={path}").error
     assert not (ROOT / "unpickled").exists()
@@ -152,7 +157,7 @@ def test_rerun_of_a_role_alone_trains_that_role(kdbench):
 
 
 def test_divergence_leaves_a_record_of_it(kdbench):
-    ran = kdbench("method=kd", "student.trainer.optimizer.lr=1e12")
+    ran = kdbench("method=kd", "student.trainer.optimizer.lr=1e38")
     assert ran.code == 1
     (record,) = kdbench.records()
     assert record.status == "diverged"
@@ -222,16 +227,12 @@ def test_records_are_read_without_torch(tmp_path):
     assert ran.stdout.strip() == "False", ran.stderr
 
 
-def test_the_real_process_refuses_and_succeeds(tmp_path):
+def test_a_refusal_by_the_real_process(tmp_path):
     options = ("task=toy", "preset=smoke", "method=kd", "cache=cache")
     refused = outside(*options, "trainer.epochs=x", folder=tmp_path)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith("kdbench: error: trainer.epochs=x: ")
     assert refused.stderr.count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"site"}
-    full = outside(*options, "method=fitnet", "method.bind.hint=x", folder=tmp_path)
-    assert full.returncode == 1
-    assert full.stderr.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"site"}
 
 

@@ -3,12 +3,12 @@
 Paper: Zhang, Dong, Tai, Ma, "PointDistiller: Structured Knowledge Distillation Towards Efficient and Compact 3D
 Detection", CVPR 2023, section 3.
 Deviations: the paper divides a loss whose weights already sum to one by N, which leaves nothing of it; both forms here
-are the weighted mean of the released code. ``faithful=paper`` works within each sample, takes counts for voxels and
-pillars, and otherwise the teacher's channel maximum to select and the graph's maximum to weigh. ``faithful=code`` does
-what the released code does:
+are the weighted mean of the released code. Counts end at 32, as they do there. ``faithful=paper`` works within each
+sample, takes counts for voxels and pillars, and otherwise the teacher's channel maximum to select and the graph's
+maximum to weigh. ``faithful=code`` does what the released code does:
 
-* voxels and pillars: positions, neighbours and weights over the whole batch at once; counts end at 32, and their
-  temperature of 0.01 puts all weight on the fullest;
+* voxels and pillars: positions, neighbours and weights over the whole batch at once; their temperature of
+  0.01 puts all weight on the fullest;
 * grids: by sample; its softmax runs over an axis of length one, so that all weights are one, times the batch size;
 * points: by sample, the maximum of each graph over its neighbours, no weights.
 
@@ -38,7 +38,8 @@ from kdbench.functional.pointdistiller import (
 from kdbench.plugin import Method, Need
 from kdbench.signals import Context, Signals
 
-#: Points that a pillar of the released code holds at most.
+#: Points that a voxel or pillar of the paper's detectors holds at most. Our pillars hold all of theirs, several hundred
+#: near the sensor, and a softmax over such counts would leave one graph a scan.
 CAP = 32
 
 
@@ -123,14 +124,12 @@ class PointDistiller(Method):
                 f"PointDistiller: the student has {len(student.values)} positions and the teacher "
                 f"{len(teacher.values)}, expected the same ones: give both the same point_range and pillar"
             )
-        counts = teacher.counts
-        if self.code and counts is not None:
-            counts = counts.clamp(max=CAP)
+        counts = None if teacher.counts is None else teacher.counts.clamp(max=CAP)
         score = importance("channel_max" if counts is None else "count", counts=counts, feature=teacher.values)
         batch = None if self.code and counts is not None else teacher.batch
         centres, neighbours = self._graphs(score, teacher.values, batch, ctx)
-        of_teacher = self.gamma_t(centres, neighbours, teacher.values)
-        of_student = self.gamma_s(centres, neighbours, student.values)
+        of_teacher: tuple[Tensor, Tensor] = self.gamma_t(centres, neighbours, teacher.values)
+        of_student: tuple[Tensor, Tensor] = self.gamma_s(centres, neighbours, student.values)
         if self.code and counts is None and isinstance(given, Points):
             pooled = [gather_edges(*terms, neighbours).relu().amax(1) for terms in (of_student, of_teacher)]
             return {"local_graph": local_graph_loss(pooled[0], pooled[1])}

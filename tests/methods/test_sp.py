@@ -28,9 +28,9 @@ def bench(batch: int = 4, kind: int = 0, dtype: torch.dtype = torch.float32) -> 
     return Bench("sp", {"feature": student}, {"feature": teacher})
 
 
-def test_binds_to_the_deepest_feature():
+def test_binds_to_the_deepest_grid():
     side = {"taps": {"stem": "stem", "body": "body", "pooled": "head:input"}}
-    assert bind(SP, Toy, {"name": "toy", "student": side, "teacher": side}) == {"feature": "pooled"}
+    assert bind(SP, Toy, {"name": "toy", "student": side, "teacher": side}) == {"feature": "body"}
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))

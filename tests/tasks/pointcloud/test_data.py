@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdbench.data import Key
+from kdbench.errors import KDBenchError
+from kdbench.splits import cut
+from kdbench.task import Batch, move
+from tasks.pointcloud import data as module
+from tasks.pointcloud import kitti
+from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.data import (
+    DATABASE,
+    Collate,
+    Frame,
+    Frames,
+    KittiData,
+    Scans,
+    Split,
+    content_digest,
+    frame_id,
+    prepare,
+)
+from tasks.pointcloud.database import Database
+from tests.tasks.pointcloud import tiny
+
+CLASSES = ("Pedestrian", "Cyclist", "Car")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tiny.write(tmp_path_factory.mktemp("kitti") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def frames(root, tmp_path_factory) -> Frames:
+    work = tmp_path_factory.mktemp("prepared")
+    split = Split.of(root)
+    manifest = prepare(root, [*split.train, *split.val, *split.test], split.train, CLASSES, work)
+    assert manifest["frames"] == 9
+    return Frames(root, work, CLASSES)
+
+
+def loaders(frames: Frames, root: Path, seed: int = 0, workers: int = 0) -> KittiData:
+    augment = Augment(point_range=(0.0, -10.24, -3.0, 20.48, 10.24, 1.0))
+    return KittiData(frames, Split.of(root), tiny.RANGE, augment, 2, workers, seed)
+
+
+def epoch(loader: Any, number: int = 0) -> list[Batch]:
+    loader.sampler.set_epoch(number)
+    return list(loader)
+
+
+def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a.ids, b.ids)
+        and torch.equal(a.inputs["points"], b.inputs["points"])
+        and torch.equal(a.targets["boxes"], b.targets["boxes"])
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+# ---- splits -------------------------------------------------------------------------------------------------------
+
+
+def test_kittis_val_is_the_test_set_and_val_is_cut_from_train(root):
+    split = Split.of(root)
+    train, val = (kitti.read_split(root, name) for name in ("train", "val"))
+    assert split.test == tuple(val)
+    assert split.val == tuple(train[i] for i in cut(train))
+    assert len(split.val) == 1
+    assert sorted(split.train + split.val) == train
+    assert split.train == tuple(n for n in train if n not in split.val)
+    assert set(split.meta) < set(split.train)
+    assert Split.of(root, train=2, test=1) == Split.of(root, 2, 1)
+    assert len(Split.of(root, train=3).train) == 2
+    assert Split.of(root, test=1).test == tuple(val[:1])
+
+
+def test_a_cut_needs_two_frames_and_sets_apart(root, tmp_path):
+    with pytest.raises(KDBenchError, match=r"train.txt: 1 frame to train on \(data.train=1\); expected at least 2"):
+        Split.of(root, train=1)
+    other = tiny.write(tmp_path / "kitti", 2, 1)
+    (other / "ImageSets" / "val.txt").write_text("000001\n")
+    with pytest.raises(KDBenchError, match="frame 000001 is in train.txt and in val.txt"):
+        Split.of(other)
+
+
+# ---- preparing ----------------------------------------------------------------------------------------------------
+
+
+def test_scans_are_cropped_to_the_image(root, frames):
+    """Point by point: kept where the projection is ahead of the camera and inside the image."""
+    whole = kitti.read_points(root / "training" / "velodyne" / "000000.bin")
+    camera = np.column_stack([-whole[:, 1], -whole[:, 2] - 0.08, whole[:, 0] - 0.27]).astype(np.float64)
+    with np.errstate(divide="ignore"):
+        u, v = 700 * camera[:, 0] / camera[:, 2] + 600, 700 * camera[:, 1] / camera[:, 2] + 180
+    width, height = kitti.DEFAULT_IMAGE_SIZE
+    seen = (camera[:, 2] > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    assert 0.1 < seen.mean() < 0.9
+    np.testing.assert_array_equal(frames.read("000000").points, whole[seen])
+
+
+def test_frames_give_boxes_and_labels_without_dont_care(frames):
+    _, boxes, types = tiny.scene("000002")
+    frame = frames.read("000002")
+    np.testing.assert_allclose(frame.boxes, boxes, atol=1e-4)
+    assert [CLASSES[i] if i >= 0 else "" for i in frame.labels] == ["Car", "Pedestrian", "Cyclist", ""]
+    assert types[3] == "Van"
+    objects, calibration, size = frames.truth("000002")
+    assert objects.types.tolist() == [*types, "DontCare"]
+    np.testing.assert_allclose(calibration.p2, tiny.CALIBRATION.p2)
+    assert size == kitti.DEFAULT_IMAGE_SIZE
+
+
+def test_the_database_holds_the_objects_of_the_training_frames(root, frames):
+    database = Database.load(frames.prepared / DATABASE)
+    assert set(database.frames) == set(Split.of(root).train)
+    assert sorted(set(database.classes)) == ["Car", "Cyclist", "Pedestrian"]
+    assert len(database) == 3 * len(Split.of(root).train)
+    assert database.counts.min() >= 70  # 80 are inside; some may be out of the image
+
+
+def test_content_digest_sees_labels_calibration_scans_and_images(root, tmp_path):
+    from PIL import Image
+
+    made = tiny.write(tmp_path / "kitti")
+    names = ["000000", "000001"]
+    digests = [content_digest(made, names)]
+    assert digests[0] == content_digest(root, names)
+    training = made / "training"
+    image = training / "image_2" / "000000.png"
+    changes: list[Callable[[], Any]] = [
+        lambda: (training / "label_2" / "000000.txt").open("a").write("\n"),
+        lambda: (training / "calib" / "000001.txt").open("a").write("# seen\n"),
+        lambda: (training / "velodyne" / "000001.bin").open("ab").write(bytes(16)),
+        lambda: (image.parent.mkdir(), Image.new("L", (1224, 370)).save(image)),
+    ]
+    for change in changes:
+        change()
+        digests.append(content_digest(made, names))
+    assert len(set(digests)) == 5
+    assert content_digest(made, names[:1]) not in digests
+
+
+# ---- batches ------------------------------------------------------------------------------------------------------
+
+
+def test_collate_joins_and_drops_what_is_outside():
+    def frame(name: str, points: list[list[float]], boxes: list[float], labels: list[int]) -> Frame:
+        found = np.array([[x, 0, 0, 4, 2, 1.5, 0] for x in boxes], dtype=np.float32).reshape(-1, 7)
+        return Frame(name, np.array(points, dtype=np.float32), found, np.array(labels, dtype=np.int64))
+
+    first = frame("000012", [[1, 0, 0, 0.5], [-1, 0, 0, 0], [20.48, 0, 0, 0], [2, 0, 1, 0]], [5, 30, 6], [2, 2, -1])
+    second = frame("b", [[3, 3, -1, 0.1]], [], [])
+    third = frame("000007", [[4, -3, -2, 0.2], [5, 9, 0.5, 0.3]], [7, 8], [0, 1])
+    batch = Collate(tiny.RANGE)([first, second, third])
+    assert len(batch) == batch.inputs["size"] == 3
+    assert (
+        batch.inputs["points"].tolist()
+        == torch.tensor([[1, 0, 0, 0.5], [3, 3, -1, 0.1], [4, -3, -2, 0.2], [5, 9, 0.5, 0.3]]).tolist()
+    )
+    assert batch.inputs["batch"].tolist() == [0, 1, 2, 2]
+    assert batch.targets["boxes"][:, 0].tolist() == [5, 7, 8]
+    assert batch.targets["labels"].tolist() == [2, 0, 1]
+    assert batch.targets["batch"].tolist() == [0, 2, 2]
+    assert batch.ids.tolist() == [12, frame_id("b"), 7]
+    assert batch.memo["names"] == ["000012", "b", "000007"]
+
+
+def test_empty_scans_and_scenes_make_a_batch():
+    nothing = Frame("000000", np.empty((0, 4), np.float32), np.empty((0, 7), np.float32), np.empty(0, np.int64))
+    batch = Collate(tiny.RANGE)([nothing, nothing])
+    assert batch.inputs["points"].shape == (0, 4)
+    assert batch.targets["boxes"].shape == (0, 7)
+    assert (batch.targets["labels"].dtype, batch.targets["batch"].dtype) == (torch.int64, torch.int64)
+
+
+def test_a_batch_moves_with_all_that_it_holds(frames, root):
+    batch = next(iter(loaders(frames, root).test_dataloader()))
+    assert move(batch, torch.device("cpu")) is batch
+    moved = move(batch, torch.device("meta"))
+    tensors = [*moved.inputs.values(), *moved.targets.values(), moved.ids]
+    assert {t.device.type for t in tensors if isinstance(t, torch.Tensor)} == {"meta"}
+    assert moved.inputs["size"] == 2
+    assert moved.memo["names"] == batch.memo["names"]
+    assert len(moved) == 2
+
+
+# ---- loaders ------------------------------------------------------------------------------------------------------
+
+
+def test_every_split_reads_its_own_frames(frames, root):
+    split, made = Split.of(root), loaders(frames, root)
+    for loader, names in (
+        (made.val_dataloader(), split.val),
+        (made.test_dataloader(), split.test),
+    ):
+        assert [n for batch in epoch(loader) for n in batch.memo["names"]] == list(names)
+    seen = [n for batch in epoch(made.train_dataloader()) for n in batch.memo["names"]]
+    assert len(seen) == 4  # of five: an incomplete last batch is dropped
+    assert set(seen) <= set(split.train)
+    meta = [n for batch in epoch(made.meta_dataloader()) for n in batch.memo["names"]]
+    assert meta == list(split.meta)
+
+
+def test_batches_belong_to_seed_and_epoch_alone(frames, root):
+    """As a student and its scratch twin ask: whatever else has drawn random numbers in between."""
+    first = epoch(loaders(frames, root).train_dataloader())
+    torch.rand(11)
+    np.random.rand(3)  # noqa: NPY002
+    twin = loaders(frames, root).train_dataloader()
+    epoch(twin, 5)
+    assert same(first, epoch(twin, 0))
+    assert not same(first, epoch(twin, 1))
+    assert not same(first, epoch(loaders(frames, root, seed=1).train_dataloader()))
+    meta = loaders(frames, root).meta_dataloader()
+    assert not same(epoch(meta, 0), epoch(meta, 1))
+
+
+def test_augmentation_belongs_to_the_frame_and_not_to_its_place(frames, root):
+    database = Database.load(frames.prepared / DATABASE).filter(CLASSES)
+    forwards, backwards = (
+        Scans(frames, names, 3, Augment(), database) for names in (("000000", "000001"), ("000001", "000000"))
+    )
+    first, again, later = forwards[Key(2, 0)], backwards[Key(2, 1)], forwards[Key(3, 0)]
+    np.testing.assert_array_equal(first.points, again.points)
+    assert first.name == again.name == "000000"
+    assert len(first.points) != len(later.points) or not np.array_equal(first.points, later.points)
+
+
+def test_test_frames_are_not_augmented(frames, root):
+    made = loaders(frames, root)
+    (batch, _), later = epoch(made.test_dataloader()), epoch(made.test_dataloader(), 4)
+    assert same([batch], later[:1])
+    alone = Collate(tiny.RANGE)([frames.read(n) for n in batch.memo["names"]])
+    assert torch.equal(alone.inputs["points"], batch.inputs["points"])
+
+
+@pytest.mark.slow
+def test_loader_processes_give_the_same_batches(frames, root):
+    alone, many = loaders(frames, root).train_dataloader(), loaders(frames, root, workers=2).train_dataloader()
+    for number in (0, 1):
+        assert same(epoch(alone, number), epoch(many, number))
+
+
+def test_vans_take_up_space_but_are_no_targets(frames, root):
+    """No pasted object overlaps a van, and no batch trains on one."""
+    from tasks.pointcloud.augment import overlap_bev
+
+    database = Database.load(frames.prepared / DATABASE).filter(CLASSES)
+    frame = frames.read("000000")
+    van = frame.boxes[frame.labels == -1]
+    # A car exactly on the van is the only thing to paste.
+    chosen = database.members("Car")[:1]
+    car = Database(
+        **{name: getattr(database, name)[chosen] for name in ("labels", "difficulty", "counts", "frames")},
+        classes=database.classes, boxes=van.copy(), points=database.points_of(chosen),
+    )  # fmt: skip
+    augment = Augment(flip=0, rotation=(0, 0), scale=(1, 1), sample={"Car": 2})
+    stream = np.random.default_rng(0)
+    _, boxes, labels = augment(frame.points, frame.boxes, frame.labels, stream, car)
+    assert len(boxes) == len(frame.boxes)
+    without = frame.labels >= 0
+    _, boxes, labels = augment(frame.points, frame.boxes[without], frame.labels[without], stream, car)
+    assert (labels == CLASSES.index("Car")).sum() == 2
+    assert overlap_bev(boxes[-1:], van).all()
+    batch = Collate(tiny.RANGE)([frame])
+    assert sorted(batch.targets["labels"].tolist()) == [0, 1, 2]
+
+
+# ---- bad folders --------------------------------------------------------------------------------------------------
+
+
+def nan_points(path: Path) -> None:
+    points = kitti.read_points(path)
+    points[5, 1] = np.nan
+    kitti.write_points(path, points)
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing scan": (
+        lambda root: (root / "training/velodyne/000001.bin").unlink(),
+        r"frame 000001 of .*train.txt: label without scan; expected training/velodyne/000001.bin",
+    ),
+    "truncated scan": (
+        lambda root: (root / "training/velodyne/000001.bin").write_bytes(bytes(35)),
+        r"000001.bin: 35 bytes; expected a multiple of 16",
+    ),
+    "empty scan": (
+        lambda root: (root / "training/velodyne/000007.bin").write_bytes(b""),
+        r"000007.bin: 0 bytes; expected a multiple of 16",
+    ),
+    "NaN": (
+        lambda root: nan_points(root / "training/velodyne/000001.bin"),
+        r"000001.bin: 1 of \d+ points hold NaN or infinity, first at 5",
+    ),
+    "missing field": (
+        lambda root: (root / "training/label_2/000001.txt").write_text("Car 0 0 1.5 1 2 30 40 1.5 1.6 3.9 1 2 8\n"),
+        r"000001.txt:1: 14 fields; expected 15 for a label",
+    ),
+    "word for a number": (
+        lambda root: (root / "training/label_2/000007.txt").write_text("Car 0 0 a 1 2 30 40 1.5 1.6 3.9 1 2 8 0\n"),
+        r"000007.txt:1: 'a' is not a finite number",
+    ),
+    "no P2": (
+        lambda root: (root / "training/calib/000001.txt").write_text(
+            "".join(
+                line + "\n"
+                for line in (root / "training/calib/000001.txt").read_text().splitlines()
+                if not line.startswith("P2")
+            )
+        ),
+        r"calib/000001.txt: no P2; a KITTI calibration file holds P2, R0_rect, Tr_velo_to_cam",
+    ),
+    "no calibration": (
+        lambda root: (root / "training/calib/000001.txt").unlink(),
+        r"frame 000001 of .*: no calibration; expected training/calib/000001.txt",
+    ),
+    "no label": (
+        lambda root: (root / "training/label_2/000007.txt").unlink(),
+        r"frame 000007 of .*val.txt: scan without label",
+    ),
+    "unknown frame": (
+        lambda root: (root / "ImageSets/train.txt").write_text("000000\n000001\n000099\n"),
+        r"frame 000099 of .*train.txt: no scan; expected training/velodyne/000099.bin",
+    ),
+    "no split": (
+        lambda root: (root / "ImageSets/val.txt").unlink(),
+        r"val.txt: no such split; ImageSets holds train; is data.root a folder in KITTI's layout",
+    ),
+    "broken image": (
+        lambda root: [(root / "training/image_2").mkdir(), (root / "training/image_2/000001.png").write_bytes(b"no")],
+        r"000001.png: not a readable image",
+    ),
+}
+
+
+def nothing_half_written(cache: Path) -> bool:
+    return not [p for p in cache.glob("kitti-*/*") if p.suffix != ".work"] and not list(cache.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_folders_are_one_line_and_leave_no_product(case, tmp_path):
+    root = tiny.write(tmp_path / "kitti")
+    spoil, line = BAD[case]
+    spoil(root)
+    made = tiny.task(root, tmp_path / "cache")
+    with pytest.raises(KDBenchError, match=line) as error:
+        made.prepare()
+    assert "\n" not in str(error.value)
+    assert nothing_half_written(tmp_path / "cache")
+
+
+def test_a_mended_folder_is_prepared_after_all(tmp_path):
+    root = tiny.write(tmp_path / "kitti")
+    path = root / "training" / "velodyne" / "000001.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    made = tiny.task(root, tmp_path / "cache")
+    with pytest.raises(KDBenchError):
+        made.prepare()
+    path.write_bytes(whole)
+    made.prepare()
+    assert made.dataset().sizes == {"train": 5, "val": 1, "test": 3}
+
+
+def test_no_such_root(tmp_path):
+    with pytest.raises(KDBenchError, match=r"data.root=.*nowhere: there is no such folder, expected KITTI's layout"):
+        tiny.task(tmp_path / "nowhere", tmp_path / "cache").prepare()
+    (tmp_path / "file").touch()
+    with pytest.raises(KDBenchError, match="there is no such folder"):
+        tiny.task(tmp_path / "file", tmp_path / "cache").prepare()
+    with pytest.raises(KDBenchError, match=r"train.txt: no such split; ImageSets holds nothing"):
+        tiny.task(tmp_path, tmp_path / "cache").prepare()
+    assert nothing_half_written(tmp_path / "cache")
+
+
+def test_disk_full_while_preparing(root, tmp_path, monkeypatch):
+    calls = []
+
+    def full(path: Any, values: np.ndarray) -> None:
+        calls.append(path)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        np.lib.format.open_memmap(path, "w+", values.dtype, values.shape)[:] = values
+
+    monkeypatch.setattr(module.np, "save", full)
+    made = tiny.task(root, tmp_path / "cache")
+    with pytest.raises(KDBenchError, match=r"no space left to write below .*cache .* MiB free") as error:
+        made.prepare()
+    assert "\n" not in str(error.value)
+    assert nothing_half_written(tmp_path / "cache")
+    monkeypatch.undo()
+    made.prepare()
+    assert made.dataset().sizes["train"] == 5
