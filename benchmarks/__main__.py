@@ -48,9 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     for name in options.names or BENCHMARKS:
         began = time.perf_counter()
-        with console.status(f"{name} …"):
-            rows += BENCHMARKS[name]()
-        console.print(f"{name}: {time.perf_counter() - began:.0f} s", highlight=False)
+        rows += BENCHMARKS[name]()
+        console.print(f"{name}: done after {time.perf_counter() - began:.0f} s", highlight=False)
     total = time.perf_counter() - start
     console.print(table(rows))
     missed = [row.name for row in rows if row.verdict == MISSED]

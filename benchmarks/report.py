@@ -14,6 +14,8 @@ import torch
 from rich.table import Table
 
 MET, WITHIN, MISSED = "met", "within the null range", "missed"
+#: What is wished for is more than this processor gives to anybody.
+BEYOND = "beyond this processor"
 #: Unit of a difference; every other unit is compared by ratio.
 MORE = "ms more"
 
@@ -33,6 +35,7 @@ class Row:
         aim: Wished for.
         null: Span of the difference (``ms more``) or else the ratio of two copies of one contender in the same rounds:
             what the machine makes of nothing.
+        reach: What a loop by hand reaches with the same means: a limit below it is one that this processor cannot meet.
         detail: Sizes and further figures.
     """
 
@@ -43,6 +46,7 @@ class Row:
     limit: float | None = None
     aim: float | None = None
     null: Span | None = None
+    reach: float | None = None
     detail: str = ""
 
     @classmethod
@@ -54,19 +58,27 @@ class Row:
     @property
     def verdict(self) -> str:
         """Whether the limit is met, or missed by no more than the null pair differs; empty where there is none."""
-        if self.limit is None or self.value <= self.limit:
-            return "" if self.limit is None else MET
+        if self.limit is None:
+            return ""
+        if self.value <= self.limit:
+            return MET
+        if self._near(self.limit):
+            return WITHIN
+        return BEYOND if self.reach is not None and self.reach > self.limit and self._near(self.reach) else MISSED
+
+    def _near(self, goal: float) -> bool:
+        """Says whether the null pair differs by as much as the value and a goal."""
         if self.null is None:
-            return MISSED
+            return False
         if self.unit == MORE:
-            return WITHIN if self.value - self.limit <= max(map(abs, self.null)) else MISSED
-        return WITHIN if self.value / self.limit <= max(self.null[1], 1 / self.null[0]) else MISSED
+            return self.value - goal <= max(map(abs, self.null))
+        return self.value / goal <= max(self.null[1], 1 / self.null[0])
 
 
 def table(rows: Iterable[Row]) -> Table:
     """Returns the rows as a table."""
     grid = Table("what", "measured", r"\[min, max]", "limit", "aim", "null pair", "verdict")
-    colours = {MET: "green", WITHIN: "yellow", MISSED: "red", "": "default"}
+    colours = {MET: "green", WITHIN: "yellow", MISSED: "red", BEYOND: "yellow", "": "default"}
     for row in rows:
         name = f"{row.name}\n[dim]{row.detail}[/]" if row.detail else row.name
         limits = ("" if v is None else f"{v:.3g}" for v in (row.limit, row.aim))

@@ -89,20 +89,20 @@ def run_job(composed: object) -> str:
         if not multirun:
             _fail(error)
         print(f"kdbench: error: {title}: {error}", file=sys.stderr)
-        note("failed", title, str(error))
+        note("failed", overrides, str(error))
         return "failed"
     except Exception as error:  # before there was anything to record; the other jobs of a sweep go on
         if not multirun:
             raise
         traceback.print_exc()
-        note("failed", title, f"{type(error).__name__}: {error}")
+        note("failed", overrides, f"{type(error).__name__}: {error}")
         return "failed"
     record = outcome.record
     student = record.scores.student or record.scores.teacher
     score = student.test[record.primary.name] if student and record.primary else None
     scratch = record.scores.scratch.test[record.primary.name] if record.scores.scratch and record.primary else None
     gain = None if score is None or scratch is None else score - scratch
-    note(outcome.status, title, str(outcome.path), score, gain)
+    note(outcome.status, overrides, os.path.relpath(outcome.path), score, gain)
     return outcome.status
 
 

@@ -16,8 +16,9 @@ def bind(
 ) -> Bindings:
     """Binds every need of a plugin to features that all of its roles give.
 
-    A need binds to the feature of its own name where the kind fits, else to the last (deepest) feature of its kind, of
-    several kinds the first that is there; with ``many`` to all of them. ``overrides`` (``method.bind`` in the configuration) come first.
+    A need binds to the feature of its own name where the kind fits, else to the last (deepest) feature of its kind, or
+    of the first of its kinds that is there; with ``many`` to all of them. ``overrides`` (``method.bind`` in the
+    configuration) come first.
 
     Raises:
         KDBenchError: The task lacks a capability or the pair a feature or part: one line that says which.

@@ -191,8 +191,8 @@ def check(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise explain(error) from None
     assert isinstance(plain, dict)
-    plain = {str(k): v for k, v in plain.items() if k not in ("hydra", "experiment", "recipe")}
-    config = _validated(Config, plain)
+    keys = {str(k): v for k, v in plain.items() if k not in ("hydra", "experiment", "recipe")}
+    config = _validated(Config, keys)
     for group in ("data", "pair"):
         owner = config[group].get("task")
         if owner not in (None, config["task"]["name"]):

@@ -44,7 +44,11 @@ def predict(run: Path, source: Path, out: Path | None = None) -> list[dict[str, 
     batch = task.read(source)
     found = task.predictions(model.eval(), batch)
     if out is not None:
-        task.picture(batch, {side: model}).save(out)
+        picture = task.picture(batch, {side: model})
+        try:
+            picture.save(out)
+        except (OSError, ValueError) as error:  # no such folder, no such format
+            raise KDBenchError(f"--out {out}: the picture cannot be written: {error}") from None
     return found
 
 

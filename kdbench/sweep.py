@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,25 @@ from kdbench.cache import write_atomic
 failed: list[str] = []
 
 _RESULT = "outcome.json"
+FORMATS = (("score", ".2f"), ("gain", "+.2f"))
+COLUMNS: dict[str, dict[str, Any]] = {
+    "job": {"overflow": "fold"},
+    "status": {"no_wrap": True},
+    "score": {"no_wrap": True, "justify": "right"},
+    "Δ scratch": {"no_wrap": True, "justify": "right"},
+    "": {"overflow": "fold"},
+}
 
 
-def note(status: str, title: str, detail: str, score: float | None = None, gain: float | None = None) -> None:
+def note(
+    status: str, overrides: Sequence[str], detail: str, score: float | None = None, gain: float | None = None
+) -> None:
     """Leaves a job's outcome in its sweep folder, where :class:`Summary` finds it whatever launched the job."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    outcome = {"status": status, "title": title, "detail": detail, "score": score, "gain": gain}
+    outcome = {"status": status, "overrides": list(overrides), "detail": detail, "score": score, "gain": gain}
     write_atomic(folder / _RESULT, json.dumps(outcome))
 
 
@@ -39,20 +50,24 @@ class Summary(Callback):
         """Collects the outcomes of the jobs; a job without one was killed."""
         folder = Path(config.hydra.sweep.dir)
         failed.clear()
-        table = Table(title="sweep")
-        for column in ("job", "status", "score", "Δ scratch", ""):
-            table.add_column(column)
         jobs = [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()] if folder.is_dir() else []
-        for job in sorted(jobs, key=lambda p: int(p.name)):
-            path = job / _RESULT
-            outcome = json.loads(path.read_text()) if path.is_file() else _killed(job.name)
+        outcomes = {job.name: _outcome(job) for job in sorted(jobs, key=lambda p: int(p.name))}
+        known = [set(outcome["overrides"]) for outcome in outcomes.values() if outcome["overrides"]]
+        shared = set.intersection(*known) if len(known) > 1 else set()
+        table = Table(title="sweep")
+        for column, options in COLUMNS.items():
+            table.add_column(column, **options)
+        for name, outcome in outcomes.items():
+            title = " ".join(o for o in outcome["overrides"] if o not in shared) or f"job {name}"
             if outcome["status"] != "ok":
-                failed.append(outcome["title"])
-            numbers = [f"{outcome[k]:+.2f}" if outcome[k] is not None else "" for k in ("score", "gain")]
-            table.add_row(outcome["title"], outcome["status"], numbers[0].lstrip("+"), numbers[1], outcome["detail"])
+                failed.append(title)
+            score, gain = (format(outcome[k], form) if outcome[k] is not None else "" for k, form in FORMATS)
+            table.add_row(title, outcome["status"], score, gain, outcome["detail"])
         Console(width=None if os.isatty(1) else 140).print(table)
 
 
-def _killed(name: str) -> dict[str, Any]:
-    detail = "ended without an outcome"
-    return {"status": "failed", "title": f"job {name}", "detail": detail, "score": None, "gain": None}
+def _outcome(job: Path) -> dict[str, Any]:
+    path = job / _RESULT
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    return {"status": "failed", "overrides": [], "detail": "ended without an outcome", "score": None, "gain": None}

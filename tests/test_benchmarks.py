@@ -12,8 +12,8 @@ import torch
 from benchmarks import __main__ as cli
 from benchmarks import engine, pointcloud
 from benchmarks.images import ResNet
-from benchmarks.report import MET, MISSED, MORE, WITHIN, Row
-from benchmarks.turns import Gate, alternate, take_turns
+from benchmarks.report import BEYOND, MET, MISSED, MORE, WITHIN, Row
+from benchmarks.turns import Gate, Times, alternate, take_turns
 from tasks.pointcloud.detector import PointPillars
 
 
@@ -30,6 +30,13 @@ from tasks.pointcloud.detector import PointPillars
 )
 def test_a_limit_is_missed_only_beyond_what_the_null_pair_differs(value, unit, null, verdict) -> None:
     assert Row("name", unit, value, limit=1.0, null=null).verdict == verdict
+
+
+def test_a_limit_that_a_loop_by_hand_cannot_meet_either_is_beyond_the_processor() -> None:
+    null = (0.98, 1.02)
+    assert Row("name", "x", 1.31, limit=0.57, null=null, reach=1.3).verdict == BEYOND
+    assert Row("name", "x", 1.4, limit=0.57, null=null, reach=1.3).verdict == MISSED
+    assert Row("name", "x", 0.7, limit=0.57, null=null, reach=0.5).verdict == MISSED
 
 
 def test_a_row_without_limit_has_no_verdict() -> None:
@@ -95,13 +102,33 @@ def run(rows: Iterator[Row]) -> list[Row]:
 
 
 @pytest.mark.slow
-def test_engine_benchmarks_run() -> None:
-    (overhead,) = run(engine.overhead(1, 2, batch_size=2))
-    assert (overhead.unit, overhead.limit, overhead.aim) == (MORE, 1.0, 0.4)
-    rows = run(engine.throughput(1, 2, teacher=8, student=8, batch_size=4))
-    assert [row.limit for row in rows] == [0.85, 0.57]
-    (lost,) = run(engine.accuracy(seeds=1, epochs=1, teacher=8))
-    assert -100 <= lost.value <= 100
+def test_the_overhead_is_measured() -> None:
+    (row,) = run(engine.overhead(1, 2, batch_size=2))
+    assert (row.unit, row.limit, row.aim) == (MORE, 1.0, 0.4)
+    assert row.null is not None
+
+
+def test_throughput_is_the_ratio_to_the_plain_loop(monkeypatch) -> None:
+    slower = {"bare": 10.0, "twin": 10.1, "by hand, float32": 8.0, "float32": 8.2, "by hand, bf16": 12.0, "bf16": 12.1}
+    monkeypatch.setattr(engine, "take_turns", lambda who, *_: {n: Times([slower[n], 2 * slower[n]]) for n in who})
+    float32, bf16 = run(engine.throughput(2, 1, teacher=8, student=8, batch_size=4))
+    assert (float32.value, float32.limit, float32.verdict) == (pytest.approx(0.82), 0.85, MET)
+    assert (bf16.value, bf16.limit, bf16.verdict) == (pytest.approx(1.21), 0.57, BEYOND)
+
+
+@pytest.mark.parametrize(("fast", "bf16"), [(False, False), (True, True)])
+def test_the_loop_by_hand_trains(fast: bool, bf16: bool) -> None:
+    torch.manual_seed(0)
+    loop = engine.Loop(ResNet(8, 5), ResNet(8, 5), fast, bf16)
+    images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 5
+    losses = [loop.step(images, labels).item() for _ in range(8)]
+    assert losses[-1] < losses[0]
+
+
+def test_the_accuracy_of_bf16_is_measured() -> None:
+    (row,) = run(engine.accuracy(seeds=1, epochs=1, teacher=8))
+    assert -100 <= row.value <= 100
+    assert row.limit is None
 
 
 def test_pillars_run_on_a_scan_as_dense_as_a_real_one() -> None:

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -109,7 +108,7 @@ def test_kill_at_random(whole: Whole, tmp_path: Path, attempt: int) -> None:
     moment = np.random.default_rng(attempt).uniform(0, whole.seconds)
     process = whole.start(tmp_path)
     time.sleep(moment)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     before, (said, behind) = manifests(tmp_path), ((tmp_path / "out.txt").read_text(), last_epoch(tmp_path))
     process = whole.start(tmp_path)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -75,12 +76,16 @@ def test_a_diverging_job_has_its_row_and_its_record(kdbench):
 
 def test_folders_of_sweeps_are_their_own(kdbench, monkeypatch):
     """Also where two start in one second."""
-    import time
 
-    monkeypatch.setattr(time, "time", lambda now=time.time(): now)
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2024, 1, 1)
+
+    monkeypatch.setattr("hydra.core.utils.datetime", Clock)
     for _ in range(2):
         assert kdbench("-m", "method=none", "role=teacher").code == 0
-    assert len(folders(kdbench.results)) == 2
+    assert [folder.name[:16] for folder in folders(kdbench.results)] == ["20240101-000000-"] * 2
     assert all((folder / "0" / "outcome.json").is_file() for folder in folders(kdbench.results))
 
 

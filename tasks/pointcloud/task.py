@@ -207,7 +207,8 @@ class PointCloud(Task):
         foreground = self._matched(batch) >= 0
         positives = foreground.sum().clamp(min=1)
         weight = torch.where(foreground, 1.0 / positives, 1.0 / (foreground.numel() - positives).clamp(min=1))
-        return features | {"logits": Logits(outputs.cls, weight=weight, law="bernoulli")}
+        mask = None if batch.distilled is None else batch.distilled[:, None].expand(weight.shape)
+        return features | {"logits": Logits(outputs.cls, mask=mask, weight=weight, law="bernoulli")}
 
     def _matched(self, batch: Batch) -> Tensor:
         """Assigns anchors once per batch, whoever asks first."""

@@ -1,1 +1,1 @@
-"""Configuration of the toy task, found as that of another package is: through the entry-point group ``kdbench.conf``."""
+"""Configuration of the toy task, found as another package's is, by the entry-point group ``kdbench.conf``."""

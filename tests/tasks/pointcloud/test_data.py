@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kdbench.data import Key
 from kdbench.errors import KDBenchError
@@ -15,7 +16,7 @@ from kdbench.splits import cut
 from kdbench.task import Batch, move
 from tasks.pointcloud import data as module
 from tasks.pointcloud import kitti
-from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.augment import Augment, overlap_bev
 from tasks.pointcloud.data import (
     DATABASE,
     Collate,
@@ -128,20 +129,26 @@ def test_the_database_holds_the_objects_of_the_training_frames(root, frames):
     assert database.counts.min() >= 70  # 80 are inside; some may be out of the image
 
 
-def test_content_digest_sees_labels_calibration_scans_and_images(root, tmp_path):
-    from PIL import Image
+def append(path: Path, content: bytes) -> None:
+    path.write_bytes(path.read_bytes() + content)
 
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_content_digest_sees_labels_calibration_scans_and_images(root, tmp_path):
     made = tiny.write(tmp_path / "kitti")
     names = ["000000", "000001"]
     digests = [content_digest(made, names)]
     assert digests[0] == content_digest(root, names)
     training = made / "training"
-    image = training / "image_2" / "000000.png"
-    changes: list[Callable[[], Any]] = [
-        lambda: (training / "label_2" / "000000.txt").open("a").write("\n"),
-        lambda: (training / "calib" / "000001.txt").open("a").write("# seen\n"),
-        lambda: (training / "velodyne" / "000001.bin").open("ab").write(bytes(16)),
-        lambda: (image.parent.mkdir(), Image.new("L", (1224, 370)).save(image)),
+    changes = [
+        lambda: append(training / "label_2" / "000000.txt", b"\n"),
+        lambda: append(training / "calib" / "000001.txt", b"# seen\n"),
+        lambda: append(training / "velodyne" / "000001.bin", bytes(16)),
+        lambda: Image.new("L", (1224, 370)).save(folder(training / "image_2") / "000000.png"),
     ]
     for change in changes:
         change()
@@ -253,8 +260,6 @@ def test_loader_processes_give_the_same_batches(frames, root):
 
 def test_vans_take_up_space_but_are_no_targets(frames, root):
     """No pasted object overlaps a van, and no batch trains on one."""
-    from tasks.pointcloud.augment import overlap_bev
-
     database = Database.load(frames.prepared / DATABASE).filter(CLASSES)
     frame = frames.read("000000")
     van = frame.boxes[frame.labels == -1]
@@ -285,6 +290,11 @@ def nan_points(path: Path) -> None:
     kitti.write_points(path, points)
 
 
+def without_p2(path: Path) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("P2")))
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing scan": (
         lambda root: (root / "training/velodyne/000001.bin").unlink(),
@@ -311,13 +321,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"000007.txt:1: 'a' is not a finite number",
     ),
     "no P2": (
-        lambda root: (root / "training/calib/000001.txt").write_text(
-            "".join(
-                line + "\n"
-                for line in (root / "training/calib/000001.txt").read_text().splitlines()
-                if not line.startswith("P2")
-            )
-        ),
+        lambda root: without_p2(root / "training/calib/000001.txt"),
         r"calib/000001.txt: no P2; a KITTI calibration file holds P2, R0_rect, Tr_velo_to_cam",
     ),
     "no calibration": (
@@ -337,7 +341,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"val.txt: no such split; ImageSets holds train; is data.root a folder in KITTI's layout",
     ),
     "broken image": (
-        lambda root: [(root / "training/image_2").mkdir(), (root / "training/image_2/000001.png").write_bytes(b"no")],
+        lambda root: (folder(root / "training/image_2") / "000001.png").write_bytes(b"no"),
         r"000001.png: not a readable image",
     ),
 }

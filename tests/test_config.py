@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from kdbench import config
+from kdbench.errors import KDBenchError
+from tests.cli import install
+
+
+@pytest.fixture(autouse=True)
+def toybox(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(install(tmp_path / "site"))
+
+
+def load(*overrides):
+    return config.load(["task=toy", "preset=smoke", *overrides])
+
+
+def test_every_task_composes_with_every_preset_and_method():
+    for task in config.options("task"):
+        if task == "toy":
+            continue
+        for choice in [f"preset={p}" for p in config.options("preset")]:
+            assert config.load([f"task={task}", choice])["trainer"]["epochs"] > 0
+        for method in config.options("method"):
+            assert config.load([f"task={task}", f"method={method}"])["method"]["name"] == method
+
+
+def test_options_of_other_packages_stand_beside_our_own():
+    assert {"kd", "none", "toy_mutual"} <= set(config.options("method"))
+    assert "toy" in config.options("task")
+    assert load("method=toy_mutual")["method"]["_target_"] == "tests.plugins.Mutual"
+
+
+def test_a_recipe_changes_a_method_for_one_task_and_the_command_line_comes_last():
+    plain = config.load(["task=toy", "preset=smoke", "method=kd"])["method"]
+    own = config.load(["task=pointcloud", "method=kd"])["method"]
+    assert plain["temperature"] == 4.0
+    assert own["temperature"] == 1.0
+    assert config.load(["task=pointcloud", "method=kd", "method.temperature=2"])["method"]["temperature"] == 2
+
+
+def test_a_role_changes_the_optimizer_that_both_share():
+    trainer = load("teacher.trainer.optimizer.lr=0.5", "teacher.trainer.epochs=7")["teacher"]["trainer"]
+    assert trainer == {"epochs": 7, "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.5, "momentum": 0.9}}
+    other = load("student.trainer.optimizer={_target_: torch.optim.Adam, lr: 1}")["student"]["trainer"]
+    assert other == {"optimizer": {"_target_": "torch.optim.Adam", "lr": 1}}
+    assert load()["teacher"]["trainer"] == {}
+
+
+def test_keys_that_only_a_signature_knows_need_no_plus():
+    loaded = load("method=fitnet", "trainer.optimizer.nesterov=true", "method.bind.feature=stem", "student.width=6")
+    assert loaded["trainer"]["optimizer"]["nesterov"] is True
+    assert loaded["method"]["bind"] == {"feature": "stem"}
+    assert loaded["pair"]["student"]["architecture"] == {"_target_": "tests.toy.Net", "width": 6}
+    assert config.load(["data.simulator.rings=3", "preset=paper"])["data"]["simulator"] == {"rings": 3}
+    for closed in ("trainer.epoch=3", "pair.student.tap.body=x", "data.rot=x", "method.weights.dk=1"):
+        with pytest.raises(KDBenchError, match=f"^{closed.partition('=')[0]}: unknown key: did you mean"):
+            load(closed)
+
+
+def test_a_model_of_the_users_own_replaces_the_students():
+    own = load("student._target_=my.Net", "student.depth=3")["pair"]
+    assert own["student"]["architecture"] == {"_target_": "my.Net", "depth": 3}
+    assert own["student"]["taps"] == load()["pair"]["student"]["taps"]
+    assert own["teacher"] == load()["pair"]["teacher"]
+
+
+def test_overrides_of_a_sweep_are_checked_by_their_first_job():
+    overrides = ["method=none,kd", "seed=range(3,5)", "trainer.optimizer.lr=0.1,0.2", "student.init_from='a,b'"]
+    assert config.first(overrides) == [
+        "method=none",
+        "seed=3",
+        "trainer.optimizer.lr=0.1",
+        "student.init_from='a,b'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (("trainer.max_minutes=soon",), "trainer.max_minutes=soon: input should be a valid number"),
+        (("rerun=perhaps",), "rerun=perhaps: input should be a valid boolean"),
+        (("tuning.factors=[]",), r"tuning.factors=\[\]: list should have at least 1 item"),
+        (("tuning.factors=[a]",), r"tuning.factors.0=a: input should be a valid number"),
+        (("data=pointcloud",), "data=kitti belongs to task pointcloud, not to toy: leave data= out"),
+        (("role=student", "method=kd"), "role=student trains one role alone and goes with method=none"),
+        (("seed=${nowhere}",), "nowhere"),
+        (("=3",), "=3: "),
+    ],
+)
+def test_what_is_wrong_is_one_line(overrides, line):
+    with pytest.raises(KDBenchError, match=line) as error:
+        load(*overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_command_line_can_be_pasted_into_a_shell():
+    line = config.command_line(["task=toy", "pair.student.taps.body='body[0]'", "tuning.factors=[1, 2]"])
+    assert line == """python -m kdbench task=toy 'pair.student.taps.body='"'"'body[0]'"'"'' 'tuning.factors=[1, 2]'"""
+
+
+def test_unique_names_are_of_a_configuration():
+    config.register()
+    first, second = (OmegaConf.create({"a": "${kdbench_unique:}", "b": "${kdbench_unique:}"}) for _ in range(2))
+    assert first.a == first.b
+    assert first.a != second.a

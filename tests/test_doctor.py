@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from kdbench import doctor
+from kdbench.errors import KDBenchError
+from tests.cli import CommandLine
+
+
+@pytest.fixture
+def kdbench(tmp_path, monkeypatch, capsys) -> CommandLine:
+    return CommandLine(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def healthy(monkeypatch):
+    monkeypatch.setattr(doctor, "environment", lambda: [("python", True, "3")])
+
+
+def examined(kdbench, *arguments, steps=8):
+    console = Console(file=io.StringIO(), width=200)
+    well = doctor.run(kdbench.arguments(*arguments), console, steps)
+    text = console.file.getvalue()
+    return well, [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
+
+
+def test_environment_finds_what_is_here(monkeypatch):
+    found = {name: (fine, text) for name, fine, text in doctor.environment()}
+    assert found["python"][0]
+    assert found["torch"][0]
+    assert found["torch and torchvision match"] == (True, "torchvision's operators load")
+    assert found["accelerator"][0]
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(doctor, "LIBRARIES", {"libnone.so.9": "libnone9"})
+    monkeypatch.setattr(doctor, "_torchvision", lambda: 1 / 0)
+    found = {name: (fine, text) for name, fine, text in doctor.environment()}
+    assert found["no-such-package"] == (False, "not installed: make setup")
+    assert found["system libraries"] == (False, "apt-get install libnone9")
+    assert found["torch and torchvision match"] == (False, "division by zero")
+
+
+def test_a_run_is_examined_without_training_it(kdbench):
+    well, lines = examined(kdbench, "method=fitnet")
+    assert well
+    assert "teacher: not trained yet: fresh weights stand in" in lines
+    assert any(line.startswith("student body Grid") for line in lines)
+    assert any(line.startswith("teacher logits Logits") for line in lines)
+    assert "method reads: feature = body" in lines
+    (hint,) = (line for line in lines if line.startswith("hint "))
+    assert "student " in hint
+    assert "method " in hint
+    (task,) = (line for line in lines if line.startswith("task "))
+    assert "method " not in task
+    assert lines[-1].startswith("overfitting one batch for 8 steps: loss ")
+    assert not kdbench.results.exists()
+    assert not kdbench.manifests()
+    kdbench("method=fitnet")
+    assert "teacher: trained, from the cache" in examined(kdbench, "method=fitnet")[1]
+
+
+def test_a_student_alone_is_examined_too(kdbench):
+    well, lines = examined(kdbench, "method=none")
+    assert well
+    assert any(line.startswith("task ") for line in lines)
+
+
+def test_a_loss_that_does_not_go_down_is_not_well(kdbench, monkeypatch):
+    monkeypatch.setattr("kdbench.rehearsal.overfit", lambda *_: (1.0, 1.0))
+    assert not examined(kdbench, "method=kd")[0]
+
+
+def test_exit_codes(kdbench, healthy, monkeypatch, capsys):
+    assert doctor.main([]) == 0
+    assert "all is well" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "run", lambda overrides, *_: overrides == ["method=kd"])
+    assert doctor.main(["method=kd"]) == 0
+    assert doctor.main(["method=at"]) == 1
+    assert "something is wrong" in capsys.readouterr().out
+
+    def refuse(*_):
+        raise KDBenchError("method=kb: there is no such method")
+
+    monkeypatch.setattr(doctor, "run", refuse)
+    assert doctor.main(["method=kb"]) == 1
+    assert capsys.readouterr().err == "kdbench: error: method=kb: there is no such method\n"
+    monkeypatch.setattr(doctor, "environment", lambda: [("torch", False, "not installed: make setup")])
+    assert doctor.main([]) == 1
+    assert "not installed: make setup" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line(kdbench, healthy, capsys):
+    for arguments, line in (
+        (["method=kb"], "method=kb: there is no such method"),
+        (["method=fitnet", "pair.student.taps.body=boddy"], "did you mean 'body'"),
+    ):
+        assert doctor.main(kdbench.arguments(*arguments)) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("kdbench: error: ")
+        assert said.count("\n") == 1
+        assert line in said

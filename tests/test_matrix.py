@@ -1,0 +1,157 @@
+"""What fits what: as computed, as printed, and as it is: every green cell trains, every red one is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbench import config, matrix
+from kdbench.cache import Store
+from kdbench.errors import KDBenchError
+from kdbench.fit import Training
+from kdbench.matrix import AXES, Cell
+from kdbench.run import make_task
+from kdbench.stages import Stages
+from tests.cli import ROOT, install
+from tests.tasks.pointcloud import tiny
+
+
+def tiny_pointcloud(folder: Path) -> list[str]:
+    return [
+        f"data.root={tiny.write(folder, train=5, test=1)}",
+        "data.batch_size=2",
+        f"task.point_range={tiny.RANGE}",
+        "pair.teacher.architecture.width=0.25",
+        "pair.student.architecture.width=0.125",
+    ]
+
+
+#: Overrides that make a task small enough for a second a cell, two steps an epoch.
+TINY: dict[str, Callable[[Path], list[str]]] = {"pointcloud": tiny_pointcloud, "toy": lambda folder: []}
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for top in ("conf", "tests/conf") for path in (ROOT / top / group).glob("*.yaml"))
+
+
+CELLS = [(task, axis, name) for task in names("task") for axis in AXES for name in names(axis)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("matrix")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(install(folder / "site"))
+        patch.setenv("KDBENCH_CACHE", str(folder / "cache"))
+        yield folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[tuple[str, str, str], Cell]:
+    return {(cell.task, cell.axis, cell.name): cell for cell in matrix.cells()}
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """The overrides of :data:`TINY`, whose data is written once."""
+    made: dict[str, list[str]] = {}
+
+    def get(task: str) -> list[str]:
+        if task not in made:
+            made[task] = TINY[task](tmp_path_factory.mktemp(task) / "data")
+        return made[task]
+
+    return get
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert matrix.main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+# ---- as printed -----------------------------------------------------------------------------------------------
+
+
+def test_every_choice_has_its_cell(found):
+    assert sorted(found) == sorted(CELLS)
+    for cell in found.values():
+        assert (cell.pair is not None) == cell.ok == (cell.reason is None)
+
+
+def test_json(capsys, found):
+    content = json.loads(printed(capsys, "--format", "json"))
+    assert content["methods"] == names("method")
+    assert content["tasks"] == names("task")
+    assert content["cells"][0].keys() == {"axis", "name", "task", "pair", "ok", "reason"}
+    assert [Cell(**cell) for cell in content["cells"]] == list(found.values())
+    one = json.loads(printed(capsys, "--format", "json", "--task", "toy"))
+    assert {cell["task"] for cell in one["cells"]} == {"toy"} == set(one["tasks"])
+
+
+def test_a_red_cell_says_why(found):
+    assert found["toy", "method", "toy_mixed"].reason == "Mixed requires mixable, which task toy lacks"
+    assert found["pointcloud", "method", "toy_mutual"].ok
+    assert found["toy", "method", "kd"].pair == "toy"
+    assert found["pointcloud", "method", "kd"].pair == config.load(["task=pointcloud"])["pair"]["name"]
+
+
+def test_text(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = [" ".join(line.replace("│", " ").split()) for line in printed(capsys, "--task", "toy").splitlines()]
+    assert "method kd toy" in rows
+    assert "method toy_mixed Mixed requires mixable, which task toy lacks" in rows
+
+
+def test_names_are_ready_for_a_sweep(capsys, found):
+    green = [n for (t, a, n), cell in found.items() if (t, a) == ("toy", "method") and cell.ok]
+    assert printed(capsys, "--task", "toy", "--names") == ",".join(green) + "\n"
+    assert "kd" in green
+    assert "toy_mixed" not in green
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--task", "tou"], "task=tou: there is no such task: did you mean 'toy'?"),
+        (["--names"], "--names needs --task T"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, arguments, line):
+    assert matrix.main(arguments) == 1
+    assert capsys.readouterr().err == f"kdbench: error: {line}\n"
+
+
+def test_it_is_computed_once_for_one_state_of_the_sources(found, monkeypatch):
+    monkeypatch.setattr(matrix, "compute", lambda: pytest.fail("computed again"))
+    assert matrix.cells() == list(found.values())
+    monkeypatch.setattr(matrix, "compute", lambda: [])
+    monkeypatch.setattr(matrix, "digest_files", lambda *_: "other sources")
+    assert matrix.cells() == []
+
+
+# ---- as it is -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "axis", "name"), CELLS)
+def test_green_cells_train_and_red_ones_are_refused(task, axis, name, found, overrides, cache, tmp_path):
+    cell = found[task, axis, name]
+    choice = [f"{axis}={name}"] + ([] if axis == "method" else ["method=none"])
+    own = [f"pair={cell.pair}"] if cell.ok and cell.pair != config.load([f"task={task}"])["pair"]["name"] else []
+    settings = ["preset=smoke", "trainer.epochs=1", "trainer.accelerator=cpu", f"cache={cache}"]
+    resolved = config.load([f"task={task}", *choice, *own, *settings, *overrides(task)])
+    store = Store(cache)
+    if not cell.ok:
+        with pytest.raises(KDBenchError, match=f"^{cell.reason}$"):
+            make_task(resolved, store)
+        return
+    made: Any = make_task(resolved, store)
+    made.prepare()
+    recipe = Stages(resolved, made, store, lambda *_: ([], [])).student_recipe()
+    manifest = Training(recipe, made, untrained=True).run(tmp_path)
+    assert manifest["cost"]["student_passes"] >= 1
+    assert made.primary in manifest["scores"]["test"]
+    assert manifest["terms"].keys() >= set(resolved[axis].get("weights") or ())

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kdbench import rng
+from kdbench.predict import main
+from kdbench.record import find_records
+from tests.cli import CommandLine
+
+
+@pytest.fixture
+def kdbench(tmp_path, monkeypatch, capsys) -> CommandLine:
+    return CommandLine(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.npy"
+    np.save(path, torch.randn(3, 8, 8, generator=rng.generator(0)).numpy())
+    return path
+
+
+def test_a_recorded_student_predicts_and_draws(kdbench, image, tmp_path, capsys):
+    kdbench("method=kd")
+    (run,) = find_records(kdbench.results)
+    capsys.readouterr()
+    for place in (run, run / "run.json"):
+        out = tmp_path / "shown.png"
+        assert main([str(place), str(image), "--out", str(out)]) == 0
+        said = capsys.readouterr()
+        (found,) = json.loads(said.out)
+        assert found["class"] in range(5)
+        assert said.err == f"picture: {out}\n"
+        assert Image.open(out).size == (8, 8)
+        out.unlink()
+
+
+def test_a_teacher_trained_alone_predicts_too(kdbench, image, tmp_path, capsys):
+    kdbench("method=none", "role=teacher")
+    (run,) = find_records(kdbench.results)
+    capsys.readouterr()
+    assert main([str(run), str(image), "--out", str(tmp_path / "shown.png")]) == 0
+    assert json.loads(capsys.readouterr().out)[0].keys() == {"class"}
+
+
+def test_bad_input_is_one_line(kdbench, image, tmp_path, capsys):
+    kdbench("method=kd")
+    (run,) = find_records(kdbench.results)
+    kdbench("method=kd", "data.fault=loss", "seed=1")
+    (failed,) = (path for path in find_records(kdbench.results) if path != run)
+    text = tmp_path / "image.txt"
+    text.write_text("no image")
+    out = str(tmp_path / "shown.png")
+    for arguments, line in (
+        ((tmp_path, image, "--out", out), "no run record"),
+        ((failed, image, "--out", out), "is a run that failed (ZeroDivisionError: a bug in two lines): it has no"),
+        ((run, text, "--out", out), "not a .npy image"),
+        ((run, tmp_path / "absent.npy", "--out", out), "absent.npy"),
+        ((run, image, "--out", str(tmp_path / "no" / "shown.png")), "shown.png"),
+        ((run, image, "--out", str(tmp_path / "shown.xyz")), "shown.xyz"),
+    ):
+        capsys.readouterr()
+        assert main([str(a) for a in arguments]) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith("kdbench: error: ")
+        assert said.err.count("\n") == 1
+        assert line in said.err
+        assert said.out == ""
+    assert not (tmp_path / "shown.png").exists()
+
+
+def test_damaged_weights_are_one_line(kdbench, image, capsys):
+    kdbench("method=kd")
+    (run,) = find_records(kdbench.results)
+    (run / "student.safetensors").write_bytes(b"cut")
+    capsys.readouterr()
+    assert main([str(run), str(image)]) == 1
+    assert "student.safetensors is not a weights file" in capsys.readouterr().err
