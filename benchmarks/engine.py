@@ -120,7 +120,7 @@ def same_work(teacher: int, student: int, batch_size: int, steps: int = 3, chann
 
 
 def overhead(
-    rounds: int = 8, steps: int = 150, teacher: int = 8, student: int = 8, batch_size: int = 8
+    rounds: int = 6, steps: int = 150, teacher: int = 8, student: int = 8, batch_size: int = 8
 ) -> Iterator[Row]:
     """Fixed cost of a step, on networks so small that it shows; in the loop's layout, so that kernels are the same."""
     gap = same_work(teacher, student, batch_size)

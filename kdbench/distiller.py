@@ -235,10 +235,11 @@ class Distiller(LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Moves what is not registered to the device."""
+        """Moves what is not registered to the device, and to double precision where the run has it."""
         self.cast.passes.clear()
+        dtype = torch.float64 if self.trainer.precision == "64-true" else None
         for source in self.cast.sources.values():
-            source.to(self.device)
+            source.to(self.device, dtype)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves batches and lays image-like inputs out channel last."""

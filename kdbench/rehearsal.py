@@ -99,7 +99,7 @@ def overfit(distiller: Distiller, batch: Batch, steps: int, lr: float = 1e-3) ->
         terms = {name: value for found in distiller.every_term(batch).values() for name, value in found.items()}
         weights = {n: c for u in distiller.plan.updates for n, c in (u.terms or {}).items()}
         loss = total(c * distiller.plan.schedules[n].at(1.0) * terms[n] for n, c in weights.items())
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -113,18 +113,22 @@ class PillarEncoder(nn.Module):
         xyz = points[:, :3]
         mean = xyz.new_zeros(len(keys), 3).index_add(0, pillar, xyz) / counts[:, None]
         centre = self.low + (cell + 0.5) * self.size
-        features = self.linear(torch.cat([points, xyz - mean[pillar], xyz - centre], 1))
-        if self.training and len(features) < 2:  # too few for statistics
-            norm = self.norm
-            features = F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        described = torch.cat([points, xyz - mean[pillar], xyz - centre], 1)
+        if self.training and len(described) >= 2:  # fewer have no statistics
+            features, shift = self.norm(self.linear(described)), None
         else:
-            features = self.norm(features)
-        # ReLU commutes with the maximum and is cheaper after it.
+            # The running statistics are a scale, which goes into the map, and a shift, which waits for the maximum.
+            norm = self.norm
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            features = F.linear(described, self.linear.weight * scale[:, None])
+            shift = norm.bias - norm.running_mean * scale
+        # Shift and ReLU commute with the maximum and are cheaper after it.
         peak = features.new_zeros(len(keys), features.shape[1]).scatter_reduce(
             0, pillar[:, None].expand_as(features), features, "amax", include_self=False
         )
         cells = torch.stack([keys // (height * width), keys // width % height, keys % width], 1)
-        return F.relu(peak), cells, counts
+        return F.relu(peak if shift is None else peak + shift), cells, counts
 
 
 def _rank(group: Tensor) -> Tensor:
