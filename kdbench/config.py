@@ -137,12 +137,12 @@ def load(overrides: Sequence[str] = ()) -> dict[str, Any]:
         KDBenchError: An override is wrong; the line names the nearest fix.
     """
     register()
-    overrides = opened(overrides)
-    with _initialized():
-        try:
+    try:
+        overrides = opened(overrides)
+        with _initialized():
             composed = compose("config", overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error) from None
     return check(composed)
 
 
@@ -285,8 +285,3 @@ def command_line(overrides: Sequence[str]) -> str:
     import shlex
 
     return " ".join(["python -m kdbench", *(shlex.quote(o) for o in overrides)])
-
-
-def single(config: Mapping[str, Any]) -> str:
-    """Names a run in a few words for messages."""
-    return f"{config['task']['name']} {config['method']['name']} seed {config['seed']}"

@@ -209,7 +209,8 @@ class Run:
         if role != "teacher":
             products["scratch"] = stages.scratch()
             tuning = stages.tune()
-            products["student"] = stages.student(tuning.factor if tuning else 1.0)
+            student = stages.student(tuning.factor if tuning else 1.0) if stages.distils else products["scratch"]
+            products["student"] = student
         main = products["teacher" if role == "teacher" else "student"]
         if not main.fresh:
             self._replay(main)

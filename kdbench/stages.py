@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,6 @@ class Stages:
     task: Task
     store: Store
     follow: Followers
-    _renewed: set[str] = field(default_factory=set)
 
     @functools.cached_property
     def plugins(self) -> dict[str, Mapping[str, Any]]:
@@ -113,8 +112,8 @@ class Stages:
         return self._make(self.scratch_recipe, "scratch", main=not self.distils)
 
     def student(self, factor: float = 1.0) -> Product:
-        """Returns the distilled student; without a method it is the scratch student."""
-        return self._make(self.student_recipe(factor), "student", main=True) if self.distils else self.scratch()
+        """Returns the distilled student."""
+        return self._make(self.student_recipe(factor), "student", main=True)
 
     def tune(self) -> Tuning | None:
         """Chooses the factor on the method's weights on validation, with the same trials for every method."""
@@ -123,9 +122,8 @@ class Stages:
         if not factors or not self.distils:
             return None
         scores = {}
-        # Seeds that run side by side begin with different trials instead of waiting for each other.
-        start = self.config["seed"] % len(factors)
-        for factor in factors[start:] + factors[:start]:
+        # Seeds that run side by side begin at different ends instead of waiting for each other.
+        for factor in factors if self.config["seed"] % 2 == 0 else reversed(factors):
             recipe = self.student_recipe().trial(factor, tuning["seed"], tuning["length"])
             product = self._make(recipe, f"trial ×{factor:g}")
             score = product.manifest["scores"]["val"].get(self.task.selection)
@@ -143,10 +141,9 @@ class Stages:
         return product.path / "model.safetensors"
 
     def _make(self, recipe: Recipe, name: str, main: bool = False) -> Product:
-        """Returns the product of a recipe; with ``rerun`` the one that the run is about is made again, once."""
-        if main and self.config["rerun"] and recipe.key not in self._renewed:
+        """Returns the product of a recipe; with ``rerun`` the one that the run is about is made again."""
+        if main and self.config["rerun"]:
             self.store.remove("model", recipe.key)
-            self._renewed.add(recipe.key)
 
         def make(work: Path) -> dict[str, Any]:
             from kdbench.fit import train

@@ -21,10 +21,9 @@ def healthy(monkeypatch):
 
 
 def examined(kdbench, *arguments, steps=8):
-    console = Console(file=io.StringIO(), width=200)
-    well = doctor.run(kdbench.arguments(*arguments), console, steps)
-    text = console.file.getvalue()
-    return well, [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
+    text = io.StringIO()
+    well = doctor.run(kdbench.arguments(*arguments), Console(file=text, width=200), steps)
+    return well, [" ".join(line.replace("│", " ").split()) for line in text.getvalue().splitlines()]
 
 
 def test_environment_finds_what_is_here(monkeypatch):
