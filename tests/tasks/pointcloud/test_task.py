@@ -495,4 +495,5 @@ def test_the_distilled_mask_chooses_the_rows_of_the_logits(tmp_path):
     assert isinstance(logits, Logits)
     torch.testing.assert_close(logits.rows(), outputs.cls[0])
     weight = logits.row_weight()
-    assert weight is not None and len(weight) == len(outputs.cls[0])
+    assert weight is not None
+    assert len(weight) == len(outputs.cls[0])
