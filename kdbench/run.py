@@ -215,7 +215,7 @@ class Run:
         if not main.fresh:
             self._replay(main)
         self.console.print("[bold]scores[/]: drawing the picture, measuring the student", highlight=False)
-        models, preview, latency, macs = self._look(products)
+        models, preview = self._look(products)
         gap, reason, flags = gap_closed(products, self.task, float(self.config["task"].get("noise", 0.0)))
         info = self.task.dataset()
         config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
@@ -274,7 +274,7 @@ class Run:
             "seed": self.config["seed"]
         }
 
-    def _look(self, products: Mapping[str, Product]) -> tuple[Models, bytes, float, int]:
+    def _look(self, products: Mapping[str, Product]) -> tuple[Models, bytes]:
         """Measures the models and draws the preview with all of them side by side."""
         from kdbench.measure import count_macs, latency_ms
 
@@ -294,8 +294,7 @@ class Run:
         if self.loggers:
             media = self.task.media(batch, networks)
             self.media = {k: functools.partial(_medium, MEDIA[k], v) for k, v in media.items()}
-        student = sizes.get("student")
-        return Models(**sizes), stream.getvalue(), getattr(student, "latency_ms", 0.0), getattr(student, "macs", 0)
+        return Models(**sizes), stream.getvalue()
 
     def _failed(self, run_id: str, status: str, reason: str) -> Outcome:
         record = Record(

@@ -224,7 +224,7 @@ def test_rows_and_costs_count_what_happened(tmp_path):
         "peak_rss_mb": 0,
     }
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "epoch,lr,train/task,train/hint,weight/task,weight/hint,val/accuracy"
+    assert lines[0] == "epoch,step,lr,train/task,train/hint,weight/task,weight/hint,val/accuracy"
     assert [line.split(",")[0] for line in lines[1:]] == ["0", "1", "2"]
     assert manifest["terms"]["hint"]["weight"] == 0.5
     assert manifest["scores"]["val"]["accuracy"] == pytest.approx(float(lines[-1].split(",")[-1]))
