@@ -206,7 +206,7 @@ def check(composed: DictConfig) -> dict[str, Any]:
     if own:
         architecture = config["pair"]["student"]["architecture"]
         config["pair"]["student"]["architecture"] = own if "_target_" in own else {**architecture, **own}
-    if config["role"] is not None and config["method"]["name"] != "none":
+    if config["role"] is not None and "_target_" in config["method"]:
         raise KDBenchError(f"role={config['role']} trains one role alone and goes with method=none")
     return config
 

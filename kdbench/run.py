@@ -149,13 +149,9 @@ class Run:
     def _follow(self, name: str, epochs: int) -> tuple[list[Any], list[Any]]:
         from kdbench.progress import Bar
 
-        main = (
-            "teacher"
-            if self.config["role"] == "teacher"
-            else "student"
-            if "_target_" in self.config["method"]
-            else "scratch"
-        )
+        main = self.config["role"] or "student"
+        if main == "student" and "_target_" not in self.config["method"]:
+            main = "scratch"
         return [Bar(name, epochs, self.task.selection, self.console)], self.loggers if name == main else []
 
     @contextlib.contextmanager
@@ -374,8 +370,8 @@ def show(record: Record, path: Path, console: Console) -> None:
     base = record.scores.scratch.test[name] if record.scores.scratch else None
     for role in ("teacher", "scratch", "student", "peer"):
         scores = getattr(record.scores, role)
-        if scores is None or (role == "student" and record.method == "none" and base is not None):
-            continue
+        if scores is None or (role == "student" and base is not None and not record.options):
+            continue  # without a method, the student is the scratch student
         value = scores.test[name]
         size = record.models.teacher if role == "teacher" else record.models.student
         table.add_row(
