@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks import engine, pointcloud
 from benchmarks.report import MISSED, Row, as_json, machine, table
+from kdbench.run import terminal
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "overhead": engine.overhead,
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no benchmark {unknown[0]!r}: there are {', '.join(BENCHMARKS)}")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    console = Console()
+    console = terminal()
     host = machine()
     cores = "{cpu}, {cores} cores, {threads} threads, load {load}, Python {python}, torch {torch}"
     console.print(cores.format(**host), highlight=False)
