@@ -56,6 +56,7 @@ class TeacherConfig(_Strict):
     expect: float | None
     tolerance: float
     trainer: dict[str, Any]
+    data: dict[str, Any]
 
 
 class StudentConfig(BaseModel):
@@ -202,6 +203,8 @@ def check(composed: DictConfig) -> dict[str, Any]:
             )
     for side in ("teacher", "student"):
         config[side]["trainer"] = _own_trainer(f"{side}.trainer", config["trainer"], config[side]["trainer"])
+    if config["teacher"]["data"]:
+        config["teacher"]["data"] = _merged(config["data"], config["teacher"]["data"])
     own = {k: v for k, v in config["student"].items() if k not in StudentConfig.model_fields}
     if own:
         architecture = config["pair"]["student"]["architecture"]
@@ -209,6 +212,11 @@ def check(composed: DictConfig) -> dict[str, Any]:
     if config["role"] is not None and "_target_" in config["method"]:
         raise KDBenchError(f"role={config['role']} trains one role alone and goes with method=none")
     return config
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {k for k in over if isinstance(over[k], Mapping) and isinstance(base.get(k), Mapping)}
+    return {**base, **over, **{k: _merged(base[k], over[k]) for k in nested}}
 
 
 def _validated(model: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

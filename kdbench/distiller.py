@@ -220,6 +220,8 @@ class Distiller(LightningModule):
         for (members, own), owners in sets.items():
             spec = self.optimization.owners.get(own, self.optimization.optimizer)
             optimizer = make_optimizer(spec, [{"params": p, "name": o} for o, p in owners.items()])
+            for group in optimizer.param_groups:
+                group["lr"] *= self.stage.lr
             scheduler = make_scheduler(self.optimization.scheduler, optimizer, self.plan.steps(members, batches))
             configured.append({"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}})
             self._members.append(members)

@@ -106,8 +106,7 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     from kdbench.cache import Store
     from kdbench.fit import Training
     from kdbench.rehearsal import overfit, reach
-    from kdbench.run import make_task
-    from kdbench.stages import Stages
+    from kdbench.stages import Stages, make_task
 
     config = configuration.load(overrides)
     store = Store(Path(config["cache"]) if config["cache"] else None)

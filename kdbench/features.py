@@ -6,11 +6,13 @@ frozen dataclasses; ``values`` is always the tensor that carries the gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+from kdbench.errors import KDBenchError
 
 Law: TypeAlias = Literal["categorical", "bernoulli"]
 
@@ -62,6 +64,19 @@ class Logits(Feature):
         """Returns the true class of each row of :meth:`rows`, shape ``(N,)``."""
         return self._by_row(self.target)
 
+    def labels(self) -> Tensor:
+        """Returns :meth:`row_target`, for methods that cannot do without the true class.
+
+        Raises:
+            KDBenchError: The classes are not known.
+        """
+        target = self.row_target()
+        if target is None:
+            raise KDBenchError(
+                "the true class of each row is not known here, and this method needs it: leave out data.unlabelled"
+            )
+        return target
+
     def _by_row(self, value: Tensor | None) -> Tensor | None:
         if value is None:
             return None
@@ -92,6 +107,17 @@ class Grid(Feature):
         cells = torch.nn.functional.pad(cells, (0, 3 - len(space))).to(self.values.dtype)
         index = torch.arange(batch, device=self.values.device).repeat_interleave(len(cells))
         return Points(self.values.flatten(2).transpose(1, 2).flatten(0, 1), cells.repeat(batch, 1), index)
+
+
+@dataclass(frozen=True)
+class Activated(Grid):
+    """A grid right after its activation.
+
+    Attributes:
+        pre: The same grid before the activation.
+    """
+
+    pre: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True)

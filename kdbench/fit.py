@@ -72,10 +72,7 @@ class Training:
         sources: dict[str, Network] = {}
         for name in sorted(roles, key=lambda n: n != "student"):
             role, side = roles[name], pair[roles[name].side]
-            # A model trained alone starts from the stream of its side: a student and its scratch twin are twins.
-            with rng.scope(self.recipe.seed, "init", name if self.plugins else self.recipe.role):
-                model = self.task.build(side["architecture"])
-            start = (self.recipe.config.get(role.side) or {}).get("init_from")
+            model = self._initial(name, role)
             if role.init == "trained":
                 if teacher is None and not untrained:
                     raise KDBenchError(f"role {name!r} starts from a trained {role.side}, and this run has none")
@@ -83,12 +80,20 @@ class Training:
                     load_weights(model, teacher)
             elif role.init == "student":
                 model.load_state_dict(sources["student"].model.state_dict())
-            elif start:
-                load_weights(model, Path(start))
             sources[name] = Network(self.task, model, side.get("taps") if self.plugins else None)
         self._plain = frozenset(sources["student"].model.state_dict())
         self.cast.sources = sources
         self.cast.parts = {name: pair[role.side].get("parts") or {} for name, role in roles.items()}
+
+    def _initial(self, name: str, role: Role) -> nn.Module:
+        """Builds the model of a role with its initial weights."""
+        # A model trained alone starts from the stream of its side: a student and its scratch twin are twins.
+        with rng.scope(self.recipe.seed, "init", name if self.plugins else self.recipe.role):
+            model = self.task.build(self.recipe.config["pair"][role.side]["architecture"])
+        start = (self.recipe.config.get(role.side) or {}).get("init_from")
+        if start and role.init == "fresh":
+            load_weights(model, Path(start))
+        return model
 
     def distiller(self, stage: Stage = Stage()) -> Distiller:
         """Returns the module that trains one stage."""
@@ -155,6 +160,9 @@ class Training:
             model = copy.deepcopy(self.cast.model(source))
             taps = self.recipe.config["pair"][self.cast.roles[source].side].get("taps")
             self.cast.sources = {**self.cast.sources, role: Network(self.task, model, taps)}
+        if stage.fresh:
+            initial = self._initial("student", self.cast.roles["student"])
+            self.cast.model("student").load_state_dict(initial.state_dict())
         distiller = self.distiller(stage)
         distiller.rehearse(self.first_batch())
         assert distiller.plan is not None

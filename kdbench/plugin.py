@@ -114,10 +114,13 @@ class Stage:
 
     Attributes:
         name: Shown and recorded.
-        epochs: Share of the configured epochs, in (0, 1].
+        epochs: Share of the configured epochs; more than 1 in sum costs more than the student trained alone, which the
+            record shows.
         terms: Terms that are active; None means all.
         trains: Parameter globs that train; None means everything trainable.
         roles: Role rebindings, e.g. ``{"teacher": "student"}``: the teacher is the student as the last stage left it.
+        lr: Scales the learning rates.
+        fresh: Puts the student back to its initial weights, after ``roles`` has copied it (generations of students).
     """
 
     name: str = "distil"
@@ -125,6 +128,8 @@ class Stage:
     terms: tuple[str, ...] | None = None
     trains: tuple[str, ...] | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
+    lr: float = 1.0
+    fresh: bool = False
 
 
 class Plugin(nn.Module):

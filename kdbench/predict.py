@@ -29,7 +29,7 @@ def predict(run: Path, source: Path, out: Path | None = None) -> list[dict[str, 
 
     from kdbench.cache import Store
     from kdbench.record import CONFIG, read_record
-    from kdbench.run import make_task
+    from kdbench.stages import make_task
     from kdbench.weights import load_weights
 
     record = read_record(run)

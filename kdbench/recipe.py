@@ -11,6 +11,8 @@ from kdbench.digest import digest, source_digest
 
 #: Keys of ``trainer`` that change how a training is run but not what comes out.
 _RUNNING = ("accelerator", "threads", "max_minutes")
+#: Those of ``data``; what lies at the root is in the digest of the data.
+_READING = ("root", "workers")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Recipe:
                 "files": dict(self.files),
                 "task": self.config["task"],
                 "dataset": self.dataset,
+                "data": {k: v for k, v in self.config["data"].items() if k not in _READING},
                 "plugins": {owner: dict(spec) for owner, spec in self.plugins.items()},
                 "trainer": {k: v for k, v in self.trainer.items() if k not in _RUNNING},
                 "seed": self.seed,

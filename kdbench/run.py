@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from kdbench.build import build, locate
+from kdbench.build import locate
 from kdbench.cache import Product, Store
 from kdbench.digest import digest, source_digest
 from kdbench.errors import KDBenchError
@@ -41,7 +41,7 @@ from kdbench.record import (
     spec_hash,
     write_record,
 )
-from kdbench.stages import Stages
+from kdbench.stages import Stages, make_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,19 +68,6 @@ class Outcome:
     status: str
     path: Path
     record: Record
-
-
-def make_task(config: Mapping[str, Any], store: Store) -> Task:
-    """Builds the task of a configuration and checks that it can serve the plugins."""
-    from kdbench.compat import bind
-
-    spec = config["task"]
-    task: Task = build("task", {k: v for k, v in spec.items() if k != "name"}, data=config["data"], store=store)
-    for owner in ("augment", "quant", "method"):
-        if config[owner].get("_target_"):
-            plugin: Any = locate(config[owner]["_target_"])
-            bind(plugin, type(task), config["pair"], config[owner].get("bind"))
-    return task
 
 
 class Run:

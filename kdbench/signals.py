@@ -147,6 +147,13 @@ class Signals:
             raise KDBenchError(f"role {role!r} gives no feature {name!r}: it gives {', '.join(answer.features)}")
         return answer.features[name]
 
+    def tap(self, need: str, role: str = "student") -> str:
+        """Returns the tap expression of the feature bound to a need, for what a method deploys (see ``Tapped``)."""
+        name, source = self.bindings.get(need, need), self.cast.sources[role]
+        if not isinstance(name, str) or not isinstance(source, Network) or name not in source.expressions:
+            raise KDBenchError(f"need {need!r} of role {role!r} is bound to {name}, which is no single tap")
+        return source.expressions[name]
+
     def pair(self, need: str, view: str = "main", roles: tuple[str, str] = ("student", "teacher")) -> tuple[Any, Any]:
         """Returns the feature bound to a need as two roles give it."""
         return self.feature(need, roles[0], view), self.feature(need, roles[1], view)

@@ -92,9 +92,10 @@ class Network(Source):
         super().__init__()
         self.task = task
         self.model = model
+        self.expressions = dict(taps or {})
         self._taps = [
             (name, tap, find_module(model, tap.path))
-            for name, tap in ((n, Tap.parse(t)) for n, t in (taps or {}).items())
+            for name, tap in ((n, Tap.parse(t)) for n, t in self.expressions.items())
         ]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
@@ -140,6 +141,38 @@ class Network(Source):
             named = {f"model.{name}": value for name, value in params.items()}
             outputs, taps = torch.func.functional_call(self, named, (batch.inputs,))
         return Answer(batch, outputs, self.task.describe(outputs, taps, batch))
+
+
+class Tapped(nn.Module):
+    """A model that answers with one tapped tensor: what a method builds on that works on a feature at inference.
+
+    Args:
+        model: The plain model.
+        tap: Tap expression.
+    """
+
+    def __init__(self, model: nn.Module, tap: str) -> None:
+        super().__init__()
+        self.model = model
+        self.tap = tap
+        find_module(model, Tap.parse(tap).path)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Runs the model as far as it goes and returns the tensor at the tap."""
+        tap, caught = Tap.parse(self.tap), []
+        module = find_module(self.model, tap.path)
+        if tap.end == "output":
+            handle = module.register_forward_hook(lambda _m, _a, out: caught.append(tap.pick(out)))
+        else:
+            handle = module.register_forward_pre_hook(
+                lambda _m, args: caught.append(args[tap.index] if tap.index is not None else args[0])
+            )
+        try:
+            self.model(*inputs)
+        finally:
+            handle.remove()
+        (value,) = caught
+        return value
 
 
 class Table(Source):

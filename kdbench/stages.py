@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.build import build, locate
 from kdbench.cache import Product, Store
 from kdbench.errors import KDBenchError
 from kdbench.recipe import Recipe, file_digest
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
 
 #: ``(stage name, epochs)`` -> callbacks and loggers that follow the training of a stage.
 Followers = Callable[[str, int], tuple[list[Any], list[Any]]]
+
+
+def make_task(config: Mapping[str, Any], store: Store) -> Task:
+    """Builds the task of a configuration and checks that it can serve the plugins."""
+    from kdbench.compat import bind
+
+    spec = config["task"]
+    task: Task = build("task", {k: v for k, v in spec.items() if k != "name"}, data=config["data"], store=store)
+    for owner in ("augment", "quant", "method"):
+        if config[owner].get("_target_"):
+            plugin: Any = locate(config[owner]["_target_"])
+            bind(plugin, type(task), config["pair"], config[owner].get("bind"))
+    return task
 
 
 @dataclass
@@ -48,22 +62,29 @@ class Stages:
         return "method" in self.plugins
 
     @functools.cached_property
+    def teacher_task(self) -> Task:
+        """The task on the teacher's own data (``teacher.data``), mostly the task itself."""
+        own = self.config["teacher"]["data"]
+        return make_task({**self.config, "data": own}, self.store) if own else self.task
+
+    @functools.cached_property
     def teacher_recipe(self) -> Recipe:
         """The pair's teacher, trained alone."""
-        return self._alone("teacher", int(self.config["teacher"]["seed"]))
+        config = {**self.config, "data": self.config["teacher"]["data"] or self.config["data"]}
+        return self._alone("teacher", int(self.config["teacher"]["seed"]), config, self.teacher_task)
 
     @functools.cached_property
     def scratch_recipe(self) -> Recipe:
         """The student trained alone under the run's seed: same data, schedule and quantisation."""
-        recipe = self._alone("student", int(self.config["seed"]))
+        recipe = self._alone("student", int(self.config["seed"]), self.config, self.task)
         return replace(recipe, plugins={o: s for o, s in self.plugins.items() if o != "method"})
 
-    def _alone(self, side: str, seed: int) -> Recipe:
+    def _alone(self, side: str, seed: int, config: Mapping[str, Any], task: Task) -> Recipe:
         start = self.config[side]["init_from"]
         if start and not Path(start).is_file():
             raise KDBenchError(f"{side}.init_from={start}: there is no such file")
         files = {"init_from": file_digest(start)} if start else {}
-        return Recipe(side, side, self.config, {}, seed, self.task.dataset().digest, files=files)
+        return Recipe(side, side, config, {}, seed, task.dataset().digest, files=files)
 
     def student_recipe(self, factor: float = 1.0) -> Recipe:
         """The distilled student."""
@@ -150,7 +171,8 @@ class Stages:
 
             teacher = self.weights(self.teacher()) if recipe.teacher else None
             callbacks, loggers = self.follow(name, int(recipe.trainer["epochs"]))
-            return train(recipe, self.task, work, teacher, callbacks, loggers)
+            task = self.teacher_task if recipe.side == "teacher" else self.task
+            return train(recipe, task, work, teacher, callbacks, loggers)
 
         message = f"the {name} of {self.config['task']['name']}"
         return self.store.product("model", recipe.key, make, wait_message=message)
