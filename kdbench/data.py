@@ -65,7 +65,7 @@ class SeededLoader(DataLoader):
         dataset: ``dataset[Key(epoch, sample)]`` is a sample, augmented from a stream that its key names.
         batch_size: Samples of a batch.
         seed: Names the order.
-        collate: Makes a batch of samples.
+        collate: Makes a batch of samples; None for a data set whose ``__getitems__(keys)`` is the batch.
         train: Shuffles, shares the samples out over processes, and drops an incomplete last batch unless it is all.
         workers: Loader processes.
     """
@@ -75,7 +75,7 @@ class SeededLoader(DataLoader):
         dataset: Dataset[Any],
         batch_size: int,
         seed: int,
-        collate: Callable[[Sequence[Any]], Batch],
+        collate: Callable[[Sequence[Any]], Batch] | None,
         train: bool = False,
         workers: int = 0,
     ) -> None:
@@ -84,10 +84,15 @@ class SeededLoader(DataLoader):
             dataset,
             batch_size,
             sampler=EpochSampler(size, seed, train),
-            collate_fn=collate,
+            collate_fn=collate or _whole,
             drop_last=train and size >= batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
             # Its own stream: drawing the workers' base seed leaves the global generator alone.
             generator=rng.generator(seed, "loader"),
         )
+
+
+def _whole(batch: Batch) -> Batch:
+    """Takes the place of a collation where the data set fetched a batch at once; worker processes find it by name."""
+    return batch

@@ -124,7 +124,7 @@ class Distiller(LightningModule):
             KDBenchError: A tap, need, weight or update does not fit, a parameter has two owners, or a gradient does
                 not arrive where it should (see :func:`kdbench.rehearsal.check_reach`).
         """
-        self._build(batch)
+        self.build(batch)
         with self.rehearsal(), torch.enable_grad():
             terms = self.every_term(batch)
             self._terms = {owner: frozenset(found) for owner, found in terms.items()}
@@ -137,7 +137,7 @@ class Distiller(LightningModule):
         self.automatic_optimization = self.plan.single and whole and not own
         return {name: value.detach() for name, value in flat.items()}
 
-    def _build(self, batch: Batch) -> None:
+    def build(self, batch: Batch) -> None:
         """Builds the plugins in their order; each sees the views of those before it."""
         with self.rehearsal(), torch.no_grad():
             batches, context = self._real(batch)

@@ -26,7 +26,7 @@ from kdbench.history import Diverged, History
 from kdbench.measure import PeakMemory, count_params
 from kdbench.plan import merge_roles, merge_stages
 from kdbench.plugin import Bindings, Plugin, Role, Stage
-from kdbench.recipe import Recipe
+from kdbench.recipe import BEST, DEPLOYED, MODEL, Recipe
 from kdbench.signals import Cast
 from kdbench.sources import Network
 from kdbench.task import Batch, Task
@@ -34,10 +34,6 @@ from kdbench.weights import load_weights, save_weights
 
 #: Keys of a plugin's configuration that the engine reads; the others are the plugin's own options.
 ENGINE_KEYS = frozenset({"name", "weights", "bind", "optimizer"})
-
-MODEL = "model.safetensors"
-DEPLOYED = "deployed.safetensors"
-BEST = "best.safetensors"
 
 
 class Training:

@@ -28,9 +28,9 @@ def predict(run: Path, source: Path, out: Path | None = None) -> list[dict[str, 
     from omegaconf import OmegaConf
 
     from kdbench.cache import Store
+    from kdbench.deployment import load_deployed
     from kdbench.record import CONFIG, read_record
     from kdbench.stages import make_task
-    from kdbench.weights import load_weights
 
     record = read_record(run)
     folder = run if run.is_dir() else run.parent
@@ -39,10 +39,9 @@ def predict(run: Path, source: Path, out: Path | None = None) -> list[dict[str, 
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
     task = make_task(config, Store(Path(config["cache"]) if config["cache"] else None))
     side = "teacher" if record.scores.student is None else "student"
-    model = task.build(config["pair"][side]["architecture"])
-    load_weights(model, folder / f"{side}.safetensors")
     batch = task.read(source)
-    found = task.predictions(model.eval(), batch)
+    model = load_deployed(config, task, side, folder, batch, f"{side}.safetensors")
+    found = task.predictions(model, batch)
     if out is not None:
         picture = task.picture(batch, {side: model})
         try:

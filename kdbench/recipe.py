@@ -9,6 +9,11 @@ from typing import Any
 
 from kdbench.digest import digest, source_digest
 
+#: Files of a product: the plain model; what is deployed, where a method keeps more; the best epoch on validation.
+MODEL = "model.safetensors"
+DEPLOYED = "deployed.safetensors"
+BEST = "best.safetensors"
+
 #: Keys of ``trainer`` that change how a training is run but not what comes out.
 _RUNNING = ("accelerator", "threads", "max_minutes")
 #: Those of ``data``; what lies at the root is in the digest of the data.

@@ -16,6 +16,9 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+#: 2**64 over the golden ratio: the step of SplitMix64.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
 
 def derive(seed: int, *names: str | int) -> int:
     """Derives a 63-bit seed from ``seed`` and the names of its purpose: ``derive(0, "augment", epoch, sample)``."""
@@ -33,6 +36,29 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 def numpy(seed: int, *names: str | int) -> np.random.Generator:
     """Returns a NumPy generator for the named purpose."""
     return np.random.default_rng(derive(seed, *names))
+
+
+def uniform(seed: int, *names: str | int, index: np.ndarray, count: int = 1) -> np.ndarray:
+    """Draws numbers for many samples at once, by hashing their indices (SplitMix64) instead of a generator for each.
+
+    Args:
+        seed: With ``names``, the stream.
+        names: Of the purpose.
+        index: ``(N,)`` integers, each with numbers of its own, whatever the others are.
+        count: Numbers for each.
+
+    Returns:
+        ``(N, count)`` float64 in [0, 1).
+    """
+    start = _mix(np.asarray(index).astype(np.uint64) * _GOLDEN + np.uint64(derive(seed, *names)))
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    return (_mix(start[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
 
 
 def seed_global(seed: int, *names: str | int) -> None:

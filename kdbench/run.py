@@ -23,6 +23,7 @@ from kdbench.build import locate
 from kdbench.cache import Product, Store
 from kdbench.digest import digest, source_digest
 from kdbench.errors import KDBenchError
+from kdbench.recipe import DEPLOYED
 from kdbench.record import (
     RUN,
     Cost,
@@ -237,6 +238,8 @@ class Run:
             ("teacher" if role == "teacher" else "student") + ".safetensors": stages.weights(main),
             PREVIEW: preview,
         }
+        if role is None and (main.path / DEPLOYED).is_file():
+            files[DEPLOYED] = main.path / DEPLOYED
         return record, files
 
     def _replay(self, product: Product) -> None:
@@ -259,11 +262,14 @@ class Run:
 
     def _look(self, products: Mapping[str, Product]) -> tuple[Models, bytes]:
         """Measures the models and draws the preview with all of them side by side."""
+        from kdbench.deployment import load_deployed
         from kdbench.measure import count_macs, latency_ms
 
+        batch = next(iter(self.task.data(int(self.config["seed"])).test_dataloader()))
         networks: dict[str, nn.Module] = {}
         for name, product in products.items():
-            networks[name] = load_side(self.config, self.task, "teacher" if name == "teacher" else "student", product)
+            side = "teacher" if name == "teacher" else "student"
+            networks[name] = load_deployed(self.config, self.task, side, product.path, batch)
         sizes: dict[str, Any] = {}
         for name in {"teacher", "student"} & networks.keys():
             plan = self.task.export(networks[name])
@@ -271,7 +277,6 @@ class Run:
             sizes[name] = (
                 TeacherModel(**facts) if name == "teacher" else StudentModel(**facts, latency_ms=latency_ms(plan))
             )
-        batch = next(iter(self.task.data(int(self.config["seed"])).test_dataloader()))
         stream = io.BytesIO()
         self.task.picture(batch, networks).save(stream, format="png")
         if self.loggers:
@@ -305,15 +310,6 @@ def _medium(name: str, content: Any, wandb: ModuleType) -> Any:
 def terminal() -> Console:
     """Returns a console that is wide enough for the closing table where the output is a file or a pipe."""
     return Console() if sys.stdout.isatty() else Console(width=140)
-
-
-def load_side(config: Mapping[str, Any], task: Task, side: str, product: Product) -> nn.Module:
-    """Builds a side of the pair with the weights of a product, in eval mode."""
-    from kdbench.weights import load_weights
-
-    model = task.build(config["pair"][side]["architecture"])
-    load_weights(model, product.path / "model.safetensors")
-    return model.eval()
 
 
 def gap_closed(products: Mapping[str, Product], task: Task, noise: float) -> tuple[float | None, str | None, list[str]]:

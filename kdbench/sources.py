@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature
@@ -52,8 +54,14 @@ class Tap:
         index = match["index"]
         return cls(match["path"], match["end"] or "output", None if index is None else int(index))
 
-    def pick(self, value: Any) -> Any:
-        """Picks the indexed element of a module's input or output."""
+    def arm(self, model: nn.Module, catch: Callable[[Any], None]) -> RemovableHandle:
+        """Gives ``catch`` the tensor of every forward from now on, until the handle is removed."""
+        module = find_module(model, self.path)
+        if self.end == "output":
+            return module.register_forward_hook(lambda _m, _a, out: catch(self._pick(out)))
+        return module.register_forward_pre_hook(lambda _m, args: catch(args[self.index or 0]))
+
+    def _pick(self, value: Any) -> Any:
         return value if self.index is None else value[self.index]
 
 
@@ -93,10 +101,9 @@ class Network(Source):
         self.task = task
         self.model = model
         self.expressions = dict(taps or {})
-        self._taps = [
-            (name, tap, find_module(model, tap.path))
-            for name, tap in ((n, Tap.parse(t)) for n, t in self.expressions.items())
-        ]
+        self._taps = {name: Tap.parse(text) for name, text in self.expressions.items()}
+        for tap in self._taps.values():
+            find_module(model, tap.path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         raise TypeError("copy the model of a Network, not the Network: its taps point into the model")
@@ -109,27 +116,19 @@ class Network(Source):
         """
         caught: dict[str, Any] = {}
 
-        def catch(name: str, tap: Tap, value: Any) -> None:
+        def catch(name: str, value: Any) -> None:
             if name in caught:
-                raise KDBenchError(f"tap {name!r} ({tap.path}) was reached twice in one forward: tap its parent")
-            caught[name] = tap.pick(value)
+                path = self._taps[name].path
+                raise KDBenchError(f"tap {name!r} ({path}) was reached twice in one forward: tap its parent")
+            caught[name] = value
 
-        handles = []
+        handles = [tap.arm(self.model, functools.partial(catch, name)) for name, tap in self._taps.items()]
         try:
-            for name, tap, module in self._taps:
-                if tap.end == "output":
-                    handles.append(module.register_forward_hook(lambda _m, _a, out, n=name, t=tap: catch(n, t, out)))
-                else:
-                    handles.append(
-                        module.register_forward_pre_hook(
-                            lambda _m, args, n=name, t=tap: catch(n, t, args if t.index is not None else args[0])
-                        )
-                    )
             outputs = self.task.forward(self.model, inputs)
         finally:
             for handle in handles:
                 handle.remove()
-        missed = [name for name, _, _ in self._taps if name not in caught]
+        missed = [name for name in self._taps if name not in caught]
         if missed:
             raise KDBenchError(f"tap {missed[0]!r} was not reached in the forward of {type(self.model).__name__}")
         return outputs, caught
@@ -159,14 +158,8 @@ class Tapped(nn.Module):
 
     def forward(self, *inputs: Any) -> Tensor:
         """Runs the model as far as it goes and returns the tensor at the tap."""
-        tap, caught = Tap.parse(self.tap), []
-        module = find_module(self.model, tap.path)
-        if tap.end == "output":
-            handle = module.register_forward_hook(lambda _m, _a, out: caught.append(tap.pick(out)))
-        else:
-            handle = module.register_forward_pre_hook(
-                lambda _m, args: caught.append(args[tap.index] if tap.index is not None else args[0])
-            )
+        caught: list[Tensor] = []
+        handle = Tap.parse(self.tap).arm(self.model, caught.append)
         try:
             self.model(*inputs)
         finally:

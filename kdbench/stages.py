@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.build import build, locate
 from kdbench.cache import Product, Store
 from kdbench.errors import KDBenchError
-from kdbench.recipe import Recipe, file_digest
+from kdbench.recipe import MODEL, Recipe, file_digest
 from kdbench.record import Tuning
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Stages:
 
     def weights(self, product: Product) -> Path:
         """Returns the file of a product's weights."""
-        return product.path / "model.safetensors"
+        return product.path / MODEL
 
     def _make(self, recipe: Recipe, name: str, main: bool = False) -> Product:
         """Returns the product of a recipe; with ``rerun`` the one that the run is about is made again."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kdbench.features import Grid, Logits, Vector
 from kdbench.plugin import PEER, STUDENT, Method, Need, Part, Plugin, Role, Stage, State, Update, Views
 from kdbench.signals import Context, Signals
+from kdbench.sources import Tapped
 
 LOGITS = Need("logits", Logits)
 
@@ -168,7 +169,7 @@ class Reuse(Method):
     def build(self, probe: Signals) -> None:
         s, t = probe.pair("pooled")
         self.project = nn.Linear(s.values.shape[1], t.values.shape[1])
-        self.head = (probe.part("classifier"),)
+        self.head, self.tap = (probe.part("classifier"),), probe.tap("pooled")
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         s, t = signals.pair("pooled")
@@ -178,16 +179,11 @@ class Reuse(Method):
         }
 
     def deploy(self, student: nn.Module) -> nn.Module:
-        return Reused(student, self.project, self.head[0])
+        return Reused(Tapped(student, self.tap), self.project, self.head[0])
 
 
-class Reused(nn.Module):
-    def __init__(self, student: Any, project: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.student, self.project, self.head = student, project, head
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.project(self.student.body(self.student.stem(images)).mean((2, 3))))
+class Reused(nn.Sequential):
+    """The student as far as its feature, the projector, the teacher's classifier."""
 
 
 class Bank(Method):
@@ -262,6 +258,18 @@ class Rounded(Method):
         return plain
 
 
+class Generations(KD):
+    """A second student, from the same start and at half the rate, taught by the first."""
+
+    roles = Rounded.roles
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (
+            Stage("first", terms=("task",)),
+            Stage("second", roles={"teacher": "student"}, lr=0.5, fresh=True),
+        )
+
+
 class Faulty(KD):
     """Gives the fault that its option names."""
 
@@ -322,6 +330,7 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "Bilevel": {"meta": 1.0, "inner": 1.0},
     "Bystander": {"own": 1.0},
     "Faulty": {"kd": 1.0},
+    "Generations": {"kd": 1.0},
     "Hint": {"hint": 0.5},
     "KD": {"kd": 1.0},
     "MeanTeacher": {"ema": 1.0},

@@ -172,6 +172,27 @@ def test_what_is_deployed_is_what_is_scored(tmp_path):
     assert manifest["params"] == sum(p.numel() for p in deployed.parameters())
 
 
+class Starts(Callback):
+    """Weights of student and teacher, and the rate, as each stage begins."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[dict, dict, float]] = []
+
+    def on_train_start(self, trainer, module):
+        student, teacher = (weights(module.cast.model(role)) for role in ("student", "teacher"))
+        self.seen.append((student, teacher, trainer.optimizers[0].param_groups[0]["initial_lr"]))
+
+
+def test_a_generation_starts_afresh_taught_by_the_last_one(tmp_path):
+    starts = Starts()
+    training(tmp_path / "both", "Generations").run(tmp_path / "both", [starts])
+    first, second = starts.seen
+    assert same(first[0], second[0])
+    assert (first[2], second[2]) == (0.1, 0.05)
+    training(tmp_path / "alone").run(tmp_path / "alone")
+    assert same(second[1], load_file(tmp_path / "alone" / MODEL))
+
+
 def test_a_stage_rebinds_a_role_and_a_parametrised_student_stays_plain(tmp_path):
     trained = training(tmp_path, "Rounded", epochs=4)
     before: dict[str, torch.Tensor] = {}

@@ -14,8 +14,7 @@ from kdbench.cache import Store
 from kdbench.errors import KDBenchError
 from kdbench.fit import Training
 from kdbench.matrix import AXES, Cell
-from kdbench.stages import make_task
-from kdbench.stages import Stages
+from kdbench.stages import Stages, make_task
 from tests.cli import ROOT, install
 from tests.tasks.pointcloud import tiny
 

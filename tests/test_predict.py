@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file
 
 from kdbench import rng
+from kdbench.cache import Store
+from kdbench.deployment import load_deployed
 from kdbench.predict import main
 from kdbench.record import find_records
-from tests.cli import CommandLine
+from kdbench.weights import load_weights
+from tests.cli import CliToy, CommandLine
+from tests.toy import Net
 
 
 @pytest.fixture
@@ -38,6 +45,30 @@ def test_a_recorded_student_predicts_and_draws(kdbench, image, tmp_path, capsys)
         assert said.err == f"picture: {out}\n"
         assert Image.open(out).size == (8, 8)
         out.unlink()
+
+
+def test_what_a_method_keeps_at_inference_predicts(kdbench, image, capsys):
+    """The student's own head is not the one that was trained for use."""
+    kdbench("method=toy_reuse")
+    (run,) = find_records(kdbench.results)
+    config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    task, plain = CliToy(config["data"], Store(kdbench.cache)), Net(4)
+    batch = task.read(image)
+    deployed = load_deployed(config, task, "student", run, batch, "student.safetensors")
+    load_weights(plain, run / "student.safetensors")
+    kept = {name: tensor for name, tensor in load_file(run / "deployed.safetensors").items() if "model" not in name}
+    assert {tuple(tensor.shape) for tensor in kept.values()} == {(8, 4), (8,), (5, 8), (5,)}
+    plain.eval()
+    hidden = torch.nn.functional.linear(plain.body(plain.stem(batch.inputs)).mean((2, 3)), *_two(kept, "1"))
+    expected = torch.nn.functional.linear(hidden, *_two(kept, "2"))
+    torch.testing.assert_close(deployed(batch.inputs), expected)
+    capsys.readouterr()
+    assert main([str(run), str(image), "--out", str(run.parent / "shown.png")]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"class": int(expected.argmax())}]
+
+
+def _two(state, name):
+    return state[f"{name}.weight"], state[f"{name}.bias"]
 
 
 def test_a_teacher_trained_alone_predicts_too(kdbench, image, tmp_path, capsys):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdbench.errors import KDBenchError
-from kdbench.sources import Network, Table, Tap, find_module
+from kdbench.sources import Network, Table, Tap, Tapped, find_module
 from kdbench.task import Batch
 from tests.toy import TAPS, Net, Toy
 
@@ -131,3 +131,13 @@ def test_a_table_looks_up_by_sample_id():
     assert table.answer(batch).features["logits"].values.flatten().tolist() == [5.0, 7.0]
     with pytest.raises(KDBenchError, match="no sample 9"):
         table.answer(Batch(None, torch.zeros(1, dtype=torch.long), torch.tensor([9])))
+
+
+@pytest.mark.parametrize("tap", ["body", "head:input", "body[0]:output"])
+def test_a_tapped_model_answers_with_the_tapped_tensor(images, tap):
+    net = Net(4).eval()
+    tapped = copy.deepcopy(Tapped(net, tap))
+    torch.testing.assert_close(tapped(images), Network(Toy(), net, {"x": tap})(images)[1]["x"])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tapped.modules())
+    with pytest.raises(KDBenchError, match="no module 'bdy'"):
+        Tapped(net, "bdy")
