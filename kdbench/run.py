@@ -199,7 +199,7 @@ class Run:
         if not main.fresh:
             self._replay(main)
         self.console.print("[bold]scores[/]: drawing the picture, measuring the student", highlight=False)
-        models, preview = self._look(products)
+        models, preview, compared = self._look(products)
         gap, reason, flags = gap_closed(products, self.task, float(self.config["task"].get("noise", 0.0)))
         info = self.task.dataset()
         config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
@@ -224,7 +224,7 @@ class Run:
                 sizes=dict(info.sizes),  # type: ignore[arg-type]
             ),
             primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better),
-            scores=Scores(**{name: _scores(product) for name, product in products.items()}, peer=_peer(main)),
+            scores=Scores(**{n: _scores(p, compared.get(n, {})) for n, p in products.items()}, peer=_peer(main)),
             gap_closed=gap,
             gap_reason=reason,
             cost=Cost(**main.manifest["cost"]),
@@ -260,12 +260,13 @@ class Run:
             "seed": self.config["seed"]
         }
 
-    def _look(self, products: Mapping[str, Product]) -> tuple[Models, bytes]:
-        """Measures the models and draws the preview with all of them side by side."""
+    def _look(self, products: Mapping[str, Product]) -> tuple[Models, bytes, Mapping[str, Mapping[str, float]]]:
+        """Measures the models, draws the preview with all of them side by side, and compares them."""
         from kdbench.deployment import load_deployed
         from kdbench.measure import count_macs, latency_ms
 
-        batch = next(iter(self.task.data(int(self.config["seed"])).test_dataloader()))
+        tests = self.task.data(int(self.config["seed"])).test_dataloader()
+        batch = next(iter(tests))
         networks: dict[str, nn.Module] = {}
         for name, product in products.items():
             side = "teacher" if name == "teacher" else "student"
@@ -282,7 +283,7 @@ class Run:
         if self.loggers:
             media = self.task.media(batch, networks)
             self.media = {k: functools.partial(_medium, MEDIA[k], v) for k, v in media.items()}
-        return Models(**sizes), stream.getvalue()
+        return Models(**sizes), stream.getvalue(), self.task.compare(networks, tests)
 
     def _failed(self, run_id: str, status: str, reason: str) -> Outcome:
         record = Record(
@@ -333,9 +334,9 @@ def gap_closed(products: Mapping[str, Product], task: Task, noise: float) -> tup
     return (score["student"] - score["scratch"]) / gap, None, []
 
 
-def _scores(product: Product) -> RoleScores:
+def _scores(product: Product, compared: Mapping[str, float]) -> RoleScores:
     scores = product.manifest["scores"]
-    return RoleScores(test=scores["test"], best_on_val=scores["best_on_val"])
+    return RoleScores(test={**scores["test"], **compared}, best_on_val=scores["best_on_val"])
 
 
 def _peer(product: Product) -> RoleScores | None:

@@ -159,6 +159,10 @@ class Task:
         """Returns interactive media for W&B as plain arrays by kind; nothing by default."""
         return {}
 
+    def compare(self, models: Mapping[str, nn.Module], loader: Iterable[Batch]) -> Mapping[str, Mapping[str, float]]:
+        """Returns, by model, metrics that take several of them, e.g. the agreement with ``teacher``; none by default."""
+        return {}
+
     def read(self, path: Path) -> Batch:
         """Reads one input of a user as a batch of one, for ``python -m kdbench.predict``."""
         raise NotImplementedError

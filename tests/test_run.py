@@ -69,7 +69,8 @@ def test_record_of_a_distilled_student(kdbench):
     main = next(m for m in kdbench.manifests().values() if "hint" in m["terms"])
     for role, manifest in (("teacher", by_role["teacher"]), ("scratch", by_role["student"]), ("student", main)):
         scores = getattr(record.scores, role)
-        assert scores.test == manifest["scores"]["test"]
+        compared = {} if role == "teacher" else {"models": 3.0}
+        assert scores.test == manifest["scores"]["test"] | compared
         assert scores.best_on_val == manifest["scores"]["best_on_val"]
     assert record.scores.peer is None
     assert (record.gap_closed is None) == bool(record.gap_reason)
