@@ -47,7 +47,7 @@ class PillarOutputs(NamedTuple):
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+    return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 class PillarEncoder(nn.Module):
@@ -78,7 +78,7 @@ class PillarEncoder(nn.Module):
         self.register_buffer("size", torch.tensor(size, dtype=torch.float32), persistent=False)
         self.register_buffer("cells", torch.tensor([grid[1], grid[0], 1.0]), persistent=False)
         self.linear = nn.Linear(in_channels + 6, channels, bias=False)
-        self.norm = nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
+        self.norm = nn.BatchNorm1d(channels, eps=1e-3)
 
     low: Tensor
     size: Tensor
@@ -246,6 +246,8 @@ class PointPillars(nn.Module):
         classes: Class names, in the order of the logits.
         in_channels: Columns of a point.
         max_points: Cap on the points of a pillar (32 in the paper); None takes all.
+        norm_momentum: Share of a batch in the running statistics. The published 0.01 remembers hundreds of steps; a
+            short training needs statistics that keep up with its weights.
 
     Attributes:
         grid: Cells (y, x) of the canvas.
@@ -264,6 +266,7 @@ class PointPillars(nn.Module):
         classes: Sequence[str] = ("Pedestrian", "Cyclist", "Car"),
         in_channels: int = 4,
         max_points: int | None = None,
+        norm_momentum: float = 0.01,
     ) -> None:
         super().__init__()
         channels = [round(width * c) for c in BLOCK_CHANNELS]
@@ -280,6 +283,9 @@ class PointPillars(nn.Module):
         self.backbone = Backbone(channels[0], channels)
         self.neck = Neck(channels, neck_channels)
         self.head = AnchorHead(neck_channels * len(channels), len(self.classes))
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = norm_momentum
 
     def forward(self, points: Tensor, batch: Tensor, batch_size: int) -> PillarOutputs:
         """Runs the network on the points of a whole batch.
