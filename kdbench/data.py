@@ -93,6 +93,6 @@ class SeededLoader(DataLoader):
         )
 
 
-def _whole(batch: Batch) -> Batch:
+def _whole(batch: Any) -> Any:
     """Takes the place of a collation where the data set fetched a batch at once; worker processes find it by name."""
     return batch

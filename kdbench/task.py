@@ -160,7 +160,7 @@ class Task:
         return {}
 
     def compare(self, models: Mapping[str, nn.Module], loader: Iterable[Batch]) -> Mapping[str, Mapping[str, float]]:
-        """Returns, by model, metrics that take several of them, e.g. the agreement with ``teacher``; none by default."""
+        """Returns, by model, metrics that take several of them, e.g. agreement with ``teacher``; none by default."""
         return {}
 
     def read(self, path: Path) -> Batch:

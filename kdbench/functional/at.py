@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from kdbench.errors import KDBenchError, nearest
 from kdbench.functional.divergence import safe_mean, upcast
-
-_POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+from kdbench.functional.pool import pool_to_smaller
 
 
 def attention_map(feature: Tensor, power: float = 2.0) -> Tensor:
@@ -72,17 +70,9 @@ def attention_transfer_loss(
         >>> attention_transfer_loss(student, teacher), attention_transfer_loss(student, teacher, faithful="paper")
         (tensor(1.), tensor(1.4142))
     """
-    if student.ndim != teacher.ndim or student.ndim - 2 not in _POOL or student.shape[0] != teacher.shape[0]:
-        raise KDBenchError(
-            f"attention_transfer_loss: the student has shape {tuple(student.shape)} and the teacher "
-            f"{tuple(teacher.shape)}, expected two grids (B, C, *space) of one batch with 1 to 3 spatial axes"
-        )
     if faithful not in ("paper", "code"):
         raise KDBenchError(f"faithful={faithful!r} is unknown; {nearest(str(faithful), ('paper', 'code'))}")
-    if student.shape[2:] != teacher.shape[2:]:
-        size = tuple(map(min, student.shape[2:], teacher.shape[2:]))
-        pool = _POOL[len(size)]
-        student, teacher = pool(student, size), pool(teacher, size)
+    student, teacher = pool_to_smaller(student, teacher, "attention_transfer_loss")
     difference = attention_map(student, power) - attention_map(teacher, power)
     if faithful == "paper":
         return safe_mean(torch.linalg.vector_norm(difference, ord=norm, dim=1))

@@ -1,6 +1,8 @@
-"""Knowledge distillation of logits, with the optional standardisation of LSKD."""
+"""Knowledge distillation of logits, with the standardisation of LSKD and the learned temperature of CTKD."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -26,6 +28,39 @@ def z_score(logits: Tensor, eps: float = 1e-7) -> Tensor:
     # A norm has the gradient zero, not NaN, where a row is constant.
     std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / (logits.shape[1] - 1) ** 0.5
     return centred / (std + eps)
+
+
+def adversarial_temperature(theta: Tensor, reversal: float = 1.0, low: float = 1.0, span: float = 20.0) -> Tensor:
+    """Learned temperature ``T = low + span * sigmoid(theta)`` whose gradient with respect to theta is reversed.
+
+    Li et al., Curriculum Temperature for Knowledge Distillation (AAAI 2023), global temperature. A step that lowers
+    the loss moves theta to where the loss is higher, by ``reversal`` times the true gradient.
+
+    Args:
+        theta: a scalar.
+        reversal: lambda >= 0; at 0 theta stays where it is.
+        low: lowest temperature, > 0.
+        span: width of the range of temperatures, > 0.
+
+    Returns:
+        T, shaped as ``theta``.
+
+    Example:
+        >>> adversarial_temperature(torch.tensor(0.0))
+        tensor(11.)
+    """
+    fixed = theta.detach()
+    return low + span * torch.sigmoid(fixed - reversal * (theta - fixed))
+
+
+def cosine_ramp(progress: float, ramp: float) -> float:
+    """Rises from 0 to 1 along a half cosine while ``progress`` goes from 0 to ``ramp``; 1 from there on.
+
+    Example:
+        >>> cosine_ramp(0.0, 0.1), round(cosine_ramp(0.05, 0.1), 4), cosine_ramp(0.2, 0.1)
+        (0.0, 0.5, 1.0)
+    """
+    return 0.5 - 0.5 * math.cos(math.pi * progress / ramp) if progress < ramp else 1.0
 
 
 def kd_loss(

@@ -6,18 +6,16 @@ Deviation: hint and task are trained together, as the later literature does, ins
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench.features import Grid
 from kdbench.functional.fitnet import hint_loss
+from kdbench.functional.pool import pool_to_smaller
+from kdbench.methods.blocks import conv
 from kdbench.plugin import Method, Need
 from kdbench.signals import Context, Signals
-
-_CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_POOL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
 class FitNet(Method):
@@ -28,15 +26,9 @@ class FitNet(Method):
     def build(self, probe: Signals) -> None:
         """Makes the regressor."""
         student, teacher = probe.pair("feature")
-        axes = student.values.dim() - 2
-        self.regressor = _CONV[axes](student.values.shape[1], teacher.values.shape[1], 1)
+        self.regressor = conv(student.values.dim() - 2, student.values.shape[1], teacher.values.shape[1], bias=True)
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``hint``."""
         student, teacher = signals.pair("feature")
-        hint, guide = self.regressor(student.values), teacher.values
-        if hint.shape[2:] != guide.shape[2:]:
-            size: Any = tuple(map(min, hint.shape[2:], guide.shape[2:]))
-            pool = _POOL[len(size)]
-            hint, guide = pool(hint, size), pool(guide, size)
-        return {"hint": hint_loss(hint, guide)}
+        return {"hint": hint_loss(*pool_to_smaller(self.regressor(student.values), teacher.values, "fitnet"))}

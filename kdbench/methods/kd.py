@@ -1,18 +1,24 @@
-"""Knowledge distillation of class scores.
+"""Knowledge distillation of class scores, plain, with standardised scores or with a learned temperature.
 
-Paper: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
-Deviation: a sigmoid head gets the sum of its classes' binary divergences instead of a softmax one.
+Papers:
+    KD: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    LSKD: Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024.
+    CTKD: Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge Distillation", AAAI 2023,
+        global temperature.
+Deviations: a sigmoid head gets the sum of its classes' binary divergences instead of a softmax one. The reversal of
+CTKD rises at every step instead of every epoch, over a share of training: 10 of the authors' 240 epochs by default.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import PositiveFloat
-from torch import Tensor
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
 
 from kdbench.features import Logits
-from kdbench.functional.kd import kd_loss
+from kdbench.functional.kd import adversarial_temperature, cosine_ramp, kd_loss
 from kdbench.plugin import Method, Need
 from kdbench.signals import Context, Signals
 
@@ -21,16 +27,38 @@ class KD(Method):
     """Softened class scores of the teacher as targets.
 
     Args:
-        temperature: Divides both logits.
-        standardize: z-scores both logits first (LSKD, CVPR 2024); categorical heads only.
+        temperature: Divides both logits; ``adversarial``: ``T = low + span * sigmoid(theta)`` with a learned theta
+            that ascends the loss (CTKD).
+        standardize: z-scores both logits first (LSKD); categorical heads only.
+        low: Lowest adversarial temperature.
+        span: Width of the range of adversarial temperatures.
+        start: First theta.
+        ramp: Share of training over which the reversed gradient rises from nothing to all of it.
     """
 
     needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
 
-    def __init__(self, temperature: PositiveFloat = 4.0, standardize: bool = False) -> None:
+    def __init__(
+        self,
+        temperature: PositiveFloat | Literal["adversarial"] = 4.0,
+        standardize: bool = False,
+        low: PositiveFloat = 1.0,
+        span: PositiveFloat = 20.0,
+        start: float = 1.0,
+        ramp: Annotated[float, Field(ge=0, le=1)] = 0.0417,
+    ) -> None:
         super().__init__()
         self.temperature = temperature
         self.standardize = standardize
+        self.low, self.span, self.ramp = low, span, ramp
+        if temperature == "adversarial":
+            self.theta = nn.Parameter(torch.tensor(float(start)))
+
+    def current_temperature(self, progress: float) -> float | Tensor:
+        """Returns the temperature at a share of training done; a learned one is on the graph of its theta."""
+        if self.temperature == "adversarial":
+            return adversarial_temperature(self.theta, cosine_ramp(progress, self.ramp), self.low, self.span)
+        return self.temperature
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``kd``."""
@@ -38,9 +66,15 @@ class KD(Method):
         loss = kd_loss(
             student.rows(),
             teacher.rows(),
-            self.temperature,
+            self.current_temperature(ctx.state.progress),
             law=student.law,
             standardize=self.standardize,
             weight=student.row_weight(),
         )
         return {"kd": loss}
+
+
+class LSKD(KD):
+    """KD of z-scored logits: the recipe for tasks whose head is a softmax, one true class a row."""
+
+    requires: ClassVar[frozenset[str]] = frozenset({"single_label"})

@@ -39,7 +39,7 @@ def normal(*shape: int, name: str = "x", dtype: torch.dtype = torch.float32) -> 
 
 def yaml(name: str) -> dict[str, Any]:
     """``conf/method/<name>.yaml``."""
-    content = OmegaConf.to_container(OmegaConf.load(config.folder() / "method" / f"{name}.yaml"))
+    content = OmegaConf.to_container(OmegaConf.load(config.folder() / "method" / f"{name}.yaml"), resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 

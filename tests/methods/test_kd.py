@@ -1,41 +1,91 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits
+from kdbench.fit import Training
 from kdbench.functional.kd import kd_loss
-from kdbench.methods.kd import KD
-from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal
-from tests.toy import Toy
+from kdbench.methods.kd import KD, LSKD
+from kdbench.plugin import State
+from kdbench.signals import EVERY, Context
+from kdbench.task import Task
+from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal, yaml
+from tests.toy import Toy, recipe, teacher_file
 
-OTHER: dict[str, Any] = {"temperature": 2.0, "standardize": True}
+NAMES = ["kd", "lskd", "ctkd"]
+OTHER: dict[str, dict[str, Any]] = {
+    "kd": {"temperature": 2.0, "standardize": True},
+    "lskd": {"temperature": 4.0, "standardize": False},
+    "ctkd": {"temperature": 4.0, "standardize": True},
+}
+LEARNED: dict[str, Any] = {"low": 2.0, "span": 5.0, "start": -1.0, "ramp": 0.5}
 
 
-def bench(batch: int = 6, dtype: torch.dtype = torch.float32, law: Any = "categorical", **options: Any) -> Bench:
-    student, teacher = (Logits((3 * normal(batch, 5, name=n)).to(dtype), law=law) for n in ("s", "t"))
-    return Bench("kd", {"logits": student}, {"logits": teacher}, **options)
+class Later(Bench):
+    """A bench after 2% of training, where a learned temperature moves."""
+
+    def terms(self, step: int = 0) -> dict[str, Tensor]:
+        context = Context(State(0, step, 0.02), 0, frozenset({EVERY}))
+        return self.method.terms(self.signals(step), context)
+
+
+def bench(
+    name: str = "kd",
+    batch: int = 6,
+    dtype: torch.dtype = torch.float32,
+    law: Any = "categorical",
+    weight: Tensor | None = None,
+    **options: Any,
+) -> Bench:
+    student, teacher = (Logits((3 * normal(batch, 5, name=n)).to(dtype), law=law, weight=weight) for n in ("s", "t"))
+    return Later(name, {"logits": student}, {"logits": teacher}, **options)
 
 
 def test_binds_to_the_logits():
     side = {"taps": {"body": "body"}}
-    assert bind(KD, Toy, {"name": "toy", "student": side, "teacher": side}) == {"logits": "logits"}
+    pair = {"name": "toy", "student": side, "teacher": side}
+    assert bind(KD, Toy, pair) == bind(LSKD, Toy, pair) == {"logits": "logits"}
 
 
-def test_gradients_and_determinism():
-    check_gradients(bench())
-    check_gradients(bench(batch=1))
-    check_gradients(bench(law="bernoulli"))
-    check_deterministic(bench())
+def test_only_lskd_wants_a_softmax_head():
+    class Sigmoid(Task):
+        name = "sigmoid"
+        kinds = Toy.kinds
+
+    pair: dict[str, Any] = {"name": "toy", "student": {}, "teacher": {}}
+    assert bind(KD, Sigmoid, pair)
+    with pytest.raises(KDBenchError, match="^LSKD requires single_label, which task sigmoid lacks$"):
+        bind(LSKD, Sigmoid, pair)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_and_determinism(name):
+    check_gradients(bench(name))
+    check_gradients(bench(name, batch=1))
+    check_deterministic(bench(name))
+
+
+@pytest.mark.parametrize("name", ["kd", "ctkd"])
+def test_gradients_of_a_sigmoid_head(name):
+    check_gradients(bench(name, law="bernoulli"))
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("knob", knobs("kd"))
-def test_every_knob_counts(knob):
-    assert differ(bench().outcome(), bench(**{knob: OTHER[knob]}).outcome())
+def test_every_knob_counts(name, knob):
+    assert knobs(name) == knobs("kd")
+    if knob in LEARNED:
+        first = bench(name, temperature="adversarial")
+        assert differ(first.outcome(), bench(name, temperature="adversarial", **{knob: LEARNED[knob]}).outcome())
+    else:
+        assert differ(bench(name).outcome(), bench(name, **{knob: OTHER[name][knob]}).outcome())
 
 
 @pytest.mark.parametrize("law", ["categorical", "bernoulli"])
@@ -45,6 +95,48 @@ def test_is_the_loss_of_the_rows_and_zero_at_the_teacher(law):
     assert made.loss().item() == pytest.approx(expected.item())
     same = Logits(normal(4, 5), law=law)
     assert Bench("kd", {"logits": same}, {"logits": same}).loss().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_recipes():
+    """Each is its own equation: z-scored logits at T = 2; T = 1 + 20 sigmoid(1)."""
+    weight = torch.tensor([1.0, 0, 3, 1, 1, 2])
+    made = bench("lskd", weight=weight)
+    s, t = ((z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True) / 2 for z in (made.student[0], made.teacher[0]))
+    rows = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1)
+    assert made.loss().item() == pytest.approx((4 * (weight * rows).sum() / weight.sum()).item(), rel=1e-5)
+    made = bench("ctkd")
+    temperature = 1 + 20 / (1 + torch.exp(torch.tensor(-1.0)))
+    s, t = made.student[0] / temperature, made.teacher[0] / temperature
+    rows = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1)
+    assert made.loss().item() == pytest.approx((temperature**2 * rows.mean()).item(), rel=1e-4)
+    assert yaml("lskd")["weights"] == {"task": 0.1, "kd": 9.0}
+    assert yaml("ctkd")["weights"] == yaml("kd")["weights"]
+
+
+def test_learned_temperature_ascends_the_loss():
+    made = bench("ctkd", ramp=0.0, start=0.0)
+    before = made.loss()
+    (theta,) = made.trainable().values()
+    before.backward()
+    assert theta.grad is not None
+    with torch.no_grad():
+        theta -= 0.5 * theta.grad.sign()
+    assert made.loss() > before
+    # Only the learned temperature is trained by the method.
+    assert list(made.trainable()) == ["theta"]
+    assert not bench().trainable()
+
+
+def test_learned_temperature_trains_in_the_engine(tmp_path):
+    """From a first step at which its gradient is still zero."""
+    spec = {k: v for k, v in yaml("ctkd").items() if k != "name"} | {"ramp": 0.1}
+    found = replace(recipe("KD"), plugins={"method": spec})
+    training = Training(found, Toy(), teacher_file(tmp_path))
+    manifest = training.run(tmp_path)
+    assert manifest["terms"].keys() == {"task", "kd"}
+    assert manifest["cost"]["added_params"] == 1
+    (theta,) = training.plugins["method"].parameters()
+    assert float(theta.detach()) != spec["start"]
 
 
 def test_masked_rows_do_not_count_and_weights_do():
@@ -61,15 +153,20 @@ def test_masked_rows_do_not_count_and_weights_do():
     assert not grad[1].any()
 
 
-def test_no_rows_and_low_precision():
-    empty = bench(batch=0)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_rows_and_low_precision(name):
+    empty = bench(name, batch=0)
     assert empty.loss() == 0
     assert empty.loss().requires_grad
-    assert bench(dtype=torch.bfloat16).loss().item() == pytest.approx(bench().loss().item(), rel=0.05)
+    assert bench(name, dtype=torch.bfloat16).loss().item() == pytest.approx(bench(name).loss().item(), rel=0.05)
 
 
 def test_bad_options_are_one_line():
     with pytest.raises(KDBenchError, match=r"method.temperature: found 0.0; input should be greater than 0"):
         bench(temperature=0.0)
+    with pytest.raises(KDBenchError, match=r"method.ramp: found 2.0; input should be less than or equal to 1"):
+        bench(ramp=2.0)
     with pytest.raises(KDBenchError, match="set standardize=False"):
         bench(law="bernoulli", standardize=True).loss()
+    with pytest.raises(KDBenchError, match="set standardize=False"):
+        bench("lskd", law="bernoulli").loss()

@@ -1,0 +1,87 @@
+"""What several methods put between a student's grid and a teacher's, with one to three spatial axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kdbench.errors import KDBenchError
+from kdbench.signals import Signals
+
+_CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_DECONV: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def conv(axes: int, inputs: int, outputs: int, kernel: int = 1, bias: bool = False) -> nn.Module:
+    """Makes a convolution over ``axes`` spatial axes that keeps their size (odd kernels)."""
+    return _CONV[axes](inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+
+
+def deconv(axes: int, inputs: int, outputs: int, kernel: int = 1) -> nn.Module:
+    """Makes a transposed convolution over ``axes`` spatial axes that keeps their size (odd kernels)."""
+    return _DECONV[axes](inputs, outputs, kernel, padding=kernel // 2)
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation over any number of spatial axes.
+
+    A batch with at most one value a channel, which has no variance, is normalised by the running statistics.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises (B, C, *space)."""
+        if input.numel() > self.num_features:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def connector(student: Tensor, teacher: Tensor) -> nn.Sequential:
+    """Makes a 1x1 convolution with batch normalisation from the student's width to the teacher's (Heo et al.)."""
+    width = teacher.shape[1]
+    regressor = conv(student.dim() - 2, student.shape[1], width)
+    nn.init.normal_(regressor.get_parameter("weight"), std=(2 / width) ** 0.5)
+    return nn.Sequential(regressor, BatchNorm(width))
+
+
+def levels(signals: Signals, need: str, at_least: int = 1) -> list[tuple[Any, Any]]:
+    """Returns the features of a need with ``many`` as pairs of student and teacher, shallow to deep.
+
+    Raises:
+        KDBenchError: The two give different numbers of features, or fewer than ``at_least``.
+    """
+    student, teacher = signals.features(need, "student"), signals.features(need, "teacher")
+    if len(student) != len(teacher):
+        raise KDBenchError(
+            f"{need!r} gives {len(student)} features of the student and {len(teacher)} of the teacher, "
+            f"expected as many: choose them by method.bind.{need}=[…]"
+        )
+    if len(student) < at_least:
+        raise KDBenchError(
+            f"{need!r} gives {len(student)} feature, expected at least {at_least}: name more taps in the pair"
+        )
+    return list(zip(student, teacher, strict=True))
+
+
+def projectors(pairs: Sequence[tuple[Any, Any]], project: bool) -> nn.ModuleList:
+    """Makes a 1x1 convolution to the teacher's width for each level whose widths differ.
+
+    Raises:
+        KDBenchError: Widths differ and ``project`` is off.
+    """
+    made: list[nn.Module] = []
+    for level, (student, teacher) in enumerate(pairs):
+        width, wanted = student.values.shape[1], teacher.values.shape[1]
+        if width != wanted and not project:
+            raise KDBenchError(
+                f"level {level} is {width} wide in the student and {wanted} in the teacher, expected equal widths: "
+                "set method.project=true or choose a pair of equal widths"
+            )
+        made.append(nn.Identity() if width == wanted else conv(student.values.dim() - 2, width, wanted, bias=True))
+    return nn.ModuleList(made)
