@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import engine, pointcloud
+from benchmarks import engine, methods, pointcloud
 from benchmarks.report import MISSED, Row, as_json, machine, table
 from kdbench.run import terminal
 
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "nms": pointcloud.nms,
     "evaluation": pointcloud.evaluation,
     "pointdistiller": pointcloud.pointdistiller,
+    "methods": methods.methods,
 }
 
 

@@ -29,8 +29,16 @@ def tiny_pointcloud(folder: Path) -> list[str]:
     ]
 
 
+def tiny_classification(folder: Path) -> list[str]:
+    return ["data.train=200", "data.test=60", "data.labels=64", "data.batch_size=32"]
+
+
 #: Overrides that make a task small enough for a second a cell, two steps an epoch.
-TINY: dict[str, Callable[[Path], list[str]]] = {"pointcloud": tiny_pointcloud, "toy": lambda folder: []}
+TINY: dict[str, Callable[[Path], list[str]]] = {
+    "classification": tiny_classification,
+    "pointcloud": tiny_pointcloud,
+    "toy": lambda folder: [],
+}
 
 
 def names(group: str) -> list[str]:

@@ -1,0 +1,87 @@
+"""Every distillation method's training step over one of plain kd, on a CIFAR-sized pair."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import Row
+from benchmarks.turns import DROPPED, Gate, take_turns
+from kdbench import matrix, rng
+from kdbench.cache import Store
+from kdbench.config import load
+from kdbench.fit import Training
+from kdbench.plugin import Stage
+from kdbench.stages import Stages, make_task
+
+#: Images of the training set: a batch of 64 a step, and one more class of negatives than CRD asks for.
+TRAIN, TEST = 1280, 100
+PAIR = ("pair=resnet56_resnet20", "data.batch_size=64")
+
+
+def write_cifar100(folder: Path) -> Path:
+    """Writes noise in the binary layout of CIFAR-100."""
+    generator = rng.numpy(0, "benchmarks", "cifar100")
+    for name, size in (("train", TRAIN), ("test", TEST)):
+        labels = np.arange(size, dtype=np.uint8) % 100
+        pixels = generator.integers(0, 256, (size, 3072), dtype=np.uint8)
+        rows = np.concatenate([labels[:, None] // 5, labels[:, None], pixels], axis=1)
+        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+    return folder
+
+
+def _training(method: str, root: str, overrides: Sequence[str]) -> Training:
+    given = ["task=classification", "data=cifar100", f"data.root={root}", f"method={method}", *PAIR, *overrides]
+    config = load(given)
+    store = Store(Path(root) / "cache")
+    stages = Stages(config, make_task(config, store), store, lambda _name, _epochs: ([], []))
+    return Training(stages.student_recipe(), stages.task, untrained=True)
+
+
+def main_stage(stages: Sequence[Stage]) -> Stage:
+    """Returns the longest stage, the last of several."""
+    return max(reversed(stages), key=lambda stage: stage.epochs)
+
+
+def train(gate: Gate, method: str, root: str, overrides: Sequence[str]) -> None:
+    """Trains the longest stage of a method, with a teacher that was never trained."""
+    training = _training(method, root, overrides)
+    training.stages = (main_stage(training.stages),)
+    with tempfile.TemporaryDirectory(prefix="kdbench-bench-") as work, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        training.run(Path(work), [gate])
+
+
+def methods(
+    rounds: int = 3, steps: int = 6, names: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> Iterator[Row]:
+    """A training step of every method that serves classification over one of kd in the same rounds.
+
+    Args:
+        rounds: Blocks of each.
+        steps: Timed steps of a block.
+        names: Methods; all by default.
+        overrides: Of the configuration.
+    """
+    served = [c.name for c in matrix.cells() if c.task == "classification" and c.axis == "method" and c.ok]
+    endless = (*overrides, f"trainer.epochs={2 + rounds * (steps + DROPPED)}", "trainer.val_every=1000000")
+    with tempfile.TemporaryDirectory(prefix="kdbench-bench-") as folder:
+        write_cifar100(Path(folder))
+        kd = partial(train, method="kd", root=folder, overrides=endless)
+        for name in names or [n for n in served if n != "kd"]:
+            stage = main_stage(_training(name, folder, endless).stages).name
+            ours = partial(train, method=name, root=folder, overrides=endless)
+            times = take_turns({"kd": kd, "twin": kd, "method": ours}, rounds, steps)
+            yield Row.of(
+                f"{name}, training step over one of kd",
+                "x",
+                times["method"].over(times["kd"]),
+                times["twin"].over(times["kd"]),
+                detail=f"stage {stage!r}; kd {times['kd'].median:.0f} ms, {name} {times['method'].median:.0f} ms a step, "
+                f"peak memory {times['method'].peak:.0f} MiB",
+            )

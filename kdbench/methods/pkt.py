@@ -1,0 +1,38 @@
+"""Probabilistic knowledge transfer.
+
+Paper: Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018, with the
+cosine kernel.
+Deviation: ``faithful=code`` (default, weight 30000) is the authors' code, which all later tables run: a mean over all
+pairs, a sample with itself included. ``faithful=paper`` sums over the other samples, on another scale; the paper's own
+text could not be read here, so this form has no second source.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from kdbench.features import Vector
+from kdbench.functional.pkt import pkt_loss
+from kdbench.plugin import Method, Need
+from kdbench.signals import Context, Signals
+
+
+class PKT(Method):
+    """Compares which samples of a batch are neighbours to student and teacher; widths may differ.
+
+    Args:
+        faithful: ``code`` or ``paper``.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = (Need("pooled", Vector),)
+
+    def __init__(self, faithful: Literal["code", "paper"] = "code") -> None:
+        super().__init__()
+        self.faithful: Literal["code", "paper"] = faithful
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        """Returns ``pkt``."""
+        student, teacher = signals.pair("pooled")
+        return {"pkt": pkt_loss(student.values, teacher.values, faithful=self.faithful)}
