@@ -1,0 +1,1 @@
+"""Image classification: any model of timm, the data sets that distillation papers report."""

@@ -1,0 +1,168 @@
+"""What is done to images: the standard augmentation of a whole batch at once, and a strong one for a second view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from kdbench import rng
+from kdbench.errors import KDBenchError
+
+#: Sides of a resized crop, width over height (Szegedy et al., 2015; torchvision's RandomResizedCrop).
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Training augmentation whose random numbers belong to (seed, epoch, sample).
+
+    Attributes:
+        crop: Pixels of black border from which a crop of the same size is cut.
+        flip: Mirror every other image.
+        scale: Least and greatest share of the area that a crop keeps before it is resized; None for none.
+    """
+
+    crop: NonNegativeInt = 0
+    flip: bool = False
+    scale: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise KDBenchError(f"data.augment.scale: found {list(self.scale)}; expected 0 < least <= greatest <= 1")
+
+    def boxes(self, heights: np.ndarray, widths: np.ndarray, keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """Draws the box of a resized crop for each image: the first of ten that fits, else the centre.
+
+        Returns:
+            ``(B, 4)`` top, left, height and width, pixels.
+        """
+        assert self.scale is not None
+        drawn = rng.uniform(seed, "box", epoch, index=keys, count=2 * TRIES + 2)
+        share = self.scale[0] + drawn[:, :TRIES] * (self.scale[1] - self.scale[0])
+        low, high = np.log(RATIO)
+        ratio = np.exp(low + drawn[:, TRIES : 2 * TRIES] * (high - low))
+        area = (heights * widths)[:, None] * share
+        tries = np.stack([np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))], axis=-1)
+        limits = np.stack([heights, widths], axis=-1)
+        fits = np.logical_and.reduce((tries >= 1) & (tries <= limits[:, None]), axis=-1)
+        size = tries[np.arange(len(keys)), fits.argmax(1)]
+        # Where none fits: the whole image, or what of it keeps the ratio.
+        whole = np.stack([np.minimum(heights, np.rint(widths / RATIO[0])), np.minimum(widths, heights * RATIO[1])], -1)
+        fitted = np.logical_or.reduce(fits, axis=1)[:, None]
+        size = np.where(fitted, size, np.maximum(1, np.rint(whole)))
+        corner = np.where(fitted, np.floor(drawn[:, 2 * TRIES :] * (limits - size + 1)), (limits - size) // 2)
+        return np.concatenate([corner, size], axis=1).astype(np.int64)
+
+    def resized_crops(self, images: Tensor, keys: np.ndarray, seed: int, epoch: int) -> Tensor:
+        """Cuts a random box out of each image of a batch and resizes it to the size of the image, bilinearly."""
+        height, width = images.shape[2:]
+        sides = np.full(len(keys), height), np.full(len(keys), width)
+        top, left, tall, wide = torch.from_numpy(self.boxes(*sides, keys, seed, epoch)).float().unbind(1)
+        theta = torch.zeros(len(keys), 2, 3)
+        theta[:, 0, 0], theta[:, 1, 1] = wide / width, tall / height
+        theta[:, 0, 2], theta[:, 1, 2] = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
+        grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+        cut = torch.nn.functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        return cut.round_().to(images.dtype) if images.dtype == torch.uint8 else cut
+
+    def __call__(self, images: Tensor, keys: np.ndarray, seed: int, epoch: int) -> Tensor:
+        """Crops and flips a batch.
+
+        Args:
+            images: ``(B, C, H, W)`` in 0..255 or 0..1.
+            keys: ``(B,)`` numbers of the samples.
+            seed: Of the run.
+            epoch: Of the run.
+        """
+        if not self.crop and not self.flip:
+            return images
+        height, width = images.shape[2:]
+        rows, columns = torch.arange(height).expand(len(images), -1), torch.arange(width).expand(len(images), -1)
+        if self.flip:
+            mirrored = torch.from_numpy(rng.uniform(seed, "flip", epoch, index=keys) < 0.5)
+            columns = torch.where(mirrored, width - 1 - columns, columns)
+        if self.crop:
+            drawn = rng.uniform(seed, "crop", epoch, index=keys, count=2)
+            shifts = torch.from_numpy(np.floor(drawn * (2 * self.crop + 1)).astype(np.int64))
+            # What has one row (a signal) is moved along it alone.
+            vertical = self.crop if height > 1 else 0
+            images = torch.nn.functional.pad(images, (self.crop, self.crop, vertical, vertical))
+            rows = rows + (shifts[:, :1] if vertical else 0)
+            columns = columns + shifts[:, 1:]
+        # One gather over flat pixels does both.
+        places = (
+            (rows[:, :, None] * images.shape[3] + columns[:, None, :])
+            .flatten(1)[:, None]
+            .expand(-1, images.shape[1], -1)
+        )
+        return images.flatten(2).gather(2, places).unflatten(2, (height, width))
+
+
+# ---- the strong view -----------------------------------------------------------------------------------------------
+
+
+def _affine(
+    images: Tensor, angle: float = 0.0, across: float = 0.0, down: float = 0.0, shear: tuple[float, float] = (0.0, 0.0)
+) -> Tensor:
+    center = [0.0, 0.0] if any(shear) else None
+    moved = [round(across * images.shape[3]), round(down * images.shape[2])]
+    return functional.affine(images, angle, moved, 1.0, [math.degrees(math.atan(v)) for v in shear], center=center)
+
+
+#: Operations of RandAugment by name, each with its strength at full magnitude and whether it has a sign.
+_Operation = tuple[Callable[[Tensor, float], Tensor], float, bool]
+_ALONG: dict[str, _Operation] = {
+    "identity": (lambda x, v: x, 0.0, False),
+    "translate_x": (lambda x, v: _affine(x, across=v), 150 / 331, True),
+    "brightness": (lambda x, v: functional.adjust_brightness(x, 1 + v), 0.9, True),
+    "contrast": (lambda x, v: functional.adjust_contrast(x, 1 + v), 0.9, True),
+    "posterize": (lambda x, v: functional.posterize(x, 8 - round(v)), 4.0, False),
+    "solarize": (lambda x, v: functional.solarize(x, 1 - v), 1.0, False),
+    "autocontrast": (lambda x, v: functional.autocontrast(x), 0.0, False),
+    "equalize": (lambda x, v: functional.equalize(x), 0.0, False),
+}
+_ACROSS: dict[str, _Operation] = {
+    "shear_x": (lambda x, v: _affine(x, shear=(v, 0.0)), 0.3, True),
+    "shear_y": (lambda x, v: _affine(x, shear=(0.0, v)), 0.3, True),
+    "translate_y": (lambda x, v: _affine(x, down=v), 150 / 331, True),
+    "rotate": (lambda x, v: _affine(x, angle=v), 30.0, True),
+    "sharpness": (lambda x, v: functional.adjust_sharpness(x, 1 + v), 0.9, True),
+}
+_COLOUR: dict[str, _Operation] = {"color": (lambda x, v: functional.adjust_saturation(x, 1 + v), 0.9, True)}
+
+
+def operations(channels: int, height: int) -> dict[str, _Operation]:
+    """Returns the operations that mean something: none across a single row, saturation of RGB alone."""
+    return _ALONG | (_ACROSS if height > 1 else {}) | (_COLOUR if channels == 3 else {})
+
+
+@torch.no_grad()
+def rand_augment(images: Tensor, generator: torch.Generator, number: int = 2, magnitude: float = 0.3) -> Tensor:
+    """Applies RandAugment (Cubuk et al., CVPR Workshops 2020) to each image, with operations of its own.
+
+    Operations and their strengths are torchvision's; samples that drew the same operation are done together.
+
+    Args:
+        images: ``(B, C, H, W)`` float in 0..1, on any device.
+        generator: On the CPU; draws operations and signs.
+        number: Operations one after the other.
+        magnitude: Share of the full strength; 0.3 is torchvision's 9 of 31.
+    """
+    chosen = list(operations(images.shape[1], images.shape[2]).values())
+    images = images.clone()
+    drawn = torch.randint(2 * len(chosen), (number, len(images)), generator=generator)
+    for row in drawn:
+        for value in row.unique().tolist():
+            apply, strength, signed = chosen[value // 2]
+            sign = -1 if signed and value % 2 else 1
+            members = (row == value).nonzero()[:, 0].to(images.device)
+            images[members] = apply(images[members], sign * magnitude * strength)
+    return images.clamp_(0, 1)

@@ -1,0 +1,378 @@
+"""Images of any source: few labels, noise, a long tail or a pruned set as asked for, then loaded a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdbench import rng
+from kdbench.build import check
+from kdbench.cache import Store
+from kdbench.data import Key, SeededLoader
+from kdbench.digest import digest, source_digest
+from kdbench.errors import KDBenchError
+from kdbench.splits import cut
+from kdbench.task import Batch
+from tasks.classification.augment import Augment, rand_augment
+from tasks.classification.choice import balanced, keys_of, labelled, noisy, shuffled
+from tasks.classification.pruning import SIDE, importance
+from tasks.classification.sources import open_source
+from tasks.classification.sources.base import Source, Split, array_digest
+from tasks.classification.sources.files import ImageFiles, decode, to_size
+
+SCORES = "scores.npy"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Options of data pruning.
+
+    Attributes:
+        fraction: Share of the labelled training samples that is kept.
+        by: Which are: any, or those of the highest score (:mod:`tasks.classification.pruning`).
+    """
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    by: Literal["random", "el2n", "forgetting"] = "random"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Options of ``data``.
+
+    Attributes:
+        source: Which data set; see :data:`tasks.classification.sources.REAL`.
+        root: Its folder; None for an embedded one.
+        batch_size: Images a batch.
+        workers: Loader processes; 0 reads in the training process.
+        size: Side to which images are resized; None as they are (224 for image files).
+        train: Most training samples, validation included; class-balanced.
+        test: Most test samples; class-balanced.
+        labels: Training samples whose labels are used; class-balanced. None for all.
+        unlabelled: Further training samples that join without a label.
+        noise: Share of the training labels that are wrong; validation and test stay clean.
+        imbalance: Largest over smallest class of the labelled training samples, along an exponential long tail.
+        keep: Options of :class:`Keep`.
+        augment: Options of :class:`~tasks.classification.augment.Augment`.
+    """
+
+    source: str
+    root: str | None = None
+    batch_size: PositiveInt = 64
+    workers: NonNegativeInt = 0
+    size: PositiveInt | None = None
+    train: PositiveInt | None = None
+    test: PositiveInt | None = None
+    labels: PositiveInt | None = None
+    unlabelled: PositiveInt | None = None
+    noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    imbalance: Annotated[float, Field(ge=1)] | None = None
+    keep: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The samples of one split.
+
+    Attributes:
+        split: Where they are.
+        rows: ``(N,)`` their positions there.
+        targets: ``(N,)`` classes to learn or to score with; -1 where there is no label.
+        first: Id of the first; ids count on from there.
+    """
+
+    split: Split
+    rows: np.ndarray
+    targets: np.ndarray
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Samples(Dataset[Batch]):
+    """Batches by their ``(epoch, sample)`` keys; what is drawn for a sample depends on (seed, epoch, sample) alone.
+
+    Args:
+        images: Whose.
+        cut: Which samples.
+        positions: Which of the samples of ``cut``, whose ids they keep; None for all.
+        augment: Augmentation, or None.
+        seed: Of the augmentation.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        cut: Cut,
+        positions: np.ndarray | None = None,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
+        positions = np.arange(len(cut)) if positions is None else positions
+        self.images = images
+        self.pixels = cut.split.images
+        self.rows = cut.rows[positions]
+        self.keys = keys_of([cut.split.names[i] for i in self.rows])
+        self.targets = torch.from_numpy(cut.targets[positions])
+        self.ids = torch.from_numpy(positions + cut.first)
+        self.partial = bool((self.targets < 0).any())
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> Batch:
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        """Fetches a whole batch."""
+        chosen = np.array([key.sample for key in keys])
+        pixels = self._pixels(chosen, keys[0].epoch)
+        targets = self.targets[chosen]
+        supervised = targets >= 0 if self.partial else None
+        return Batch(self.images.normalise(pixels), targets, self.ids[chosen], supervised)
+
+    def _pixels(self, chosen: np.ndarray, epoch: int) -> Tensor:
+        augment, keys, rows = self.augment, self.keys[chosen], self.rows[chosen]
+        resized = augment is not None and augment.scale is not None
+        if isinstance(self.pixels, ImageFiles):
+
+            def box(place: int, height: int, width: int) -> tuple[int, int, int, int]:
+                assert augment is not None
+                sides = np.array([height]), np.array([width])
+                return tuple(augment.boxes(*sides, keys[place : place + 1], self.seed, epoch)[0].tolist())
+
+            pixels = self.pixels.read(rows.tolist(), box if resized else None)
+        else:
+            pixels = self.pixels.index_select(0, torch.from_numpy(rows))
+            if augment is not None and resized:
+                pixels = augment.resized_crops(pixels, keys, self.seed, epoch)
+        return pixels if augment is None else augment(pixels, keys, self.seed, epoch)
+
+
+class Images:
+    """An opened data set, its splits cut.
+
+    Sample ids count through train (the labelled ones first), validation and test, so that training ids are 0 to N - 1.
+
+    Attributes:
+        name: Of the data set.
+        embedded: Whether it came without files.
+        digest: Of content, size, cuts and labels.
+        classes: Class names.
+        channels: Of an image.
+        size: Height and width of an image.
+        mean: Per channel, of images in 0..1.
+        std: Likewise.
+        sizes: Samples of each split.
+        labelled: Training samples with a label.
+        train: The training samples.
+        val: The validation samples.
+        test: The test samples.
+    """
+
+    def __init__(self, source: Source, options: DataOptions, train: Cut, val: Cut, test: Cut) -> None:
+        self.name = source.name
+        self.embedded = source.embedded
+        self.classes = source.classes
+        self.mean = source.mean
+        self.std = source.std
+        self.channels = len(source.mean)
+        pixels = source.train.images
+        self.size: tuple[int, int]
+        self.size = pixels.size if isinstance(pixels, ImageFiles) else (pixels.shape[2], pixels.shape[3])
+        self.central = pixels.central if isinstance(pixels, ImageFiles) else 1.0
+        self.train, self.val, self.test = train, val, test
+        self.sizes = {"train": len(train), "val": len(val), "test": len(test)}
+        self.labelled = int((train.targets >= 0).sum())
+        cuts = [[array_digest(c.rows), array_digest(c.targets)] for c in (train, val, test)]
+        self.digest = digest([source.digest, self.size, cuts])
+        self.options = options
+        self.augment = Augment(**check("data.augment", Augment, options.augment))
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32, device=like.device)[:, None, None] for v in (self.mean, self.std)
+        )
+        return mean, std
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Makes ``(B, C, H, W)`` pixels (uint8, or float in 0..1) float32 of mean 0 and deviation 1."""
+        mean, std = self._constants(pixels)
+        unit = 255.0 if pixels.dtype == torch.uint8 else 1.0
+        return (pixels * (1 / (unit * std))).sub_(mean / std)
+
+    def _unit(self, inputs: Tensor) -> Tensor:
+        mean, std = self._constants(inputs)
+        return (inputs.float() * std + mean).clamp_(0, 1)
+
+    def denormalise(self, inputs: Tensor) -> Tensor:
+        """Returns normalised inputs as ``(B, C, H, W)`` uint8 pixels."""
+        return (self._unit(inputs) * 255).round_().to(torch.uint8)
+
+    def strong(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns a strongly augmented view of normalised inputs: RandAugment with a draw for each sample."""
+        return self.normalise(rand_augment(self._unit(inputs), generator)).to(inputs.dtype)
+
+    def read(self, path: Path) -> Batch:
+        """Reads an image file of a user, at the size and with the channels of the data set."""
+        pixels = to_size(decode(path, self.channels), self.size, central=self.central)[None]
+        return Batch(self.normalise(pixels), torch.tensor([-1]), torch.tensor([0]))
+
+    def module(self, seed: int) -> ImageData:
+        """Returns the loaders; order and augmentation follow ``seed``."""
+        return ImageData(self, seed)
+
+
+class ImageData(LightningDataModule):
+    """Loaders of an opened data set.
+
+    Args:
+        images: The data set.
+        seed: Of order and augmentation.
+    """
+
+    def __init__(self, images: Images, seed: int) -> None:
+        super().__init__()
+        self.images = images
+        self.seed = seed
+
+    def _loader(self, samples: Samples, seed: int = 0, train: bool = False) -> SeededLoader:
+        options = self.images.options
+        return SeededLoader(samples, options.batch_size, seed, None, train, options.workers)
+
+    def _train(self, seed: int, positions: np.ndarray | None = None) -> SeededLoader:
+        samples = Samples(self.images, self.images.train, positions, self.images.augment, seed)
+        return self._loader(samples, seed, train=True)
+
+    def train_dataloader(self) -> SeededLoader:
+        """Returns augmented training samples in the order of the seed."""
+        return self._train(self.seed)
+
+    def meta_dataloader(self) -> SeededLoader:
+        """Returns the further cut of the labelled training samples that bilevel methods use; as noisy as they are."""
+        train = self.images.train
+        known = np.flatnonzero(train.targets >= 0)
+        names = [train.split.names[i] for i in train.rows[known]]
+        meta = known[cut(names, purpose="meta", labels=train.targets[known].tolist())]
+        return self._train(rng.derive(self.seed, "meta"), meta)
+
+    def val_dataloader(self) -> SeededLoader:
+        """Returns the validation samples."""
+        return self._loader(Samples(self.images, self.images.val))
+
+    def test_dataloader(self) -> SeededLoader:
+        """Returns the test samples."""
+        return self._loader(Samples(self.images, self.images.test))
+
+
+def open_images(options: Mapping[str, Any], store: Store) -> Images:
+    """Opens a data set and cuts its splits.
+
+    Args:
+        options: Of :class:`DataOptions`.
+        store: Where the scores of data pruning are kept.
+
+    Raises:
+        KDBenchError: Options, files or labels that are not as they should be.
+    """
+    given = DataOptions(**check("data", DataOptions, options))
+    keep = Keep(**check("data.keep", Keep, given.keep))
+    source = open_source(given.source, given.root)
+    if given.size is not None:
+        source = source.resized(given.size)
+    pool, val = _held_out(source, given)
+    train = _training(source, given, keep, pool, store)
+    test = _limited(source.test, given.test, "test")
+    first = len(train)
+    val = Cut(val.split, val.rows, val.targets, first)
+    return Images(source, given, train, val, Cut(source.test, test, source.test.labels[test], first + len(val)))
+
+
+def _limited(split: Split, most: int | None, purpose: str) -> np.ndarray:
+    if most is None or most >= len(split.labels):
+        return np.arange(len(split.labels))
+    return balanced(keys_of(split.names), split.labels, most, purpose)
+
+
+def _held_out(source: Source, options: DataOptions) -> tuple[np.ndarray, Cut]:
+    """Cuts validation, which therefore does not move when fewer labels are asked for; returns the pool and it."""
+    split, rows = source.train, _limited(source.train, options.train, "train")
+    if source.val is not None:
+        return rows, Cut(source.val, np.arange(len(source.val.labels)), source.val.labels)
+    labels = split.labels[rows]
+    chosen = cut([split.names[i] for i in rows], labels=labels.tolist())
+    if not chosen:
+        raise KDBenchError(
+            f"data.train={options.train}: {len(rows)} training samples of {len(source.classes)} classes; "
+            "expected two of a class at least, as validation is cut from them"
+        )
+    held_out = rows[chosen]
+    return np.delete(rows, chosen), Cut(split, held_out, split.labels[held_out])
+
+
+def _training(source: Source, options: DataOptions, keep: Keep, pool: np.ndarray, store: Store) -> Cut:
+    """Chooses the training samples out of the pool: labelled ones, spoilt and pruned as asked for, and unlabelled."""
+    split = source.train
+    keys, labels = keys_of([split.names[i] for i in pool]), split.labels[pool]
+    chosen = labelled(keys, labels, source.classes, options.labels, options.imbalance)
+    targets = noisy(keys[chosen], labels[chosen], options.noise, len(source.classes))
+    kept = _kept(source, pool[chosen], targets, keys[chosen], keep, store)
+    rest = np.delete(np.arange(len(pool)), chosen)
+    wanted = options.unlabelled or 0
+    if wanted > len(rest):
+        raise KDBenchError(
+            f"data.unlabelled={wanted}: {len(rest)} training samples are left beside the {len(chosen)} labelled ones; "
+            f"expected at most {len(rest)}" + ("" if options.labels else ", after fewer data.labels")
+        )
+    joined = np.sort(rest[shuffled(keys[rest], "unlabelled")[:wanted]])
+    rows = np.concatenate([pool[chosen][kept], pool[joined]])
+    return Cut(split, rows, np.concatenate([targets[kept], np.full(len(joined), -1, dtype=np.int64)]))
+
+
+def _kept(
+    source: Source, rows: np.ndarray, targets: np.ndarray, keys: np.ndarray, keep: Keep, store: Store
+) -> np.ndarray:
+    """Returns the positions among ``rows`` that pruning keeps."""
+    if keep.fraction == 1:
+        return np.arange(len(rows))
+    count = max(1, round(keep.fraction * len(rows)))
+    order = shuffled(keys, "keep")
+    if keep.by != "random":
+        scores = _scores(source, rows, targets, keep.by, store)
+        order = order[np.argsort(-scores[order], kind="stable")]
+    return np.sort(order[:count])
+
+
+def _scores(
+    source: Source, rows: np.ndarray, targets: np.ndarray, by: Literal["el2n", "forgetting"], store: Store
+) -> np.ndarray:
+    def make(work: Path) -> dict[str, Any]:
+        pixels = source.train.images
+        if isinstance(pixels, ImageFiles):
+            values = ImageFiles(pixels.paths, (SIDE, SIDE), pixels.central).read(rows.tolist()).float() / 255
+        else:
+            values = pixels[torch.from_numpy(rows)].float() / (255 if pixels.dtype == torch.uint8 else 1)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (source.mean, source.std))
+        scores = importance((values - mean) / std, torch.from_numpy(targets), len(source.classes), by)
+        np.save(work / SCORES, scores)
+        return {"by": by, "samples": len(rows), "data": source.name}
+
+    shape = source.train.images.size if isinstance(source.train.images, ImageFiles) else source.train.images.shape
+    code = source_digest(["tasks.classification.pruning"])
+    key = digest([source.digest, list(shape), array_digest(rows), array_digest(targets), by, code])
+    message = f"the {by} scores of {source.name}"
+    product = store.product("pruning-scores", key, make, wait_message=message)
+    return np.load(product.path / SCORES, allow_pickle=False)

@@ -1,0 +1,143 @@
+"""Pictures of predictions: the images on which models disagree, with what each takes them for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Found = tuple[np.ndarray, np.ndarray]
+
+WIDTH, MARGIN, GAP = 1500, 28, 12  # pixels
+COLUMNS, CARDS = 4, 24
+THUMB, PAD, LINE = 104, 12, 25
+TITLE = 62
+NAME, PERCENT = 60, 44
+INK, FAINT, CARD, EDGE = "#1b1f24", "#6b7480", "#ffffff", "#dfe3e8"
+PAPER = "#f6f7f9"
+RIGHT, WRONG = "#0072B2", "#D55E00"  # told apart by the colour-blind
+
+
+def render(
+    images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, Found], classes: Sequence[str]
+) -> Image.Image:
+    """Draws a card for each image on which the models disagree, in the order of the batch, as many as fit.
+
+    Where they agree on all, or there is one model alone, the images that a model takes for another class come first.
+
+    Args:
+        images: ``(B, C, H, W)`` uint8 pixels, C = 1 or 3; signals of height one are drawn as curves.
+        truth: ``(B,)`` true classes; -1 where unknown.
+        predictions: Class and probability ``(B,)`` each, by model; at least one.
+        classes: Names of the classes.
+
+    Returns:
+        An RGB image, 1500 pixels wide.
+    """
+    chosen, title = _choose(truth, predictions)
+    tall = max(THUMB, LINE * (1 + len(predictions))) + 2 * PAD
+    rows = -(-len(chosen) // COLUMNS)
+    height = TITLE + rows * (tall + GAP) - GAP + MARGIN
+    picture = Image.new("RGB", (WIDTH, height), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN, TITLE / 2), title, INK, _font(21), anchor="lm")
+    _legend(draw)
+    wide = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) // COLUMNS
+    for place, index in enumerate(chosen):
+        left = MARGIN + place % COLUMNS * (wide + GAP)
+        top = TITLE + place // COLUMNS * (tall + GAP)
+        draw.rounded_rectangle((left, top, left + wide, top + tall), 8, CARD, EDGE)
+        picture.paste(_thumb(images[index]), (left + PAD, top + (tall - THUMB) // 2))
+        lines = {name: (int(found[index]), float(sure[index])) for name, (found, sure) in predictions.items()}
+        text = (left + PAD + THUMB + PAD, top + PAD, wide - THUMB - 3 * PAD)
+        _write(draw, text, int(truth[index]), lines, classes)
+    return picture
+
+
+def _choose(truth: np.ndarray, predictions: Mapping[str, Found]) -> tuple[np.ndarray, str]:
+    """Returns the images to show and the line above them."""
+    found = np.stack([labels for labels, _ in predictions.values()])
+    differ = (found != found[0]).any(0)
+    count, size = int(differ.sum()), len(truth)
+    if count:
+        shown = min(count, CARDS)
+        *others, last = predictions
+        some = f"; the first {shown}" if shown < count else ""
+        title = f"{', '.join(others)} and {last} disagree on {count} of {size} test images{some}"
+        return np.flatnonzero(differ)[:shown], title
+    wrong = (found[0] != truth) & (truth >= 0)
+    order = np.argsort(~wrong, kind="stable")[:CARDS]
+    who = f"{next(iter(predictions))} is" if len(predictions) == 1 else f"{', '.join(predictions)} agree and are"
+    return order, f"{who} wrong on {int(wrong.sum())} of {size} test images"
+
+
+def _thumb(image: np.ndarray) -> Image.Image:
+    """Scales an image to a square of :data:`THUMB` pixels, small ones without smoothing."""
+    channels, height, width = image.shape
+    if height == 1:
+        return _curve(image)
+    made = Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)).convert("RGB")
+    scale = THUMB / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    made = made.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (THUMB, THUMB), PAPER)
+    square.paste(made, ((THUMB - size[0]) // 2, (THUMB - size[1]) // 2))
+    return square
+
+
+def _curve(signal: np.ndarray) -> Image.Image:
+    """Draws a signal ``(C, 1, W)``, a line a channel, at four times the size for smooth lines."""
+    big = 4 * THUMB
+    made = Image.new("RGB", (big, big), PAPER)
+    draw = ImageDraw.Draw(made)
+    x = np.linspace(0.04, 0.96, signal.shape[2]) * big
+    for channel in signal[:, 0].astype(float):
+        y = (0.94 - 0.88 * channel / 255) * big
+        draw.line([*zip(x.tolist(), y.tolist(), strict=True)], INK, 10, joint="curve")
+    return made.resize((THUMB, THUMB), Image.Resampling.LANCZOS)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int, int],
+    truth: int,
+    lines: Mapping[str, tuple[int, float]],
+    classes: Sequence[str],
+) -> None:
+    """Writes the true class and below it a line a model: its class, in the colour of right or wrong, and how sure."""
+    left, top, wide = place
+    middle = top + LINE / 2
+    draw.text((left, middle), "true", FAINT, _font(14), anchor="lm")
+    name = "unknown" if truth < 0 else classes[truth]
+    room, right = wide - NAME - PERCENT, left + wide - PERCENT
+    draw.text((right, middle), _fit(name, room, _font(16)), INK, _font(16), anchor="rm")
+    for index, (model, (label, sure)) in enumerate(lines.items(), 1):
+        middle = top + LINE * index + LINE / 2
+        color = FAINT if truth < 0 else RIGHT if label == truth else WRONG
+        draw.text((left, middle), _fit(model, NAME, _font(14)), FAINT, _font(14), anchor="lm")
+        percent = f"{100 * sure:.0f} %"
+        draw.text((left + wide, middle), percent, FAINT, _font(14), anchor="rm")
+        draw.text((right, middle), _fit(classes[label], room, _font(16)), color, _font(16), anchor="rm")
+
+
+def _legend(draw: ImageDraw.ImageDraw) -> None:
+    right = WIDTH - MARGIN
+    for text, color in (("probability", FAINT), ("wrong", WRONG), ("right", RIGHT)):
+        draw.text((right, TITLE / 2), text, color, _font(16), anchor="rm")
+        right -= int(_font(16).getlength(text)) + 18
+
+
+def _fit(text: str, room: float, font: ImageFont.FreeTypeFont) -> str:
+    """Cuts a text that is too long."""
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(text + "…") > room:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # with a size, Pillow has no other
+    return font

@@ -1,0 +1,311 @@
+"""Image classification with any model of timm, or one of the user's own."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningDataModule
+from PIL.Image import Image
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from kdbench.build import build, locate
+from kdbench.cache import Store
+from kdbench.errors import KDBenchError, nearest
+from kdbench.features import Activated, Feature, Grid, Kind, Logits, Tokens, Vector
+from kdbench.functional.divergence import upcast
+from kdbench.task import Batch, DatasetInfo, ExportPlan, Task, move, scalars
+from tasks.classification import picture
+from tasks.classification.data import Images, open_images
+from tasks.classification.metrics import Scores, fit_temperature
+
+#: Keys of ``data`` that the engine reads.
+ENGINE = ("name", "task")
+#: Kinds that a pair may declare for a tap, and the axes of such a tensor.
+KINDS: dict[str, tuple[Kind, int]] = {"grid": (Grid, 4), "tokens": (Tokens, 3), "vector": (Vector, 2)}
+#: ``<tap>.pre`` is what the activation behind ``<tap>`` reads.
+PRE = ".pre"
+TOP = 5
+
+
+class Outputs(NamedTuple):
+    """Raw outputs: logits ``(B, classes)``, and how the model lays out the tensors inside of it.
+
+    Attributes:
+        prefix: Leading tokens that are not positions.
+        grid: Rows and columns of the other tokens, or None.
+        channels_last: Whether its maps are ``(B, H, W, C)``.
+    """
+
+    logits: Tensor
+    prefix: int = 0
+    grid: tuple[int, ...] | None = None
+    channels_last: bool = False
+
+
+class Classification(Task):
+    """Tells which of several classes an image is of.
+
+    Args:
+        data: Options of :class:`~tasks.classification.data.DataOptions`.
+        store: Where prepared data lives.
+        label_smoothing: Share of the target that is spread over all classes.
+        noise: Points of accuracy that two runs differ by through chance; the engine reads it.
+    """
+
+    name: ClassVar[str] = "classification"
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"single_label", "sample_id", "differentiable_input", "mixable", "rotate", "strong_view"}
+    )
+    primary: ClassVar[str] = "top1"
+
+    def __init__(
+        self, data: Mapping[str, Any], store: Store, label_smoothing: NonNegativeFloat = 0.0, noise: float = 0.0
+    ) -> None:
+        self.options = {name: value for name, value in data.items() if name not in ENGINE}
+        self.store = store
+        self.label_smoothing = label_smoothing
+
+    @classmethod
+    def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
+        """Taps are grids, ``pooled`` is a vector, and ``kinds`` of a pair's side says what is otherwise."""
+        taps, declared = side.get("taps") or {}, side.get("kinds") or {}
+        kinds: dict[str, Kind] = {}
+        for name in (*taps, *declared):
+            if name not in taps or (name.endswith(PRE) and name.removesuffix(PRE) not in taps):
+                raise KDBenchError(f"pair: there is no tap {name.removesuffix(PRE)!r}: {nearest(name, taps)}")
+            if name.endswith(PRE):
+                continue
+            kind = declared.get(name, "vector" if name == "pooled" else "grid")
+            if kind not in KINDS:
+                raise KDBenchError(f"pair: kinds.{name}={kind}: there is no such kind: {nearest(str(kind), KINDS)}")
+            kinds[name] = Activated if kind == "grid" and name + PRE in taps else KINDS[kind][0]
+        return kinds | {"logits": Logits}
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def images(self) -> Images:
+        """The data set."""
+        return open_images(self.options, self.store)
+
+    def prepare(self, progress: bool = True) -> None:
+        """Reads or makes the images, once."""
+        _ = self.images
+
+    def dataset(self) -> DatasetInfo:
+        """Returns name, digest and sizes of the data set."""
+        images = self.images
+        return DatasetInfo(images.name, images.embedded, images.digest, images.sizes)
+
+    def data(self, seed: int) -> LightningDataModule:
+        """Returns the loaders."""
+        return self.images.module(seed)
+
+    # ---- models -----------------------------------------------------------------------------------------------
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """Creates a model; classes, channels and size of the images come from the data, where it asks for them.
+
+        Activations do not overwrite what they read, because it may be tapped.
+        """
+        images = self.images
+        facts = {"num_classes": len(images.classes), "in_chans": images.channels, "img_size": tuple(images.size)}
+        asked = inspect.signature(locate(architecture["_target_"])).parameters
+        for name, value in facts.items():
+            given = architecture.get(name)
+            given = tuple(given) if isinstance(given, list) else given
+            if given not in (None, value):
+                raise KDBenchError(f"architecture.{name}={given}, but the data {images.name} has {value}: leave it out")
+        facts = {name: value for name, value in facts.items() if name in asked}
+        model: nn.Module = build("architecture", {**architecture, **facts})
+        for module in model.modules():
+            if getattr(module, "inplace", False) is True:
+                module.inplace = False  # type: ignore[assignment]
+        return model
+
+    def forward(self, model: nn.Module, inputs: Tensor) -> Outputs:
+        """Runs a model on images."""
+        logits = model(inputs)
+        classes = len(self.images.classes)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != classes:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            expected = f"logits (batch, {classes}) for the {classes} classes of {self.images.name}"
+            raise KDBenchError(f"{type(model).__name__} gives {found}, expected {expected}")
+        patches = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
+        grid = getattr(patches, "grid_size", None)
+        last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        return Outputs(logits, int(getattr(model, "num_prefix_tokens", 0)), tuple(grid) if grid else None, last)
+
+    def describe(self, outputs: Outputs | Tensor, taps: Mapping[str, Tensor], batch: Batch) -> dict[str, Feature]:
+        """Gives tapped tensors the kind that their axes say, and the logits the true classes where all are known."""
+        outputs = _outputs(outputs)
+        features: dict[str, Feature] = {
+            name: self._feature(name, value, taps.get(name + PRE), outputs)
+            for name, value in taps.items()
+            if not name.endswith(PRE)
+        }
+        target = batch.targets if batch.supervised is None else None
+        return features | {"logits": Logits(outputs.logits, mask=batch.distilled, target=target)}
+
+    def _feature(self, name: str, value: Tensor, pre: Tensor | None, outputs: Outputs) -> Feature:
+        axes = value.dim()
+        if axes not in (2, 3, 4) or (name == "pooled" and axes != 2):
+            expected = "a vector (B, D)" if name == "pooled" else "a grid (B, C, H, W) or tokens (B, L, D)"
+            raise KDBenchError(f"tap {name!r} has shape {tuple(value.shape)}, expected {expected}: tap another module")
+        if axes == 2:
+            return Vector(value)
+        if axes == 3:
+            positions = value.shape[1] - outputs.prefix
+            grid = outputs.grid if outputs.grid and outputs.grid[0] * outputs.grid[1] == positions else None
+            return Tokens(value, outputs.prefix, grid)
+        if outputs.channels_last:
+            value, pre = value.permute(0, 3, 1, 2), None if pre is None else pre.permute(0, 3, 1, 2)
+        stride = tuple(of_image / cells for of_image, cells in zip(self.images.size, value.shape[2:], strict=True))
+        return Grid(value, stride) if pre is None else Activated(value, stride, pre=pre)
+
+    def loss(self, model: nn.Module, outputs: Outputs | Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy, the mean over supervised samples; zero where there is none."""
+        targets = batch.targets
+        if batch.supervised is not None:
+            targets = torch.where(batch.supervised, targets, -1)
+        total = F.cross_entropy(
+            upcast(_outputs(outputs).logits),
+            targets,
+            ignore_index=-1,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        return {"ce": total / (targets >= 0).sum().clamp(min=1)}
+
+    # ---- scores -----------------------------------------------------------------------------------------------
+
+    def metrics(self, split: str) -> MetricCollection:
+        """Accuracy and calibration."""
+        return MetricCollection([Scores(len(self.images.classes))])
+
+    def score(self, metrics: MetricCollection, model: nn.Module, outputs: Outputs | Tensor, batch: Batch) -> None:
+        """Feeds the labelled samples of a batch to the metrics."""
+        labelled = batch.targets >= 0
+        metrics.update(_outputs(outputs).logits[labelled], batch.targets[labelled])
+
+    @torch.no_grad()
+    def evaluate(
+        self, artifact: nn.Module, loader: Iterable[Batch], split: str, device: torch.device
+    ) -> dict[str, float]:
+        """Scores a model; on the test set also with its logits over the ``temperature`` that suits validation best.
+
+        Returns:
+            The metrics of :class:`~tasks.classification.metrics.Scores`; for the test set also ``nll_ts`` and
+            ``ece_ts`` after temperature scaling.
+        """
+        logits, targets = self._answers(artifact, loader, device)
+        found = self._scored(logits, targets)
+        if split == "test":
+            temperature = fit_temperature(*self._answers(artifact, self.data(0).val_dataloader(), device))
+            scaled = self._scored(logits / temperature, targets)
+            found |= {f"{name}_ts": scaled[name] for name in ("nll", "ece") if name in scaled}
+            found["temperature"] = temperature
+        return found
+
+    def _answers(self, model: nn.Module, loader: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Returns logits and true classes of the labelled samples."""
+        model.eval()
+        logits, targets = [], []
+        for batch in loader:
+            batch = move(batch, device)
+            labelled = batch.targets >= 0
+            logits.append(self.forward(model, batch.inputs).logits[labelled])
+            targets.append(batch.targets[labelled])
+        return torch.cat(logits), torch.cat(targets)
+
+    def _scored(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        metrics = self.metrics("test").to(logits.device)
+        metrics.update(logits, targets)
+        return scalars(metrics)
+
+    @torch.no_grad()
+    def compare(self, models: Mapping[str, nn.Module], loader: Iterable[Batch]) -> Mapping[str, Mapping[str, float]]:
+        """Returns for each model but ``teacher`` the ``agreement`` of their classes, in percent of the images."""
+        if "teacher" not in models:
+            return {}
+        found: dict[str, list[Tensor]] = {name: [] for name in models}
+        for batch in loader:
+            for name, model in models.items():
+                found[name].append(self.forward(model.eval(), batch.inputs).logits.argmax(1))
+        classes = {name: torch.cat(parts) for name, parts in found.items()}
+        teacher = classes.pop("teacher")
+        return {n: {"agreement": 100 * (own == teacher).float().mean().item()} for n, own in classes.items()}
+
+    # ---- what methods and people ask for ----------------------------------------------------------------------
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        """``rotate(inputs, k)`` turns by k quarters; ``strong(inputs, generator)`` augments strongly."""
+        return {"rotate": rotate, "strong": self.images.strong}
+
+    def export(self, model: nn.Module) -> ExportPlan:
+        """The whole model, on one image."""
+        device = next(model.parameters()).device
+        image = torch.randn(1, self.images.channels, *self.images.size, device=device)
+        return ExportPlan(model.eval(), (image.contiguous(memory_format=torch.channels_last),), ("images",))
+
+    @torch.no_grad()
+    def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image:
+        """Test images on which the models disagree, with what each takes them for.
+
+        Further test batches follow the given one until there are enough such images.
+        """
+        inputs, targets, answers = [], [], []
+        others = (b for b in self.data(0).test_dataloader() if not torch.isin(b.ids, batch.ids).any())
+        for part in itertools.chain([batch], others):
+            inputs.append(part.inputs)
+            targets.append(part.targets)
+            answers.append(
+                torch.stack([self.forward(m.eval(), part.inputs).logits.softmax(1) for m in models.values()])
+            )
+            sure, classes = torch.cat(answers, 1).max(2)
+            if int((classes != classes[0]).any(0).sum()) >= picture.CARDS:
+                break
+        found = dict(zip(models, zip(classes.cpu().numpy(), sure.cpu().numpy(), strict=True), strict=True))
+        images = self.images.denormalise(torch.cat(inputs)).cpu().numpy()
+        return picture.render(images, torch.cat(targets).cpu().numpy(), found, self.images.classes)
+
+    def read(self, path: Path) -> Batch:
+        """Reads an image file."""
+        return self.images.read(path)
+
+    @torch.no_grad()
+    def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        """Returns the (at most five) most probable classes of each image with their probabilities."""
+        probs = self.forward(model, batch.inputs).logits.softmax(1)
+        names = self.images.classes
+        best, indices = probs.topk(min(TOP, len(names)))
+        return [
+            {"classes": [{"class": names[i], "probability": round(p, 4)} for i, p in zip(row, own, strict=True)]}
+            for row, own in zip(indices.tolist(), best.tolist(), strict=True)
+        ]
+
+
+def _outputs(outputs: Outputs | Tensor) -> Outputs:
+    """Logits alone, e.g. out of a table, are outputs too."""
+    return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
+
+
+def rotate(inputs: Tensor, k: int) -> Tensor:
+    """Turns images ``(B, C, H, W)`` by ``k`` quarters, anticlockwise.
+
+    Raises:
+        KDBenchError: The images are not square.
+    """
+    height, width = inputs.shape[2:]
+    if height != width:
+        raise KDBenchError(f"images of {height} x {width} cannot be turned by a quarter: this needs square images")
+    return inputs.rot90(k, (2, 3))

@@ -1,0 +1,142 @@
+"""The networks for small images.
+
+Parameter counts are those of the definitions that RepDistiller released, with 100 classes; the published tables print
+them in millions. Run once side by side with equal weights (outside of this repository), logits and gradients of
+resnet20, resnet8x4, resnet50, wrn16_2, wrn40_1, vgg8, vgg13, mobilenetv2, shufflenetv1 and shufflenetv2 were equal to
+float32 rounding, in eval and in train mode.
+"""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from kdbench import rng
+from kdbench.errors import KDBenchError
+from tasks.classification.models import create
+
+PARAMS = {
+    "resnet8": 83_892,
+    "resnet14": 181_108,
+    "resnet20": 278_324,
+    "resnet32": 472_756,
+    "resnet44": 667_188,
+    "resnet56": 861_620,
+    "resnet110": 1_736_564,
+    "resnet8x4": 1_233_540,
+    "resnet32x4": 7_433_860,
+    "resnet50": 23_705_252,
+    "wrn16_1": 180_916,
+    "wrn16_2": 703_284,
+    "wrn40_1": 569_780,
+    "wrn40_2": 2_255_156,
+    "vgg8": 3_965_028,
+    "vgg13": 9_462_180,
+    "mobilenetv2": 812_836,
+    "shufflenetv1": 949_258,
+    "shufflenetv2": 1_355_528,
+}
+#: Side of the last feature map of a 32 x 32 image.
+LAST = {"resnet50": 4, "mobilenetv2": 2, "vgg8": 4, "vgg13": 4, "shufflenetv1": 4, "shufflenetv2": 4}
+SMALL = ("resnet8", "wrn16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2")
+
+
+def test_every_network_is_known_to_timm():
+    assert sorted(timm.list_models("cifar_*")) == sorted(f"cifar_{name}" for name in PARAMS)
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_parameters_are_as_many_as_published(name):
+    with torch.device("meta"):
+        model = timm.create_model(f"cifar_{name}", num_classes=100)
+    assert sum(p.numel() for p in model.parameters()) == PARAMS[name]
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_last_map_of_a_cifar_image(name):
+    with torch.device("meta"):
+        model = timm.create_model(f"cifar_{name}").eval()
+        features = model.forward_features(torch.zeros(2, 3, 32, 32))
+    side = LAST.get(name, 8)
+    assert features.shape == (2, model.num_features, side, side)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (1, 40), (13, 7)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_any_size(size, channels):
+    for name in PARAMS:
+        with torch.device("meta"):
+            model = create(f"cifar_{name}", num_classes=10, in_chans=channels, img_size=size).eval()
+            assert model(torch.zeros(2, channels, *size)).shape == (2, 10), name
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_interface_is_that_of_timm(name):
+    with rng.scope(0, name):
+        model = create(f"cifar_{name}", num_classes=7).eval()
+        images = torch.randn(2, 3, 16, 16)
+    features = model.forward_features(images)
+    torch.testing.assert_close(model.forward_head(features), model(images))
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, model.num_features)
+    torch.testing.assert_close(model.get_classifier()(pooled), model(images))
+    model.reset_classifier(3)
+    assert (model(images).shape, model.num_classes) == ((2, 3), 3)
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(images), pooled)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_trains(name):
+    with rng.scope(0, name):
+        model = create(f"cifar_{name}", num_classes=7)
+        model(torch.randn(8, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_initial_weights():
+    with rng.scope(0, "initial"):
+        resnet, wide, vgg, mobile = (create(f"cifar_{n}") for n in ("resnet20", "wrn16_2", "vgg8", "mobilenetv2"))
+    for conv in (resnet.layer3[0].conv1, wide.layer3[0].conv1, vgg.layer4[0].conv, mobile.last.conv):
+        fan_out = conv.weight.shape[0] * conv.weight[0, 0].numel()
+        assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+    for model in (vgg, mobile):
+        assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert not model.fc.bias.any()
+    assert not wide.fc.bias.any()
+    assert not vgg.layer4[0].conv.bias.any()
+    norms = [m for m in resnet.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all((m.weight == 1).all() and not m.bias.any() for m in norms)
+
+
+def test_width_scales_a_resnet():
+    narrow = create("cifar_resnet8", width=4, num_classes=10, in_chans=1)
+    assert sum(p.numel() for p in narrow.parameters()) == 5142
+    assert narrow.num_features == 16
+
+
+def test_any_model_of_timm_by_name():
+    with torch.device("meta"):
+        vit = create("vit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=(8, 8), patch_size=2, depth=1)
+        resnet = create("resnet18", num_classes=10, in_chans=1, img_size=(8, 8))
+    assert vit.patch_embed.grid_size == (4, 4)
+    assert resnet.conv1.weight.shape[1] == 1
+    assert resnet.fc.out_features == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"model_name": "cifar_resnet21"}, r"model_name=cifar_resnet21: there is no such model: did you mean 'cifar_re"),
+        ({"model_name": "resnet1"}, r"model_name=resnet1: there is no such model: did you mean 'resnet1"),
+        ({"model_name": "cifar_vgg8", "width": 3}, r"model_name=cifar_vgg8: .*unexpected keyword argument 'width'"),
+        ({"model_name": "resnet18", "widht": 3}, r"model_name=resnet18: .*unexpected keyword argument 'widht'"),
+        ({"model_name": "cifar_vgg8", "pretrained": True}, r"cifar_vgg8 has no published weights: leave out pretrained"),
+    ],
+)
+def test_bad_input_is_one_line(options, line):
+    with pytest.raises(KDBenchError, match=line) as error:
+        create(**options, img_size=(8, 8))
+    assert "\n" not in str(error.value)

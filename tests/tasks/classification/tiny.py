@@ -1,0 +1,48 @@
+"""The classification task on few digits, and on images that are only a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from kdbench import config, rng
+from kdbench.cache import Store
+from kdbench.task import Batch
+from tasks.classification.task import Classification
+
+NET = {"_target_": "tasks.classification.models.create", "model_name": "cifar_resnet8", "width": 4}
+VIT = {
+    "_target_": "tasks.classification.models.create",
+    "model_name": "vit_tiny_patch16_224",
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+}
+
+
+def task(cache: Path, data: Mapping[str, Any] | None = None, **options: Any) -> Classification:
+    """The task of ``conf/`` on 200 digits, 50 of them labelled."""
+    spec = config.load(["task=classification", "preset=quick"])
+    given = {**spec["data"], "train": 200, "labels": 50, "test": 60, "batch_size": 16, **(data or {})}
+    own = {k: v for k, v in spec["task"].items() if k not in ("name", "_target_")}
+    return Classification(data=given, store=Store(cache), **{**own, **options})
+
+
+def shaped(size: tuple[int, int], channels: int = 3, classes: int = 100) -> Classification:
+    """The task on images of a shape, without any data."""
+    made = Classification({}, Store(Path("/nonexistent")))
+    facts = {"name": "shapes", "size": size, "channels": channels, "classes": tuple(map(str, range(classes)))}
+    made.__dict__["images"] = SimpleNamespace(**facts)
+    return made
+
+
+def batch(made: Classification, n: int = 2) -> Batch:
+    """Random images with random labels."""
+    generator = rng.generator(0, "tiny")
+    inputs = torch.randn(n, made.images.channels, *made.images.size, generator=generator)
+    return Batch(inputs, torch.randint(len(made.images.classes), (n,), generator=generator), torch.arange(n))
