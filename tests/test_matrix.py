@@ -30,7 +30,7 @@ def tiny_pointcloud(folder: Path) -> list[str]:
 
 
 def tiny_classification(folder: Path) -> list[str]:
-    return ["data.train=200", "data.test=60", "data.labels=64", "data.batch_size=32"]
+    return ["data.test=60", "data.labels=64", "data.batch_size=32"]
 
 
 #: Overrides that make a task small enough for a second a cell, two steps an epoch.

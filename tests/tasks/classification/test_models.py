@@ -50,26 +50,18 @@ def test_every_network_is_known_to_timm():
 @pytest.mark.parametrize("name", PARAMS)
 def test_parameters_are_as_many_as_published(name):
     with torch.device("meta"):
-        model = timm.create_model(f"cifar_{name}", num_classes=100)
-    assert sum(p.numel() for p in model.parameters()) == PARAMS[name]
-
-
-@pytest.mark.parametrize("name", PARAMS)
-def test_last_map_of_a_cifar_image(name):
-    with torch.device("meta"):
-        model = timm.create_model(f"cifar_{name}").eval()
+        model = timm.create_model(f"cifar_{name}", num_classes=100).eval()
         features = model.forward_features(torch.zeros(2, 3, 32, 32))
+    assert sum(p.numel() for p in model.parameters()) == PARAMS[name]
     side = LAST.get(name, 8)
     assert features.shape == (2, model.num_features, side, side)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (32, 32), (1, 40), (13, 7)])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "size"), [(1, (8, 8)), (3, (32, 32)), (1, (1, 40)), (3, (13, 7))])
 def test_images_of_any_size(size, channels):
-    for name in PARAMS:
-        with torch.device("meta"):
-            model = create(f"cifar_{name}", num_classes=10, in_chans=channels, img_size=size).eval()
-            assert model(torch.zeros(2, channels, *size)).shape == (2, 10), name
+    for name in SMALL:
+        model = create(f"cifar_{name}", num_classes=10, in_chans=channels, img_size=size).eval()
+        assert model(torch.zeros(2, channels, *size)).shape == (2, 10), name
 
 
 @pytest.mark.parametrize("name", SMALL)
