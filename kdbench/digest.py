@@ -26,7 +26,16 @@ def digest(value: Any, length: int = 16) -> str:
     Raises:
         KDBenchError: The value holds NaN, infinity or something that JSON has no form for.
     """
-    text = json.dumps(_plain(value, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return digest_json(_plain(value, ""), length)
+
+
+def digest_json(value: Any, length: int = 16) -> str:
+    """Digests as :func:`digest` does what is JSON already: dicts with text as keys, lists, no NaN.
+
+    Raises:
+        ValueError: The value holds NaN or infinity.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
@@ -154,6 +163,35 @@ def drop_nonfinite(value: Any, path: str = "") -> tuple[Any, list[str]]:
         kept[key], below = drop_nonfinite(item, f"{path}.{key}" if path else str(key))
         paths += below
     return (kept if isinstance(value, Mapping) else list(kept.values())), paths
+
+
+def without(tree: Mapping[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
+    """Copies nested mappings without the dotted ``paths``."""
+    below = _below(paths)
+    kept = {}
+    for key, value in tree.items():
+        tails = below.get(str(key), ()) + below.get("*", ())
+        if "" not in tails:
+            kept[key] = without(value, tails) if tails and isinstance(value, Mapping) else value
+    return kept
+
+
+def without_nulls(tree: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    """Copies nested mappings without nulls, but for what is below the dotted paths ``free``."""
+    below = _below(free)
+    kept = {}
+    for key, value in tree.items():
+        tails = below.get(str(key), ()) + below.get("*", ())
+        if value is not None:
+            kept[key] = without_nulls(value, tails) if "" not in tails and isinstance(value, Mapping) else value
+    return kept
+
+
+@functools.cache
+def _below(paths: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Groups dotted paths by their first part: what is left of them, empty for one that ends there."""
+    heads = dict.fromkeys(path.partition(".")[0] for path in paths)
+    return {head: tuple(p.partition(".")[2] for p in paths if p.partition(".")[0] == head) for head in heads}
 
 
 def _plain(value: Any, path: str) -> Any:

@@ -14,7 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from kdbench.cache import full_disk_is_one_line, write_atomic
-from kdbench.digest import digest, drop_nonfinite
+from kdbench.digest import digest, digest_json, drop_nonfinite, without, without_nulls
 from kdbench.errors import KDBenchError
 
 SCHEMA_VERSION = 1
@@ -56,6 +56,12 @@ VOLATILE = (
     "provenance.started",
     "provenance.finished",
 )
+
+#: Mappings of free keys, in which null is a value; a field that is null is as good as absent.
+FREE = ("options", "tuning.scores", "scores.*.test", "scores.*.best_on_val", "provenance.packages")
+
+#: By schema version, what turns the JSON of such a record into that of the next version. Files are never rewritten.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 PACKAGES = (
     "kdbench",
@@ -267,13 +273,15 @@ def spec_hash(config: Mapping[str, Any], exclude: tuple[str, ...] = SPEC_EXCLUDE
         config: The resolved config.
         exclude: Dotted keys that do not change the number.
     """
-    return digest(_without(config, exclude))
+    return digest(without(config, exclude))
 
 
 def content_hash(record: Record) -> str:
     """Digests everything in the record but its :data:`VOLATILE` fields, so that an edited number is noticed."""
-    # Without nulls a later schema may add optional fields and still know the records of today.
-    return digest(_without(_finite(record).model_dump(mode="json", exclude_none=True), VOLATILE), 32)
+    try:
+        return _hash(record)
+    except ValueError:  # something is not finite, and would be written as null and a flag
+        return _hash(_finite(record))
 
 
 def verify(record: Record) -> bool:
@@ -283,7 +291,7 @@ def verify(record: Record) -> bool:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of ``run.json``."""
-    return Record.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Record.model_json_schema()}
 
 
 def write_record(
@@ -346,28 +354,62 @@ def read_record(path: Path, *, check_hash: bool = True) -> Record:
         text = path.read_bytes()
     except OSError as error:
         raise KDBenchError(f"{path}: no run record ({error.strerror}), expected a run folder or its {RUN}") from None
-    if not text.strip():
-        raise KDBenchError(f"{path}: the file is empty, expected a run record: remove the folder and run again")
+    return parse_record(text, path, check_hash=check_hash)
+
+
+def parse_record(text: bytes, path: Path | str, *, check_hash: bool = True) -> Record:
+    """Reads a record from the content of ``run.json``; ``path`` is for the errors, which are :func:`read_record`'s."""
     try:
-        data = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise KDBenchError(f"{path}: not valid JSON ({error}), expected a run record") from None
+        # Most records are as they were written, and this is several times as fast as finding out what is wrong.
+        record = Record.model_validate_json(text)
+        if record.content_hash == _hash(record):
+            return record
+    except ValueError:
+        pass
+    data = _parse_json(text, path)
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    old = isinstance(version, int) and version in UPGRADES
+    if not old and version != SCHEMA_VERSION:
         raise KDBenchError(
             f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}: use the kdbench that wrote it"
         )
+    if old:
+        data = _upgraded(data, path, check_hash)
     try:
         record = Record.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the record"
         raise KDBenchError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems in all)") from None
-    if check_hash and not verify(record):
-        raise KDBenchError(
-            f"{path}: content_hash is {record.content_hash}, expected {content_hash(record)}: it was edited"
-        )
+    if old:
+        return record.model_copy(update={"content_hash": content_hash(record)})
+    if check_hash:
+        _check_hash(path, record.content_hash, content_hash(record))
     return record
+
+
+def _parse_json(text: bytes, path: Path | str) -> Any:
+    if not text.strip():
+        raise KDBenchError(f"{path}: the file is empty, expected a run record: remove the folder and run again")
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise KDBenchError(f"{path}: not valid JSON ({error}), expected a run record") from None
+
+
+def _upgraded(data: dict[str, Any], path: Path | str, check_hash: bool) -> dict[str, Any]:
+    """Brings the JSON of an older record to the schema of today, once it is known to be as it was written."""
+    if check_hash:
+        expected = digest(without(without_nulls(data, FREE), VOLATILE), 32)
+        _check_hash(path, data.get("content_hash"), expected)
+    while (version := data["schema_version"]) != SCHEMA_VERSION:
+        data = UPGRADES[version](data) | {"schema_version": version + 1}
+    return data
+
+
+def _check_hash(path: Path | str, found: Any, expected: str) -> None:
+    if found != expected:
+        raise KDBenchError(f"{path}: content_hash is {found}, expected {expected}: it was edited")
 
 
 def find_records(results: Path) -> list[Path]:
@@ -413,14 +455,10 @@ def _finite(record: Record) -> Record:
     return Record.model_validate(values)
 
 
-def _without(tree: Mapping[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
-    """Copies nested mappings without the dotted ``paths``."""
-    kept = {}
-    for key, value in tree.items():
-        tails = [path.partition(".")[2] for path in paths if path.partition(".")[0] in (str(key), "*")]
-        if "" not in tails:
-            kept[key] = _without(value, tuple(tails)) if isinstance(value, Mapping) else value
-    return kept
+def _hash(record: Record) -> str:
+    # Without nulls a later schema may add optional fields and still know the records of today.
+    values = record.model_dump(mode="json", exclude_none=True)
+    return digest_json(without(values, VOLATILE), 32)
 
 
 def _refuse_constant(name: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from kdbench import record as record_module
+from kdbench.digest import digest, without, without_nulls
 from kdbench.errors import KDBenchError
 from kdbench.record import (
     Record,
@@ -302,6 +303,63 @@ def test_schema_describes_what_is_written(tmp_path: Path) -> None:
     assert set(schema["properties"]) == set(data)
     assert schema["additionalProperties"] is False
     assert json.loads(json.dumps(schema)) == schema
+
+
+def test_an_older_record_is_upgraded_and_still_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def renamed(data: dict[str, Any]) -> dict[str, Any]:
+        return {("pair" if key == "models_of" else key): value for key, value in data.items()}
+
+    old = json.loads(
+        make(options={"a": None}, scores={"student": {"test": {"accuracy": 0.5, "ece": None}}}).model_dump_json()
+    )
+    old["models_of"] = old.pop("pair")
+    old["schema_version"] = 0
+    plain = without(without_nulls(old, record_module.FREE), record_module.VOLATILE)
+    old["content_hash"] = digest(plain, 32)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(old))
+    with pytest.raises(KDBenchError, match="schema_version is 0, expected 1"):
+        read_record(path)
+    monkeypatch.setitem(record_module.UPGRADES, 0, renamed)
+    found = read_record(path)
+    assert (found.schema_version, found.pair, found.options) == (1, "resnet32x4_resnet8x4", {"a": None})
+    assert verify(found)
+    path.write_text(json.dumps(old | {"seed": 7}))
+    with pytest.raises(KDBenchError, match="edited"):
+        read_record(path)
+    assert read_record(path, check_hash=False).seed == 7
+
+
+def test_upgrades_go_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def step(data: dict[str, Any]) -> dict[str, Any]:
+        steps.append(data["schema_version"])
+        return data
+
+    for version in (-1, 0):
+        monkeypatch.setitem(record_module.UPGRADES, version, step)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(json.loads(make().model_dump_json()) | {"schema_version": -1}))
+    assert read_record(path, check_hash=False).schema_version == 1
+    assert steps == [-1, 0]
+
+
+def test_the_hash_of_an_older_record_is_that_of_its_fields() -> None:
+    # What a later kdbench computes from the file alone is what this one wrote.
+    record = make(options={"a": None}, scores={"student": {"test": {"accuracy": 0.5, "ece": None}}})
+    raw = json.loads(record.model_dump_json())
+    plain = without(without_nulls(raw, record_module.FREE), record_module.VOLATILE)
+    assert digest(plain, 32) == content_hash(record)
+
+
+def test_what_is_nearly_json_takes_no_short_cut(tmp_path: Path) -> None:
+    folder = write(tmp_path, make(scores={"student": {"test": {"accuracy": 0.5, "ece": math.nan}}}))
+    text = (folder / "run.json").read_text()
+    assert '"ece": null' in text
+    (folder / "run.json").write_text(text.replace('"ece": null', '"ece": NaN'))
+    with pytest.raises(KDBenchError, match="NaN is not JSON"):
+        read_record(folder)
 
 
 def test_provenance_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -137,6 +138,7 @@ def _fit(text: str, room: float, font: ImageFont.FreeTypeFont) -> str:
     return text.rstrip() + "…"
 
 
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)  # with a size, Pillow has no other

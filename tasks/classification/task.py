@@ -29,8 +29,10 @@ from tasks.classification.metrics import Scores, fit_temperature
 
 #: Keys of ``data`` that the engine reads.
 ENGINE = ("name", "task")
-#: Kinds that a pair may declare for a tap, and the axes of such a tensor.
-KINDS: dict[str, tuple[Kind, int]] = {"grid": (Grid, 4), "tokens": (Tokens, 3), "vector": (Vector, 2)}
+#: Kinds that a pair may declare for a tap.
+KINDS: dict[str, Kind] = {"grid": Grid, "tokens": Tokens, "vector": Vector}
+#: What a tensor is by its number of axes.
+AXES = {2: "a vector (B, D)", 3: "tokens (B, L, D)", 4: "a grid (B, C, H, W)"}
 #: ``<tap>.pre`` is what the activation behind ``<tap>`` reads.
 PRE = ".pre"
 TOP = 5
@@ -87,7 +89,7 @@ class Classification(Task):
             kind = declared.get(name, "vector" if name == "pooled" else "grid")
             if kind not in KINDS:
                 raise KDBenchError(f"pair: kinds.{name}={kind}: there is no such kind: {nearest(str(kind), KINDS)}")
-            kinds[name] = Activated if kind == "grid" and name + PRE in taps else KINDS[kind][0]
+            kinds[name] = Activated if kind == "grid" and name + PRE in taps else KINDS[kind]
         return kinds | {"logits": Logits}
 
     # ---- data -------------------------------------------------------------------------------------------------
@@ -158,9 +160,13 @@ class Classification(Task):
 
     def _feature(self, name: str, value: Tensor, pre: Tensor | None, outputs: Outputs) -> Feature:
         axes = value.dim()
-        if axes not in (2, 3, 4) or (name == "pooled" and axes != 2):
-            expected = "a vector (B, D)" if name == "pooled" else "a grid (B, C, H, W) or tokens (B, L, D)"
+        possible = [2] if name == "pooled" else [2, 3, 4] if pre is None else [4]
+        if axes not in possible:
+            expected = " or ".join(AXES[n] for n in possible)
             raise KDBenchError(f"tap {name!r} has shape {tuple(value.shape)}, expected {expected}: tap another module")
+        if pre is not None and pre.shape != value.shape:
+            shapes = f"{tuple(value.shape)} and {tuple(pre.shape)}"
+            raise KDBenchError(f"taps {name!r} and {name + PRE!r} have shapes {shapes}, expected equal ones")
         if axes == 2:
             return Vector(value)
         if axes == 3:

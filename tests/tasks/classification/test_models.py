@@ -8,6 +8,8 @@ float32 rounding, in eval and in train mode.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from tasks.classification.models import create
+from tasks.classification import models
 
 PARAMS = {
     "resnet8": 83_892,
@@ -43,6 +45,11 @@ LAST = {"resnet50": 4, "mobilenetv2": 2, "vgg8": 4, "vgg13": 4, "shufflenetv1": 
 SMALL = ("resnet8", "wrn16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2")
 
 
+def create(model_name: str, **options: Any) -> Any:
+    """A model whose parts are read by name."""
+    return models.create(model_name, **options)
+
+
 def test_every_network_is_known_to_timm():
     assert sorted(timm.list_models("cifar_*")) == sorted(f"cifar_{name}" for name in PARAMS)
 
@@ -50,7 +57,7 @@ def test_every_network_is_known_to_timm():
 @pytest.mark.parametrize("name", PARAMS)
 def test_parameters_are_as_many_as_published(name):
     with torch.device("meta"):
-        model = timm.create_model(f"cifar_{name}", num_classes=100).eval()
+        model: Any = timm.create_model(f"cifar_{name}", num_classes=100).eval()
         features = model.forward_features(torch.zeros(2, 3, 32, 32))
     assert sum(p.numel() for p in model.parameters()) == PARAMS[name]
     side = LAST.get(name, 8)
@@ -121,11 +128,17 @@ def test_any_model_of_timm_by_name():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"model_name": "cifar_resnet21"}, r"model_name=cifar_resnet21: there is no such model: did you mean 'cifar_re"),
+        (
+            {"model_name": "cifar_resnet21"},
+            r"model_name=cifar_resnet21: there is no such model: did you mean 'cifar_re",
+        ),
         ({"model_name": "resnet1"}, r"model_name=resnet1: there is no such model: did you mean 'resnet1"),
         ({"model_name": "cifar_vgg8", "width": 3}, r"model_name=cifar_vgg8: .*unexpected keyword argument 'width'"),
         ({"model_name": "resnet18", "widht": 3}, r"model_name=resnet18: .*unexpected keyword argument 'widht'"),
-        ({"model_name": "cifar_vgg8", "pretrained": True}, r"cifar_vgg8 has no published weights: leave out pretrained"),
+        (
+            {"model_name": "cifar_vgg8", "pretrained": True},
+            r"cifar_vgg8 has no published weights: leave out pretrained",
+        ),
     ],
 )
 def test_bad_input_is_one_line(options, line):

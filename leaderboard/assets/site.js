@@ -1,0 +1,288 @@
+/* What a reader does with a page: theme, tables (sort, filter, search, columns, permalink, downloads), copying.
+   Every page can be read without it. The four formats are those of leaderboard/exports.py, byte for byte. */
+(function () {
+  "use strict";
+  const root = document.documentElement;
+  root.classList.add("js");
+
+  /* ---- theme: set before the page is drawn ---- */
+  const THEMES = ["auto", "light", "dark"];
+  let theme = "auto";
+  try { theme = localStorage.getItem("kdbench-theme") || "auto"; } catch (error) { /* storage is switched off */ }
+  if (theme !== "auto") root.dataset.theme = theme;
+
+  function themeButton() {
+    const button = document.getElementById("theme");
+    const show = () => { button.textContent = "Theme: " + theme; };
+    button.hidden = false;
+    show();
+    button.addEventListener("click", () => {
+      theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+      if (theme === "auto") delete root.dataset.theme; else root.dataset.theme = theme;
+      try { localStorage.setItem("kdbench-theme", theme); } catch (error) { /* kept for this page only */ }
+      show();
+    });
+  }
+
+  /* ---- formats ---- */
+  const NONE = "–";
+  const csvValue = (value) => {
+    let text = value.text;
+    if (!value.number && /^[=+\-@\t\r]/.test(text)) text = "'" + text;
+    return /[",\r\n]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
+  };
+  const JSON_NAMES = { '"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f" };
+  const jsonString = (text) => '"' + text.replace(/["\\\u0000-\u001f]/g, (c) =>
+    JSON_NAMES[c] || "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0")) + '"';
+  const squeeze = (text) => text.replace(/\s+/g, " ");
+  const markdown = (text) => squeeze(text).replace(/([\\`*_[\]<>|#&~])/g, "\\$1");
+  const LATEX = {
+    "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}",
+    ">": "\\textgreater{}", "|": "\\textbar{}", '"': "\\textquotedbl{}", "±": "$\\pm$", "−": "$-$", "×": "$\\times$",
+    "Δ": "$\\Delta$", "·": "$\\cdot$", "↑": "$\\uparrow$", "↓": "$\\downarrow$", "≥": "$\\geq$", "–": "--",
+    "…": "\\ldots{}", "µ": "\\textmu{}",
+  };
+  const latex = (text) => squeeze(text).replace(/[\\~^<>|"±−×Δ·↑↓≥–…µ&%$#_{}]/g, (c) => LATEX[c] || "\\" + c);
+
+  const FORMATS = {
+    csv: (view) => [view.keys.map((k) => csvValue({ text: k })), ...view.rows.map((r) => r.values.map(csvValue))]
+      .map((line) => line.join(",") + "\n").join(""),
+    json: (view) => view.rows.length ? "[\n" + view.rows.map((r) => " {" + view.keys.map((k, i) => jsonString(k) + ": " +
+      (r.values[i].number ? r.values[i].text : r.values[i].text ? jsonString(r.values[i].text) : "null")).join(", ") +
+      "}").join(",\n") + "\n]\n" : "[]\n",
+    md: (view) => [view.heads.map(markdown), view.kinds.map((k) => k === "text" ? "---" : "---:"),
+      ...view.rows.map((r) => r.texts.map(markdown))].map((line) => "| " + line.join(" | ") + " |\n").join(""),
+    tex: (view) => "% " + latex(view.caption) + "\n\\begin{tabular}{" +
+      view.kinds.map((k) => k === "text" ? "l" : "r").join("") + "}\n\\toprule\n" +
+      view.heads.map(latex).join(" & ") + " \\\\\n\\midrule\n" +
+      view.rows.map((r) => r.texts.map(latex).join(" & ") + " \\\\\n").join("") + "\\bottomrule\n\\end{tabular}\n",
+  };
+  const TYPES = { csv: "text/csv", json: "application/json", md: "text/markdown", tex: "application/x-tex" };
+
+  function save(name, format, text) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: TYPES[format] + ";charset=utf-8" }));
+    link.download = name + "." + format;
+    document.body.append(link);
+    link.click();
+    link.remove();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  /* ---- tables ---- */
+  const compare = (sign) => (a, b) => {
+    const x = parseFloat(a), y = parseFloat(b); /* absent values come last in both directions */
+    if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y);
+    return sign * (x - y);
+  };
+  const words = (sign) => (a, b) => sign * a.localeCompare(b, "en", { numeric: true, sensitivity: "base" });
+
+  const tables = [];
+
+  function enhance(section) {
+    const element = section.querySelector("table");
+    const name = element.id;
+    const heads = [...element.tHead.rows[0].cells];
+    const columns = heads.map((th) => ({
+      key: th.dataset.key, kind: th.dataset.kind, better: th.dataset.better || "", head: th.textContent.trim(),
+      shown: !("hidden" in th.dataset), facet: "facet" in th.dataset,
+    }));
+    const rows = [...element.tBodies[0].rows];
+    const text = (row, column) => rows[row].cells[column].textContent.trim();
+    const facets = columns.map((column, i) => column.facet ? rows.map((_, row) => text(row, i)) : null);
+    const chosen = {};
+    const api = new DataTable(element, {
+      paging: false, autoWidth: false, orderClasses: false, info: false, order: [],
+      layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
+      columns: columns.map((column) => ({
+        type: column.kind === "text" ? "words" : "measured", visible: column.shown, name: column.key,
+        orderSequence: column.better === "high" ? ["desc", "asc"] : ["asc", "desc"],
+      })),
+      language: { emptyTable: "No rows", zeroRecords: "No row fits the filters" },
+    });
+    const search = section.querySelector("input[type=search]");
+    const count = section.querySelector(".count");
+    const selects = {};
+    const boxes = {};
+
+    api.search.fixed("facets", (_text, _data, index) =>
+      columns.every((column, i) => !facets[i] || !chosen[column.key] || facets[i][index] === chosen[column.key]));
+
+    const initial = JSON.parse(section.dataset.initial || "{}");
+    const slots = section.querySelector(".facets");
+    columns.forEach((column, i) => {
+      if (!column.facet) return;
+      const values = [...new Set(facets[i])].sort(words(1));
+      if (values.length < 2) return;
+      const label = document.createElement("label");
+      const select = document.createElement("select");
+      label.append(column.head + " ", select);
+      select.append(new Option("all", ""), ...values.map((value) => new Option(value, value)));
+      select.addEventListener("change", () => { chosen[column.key] = select.value; draw(); remember(); });
+      selects[column.key] = select;
+      slots.append(label);
+    });
+    const picker = section.querySelector(".columns");
+    columns.forEach((column, i) => {
+      if (!i) return; /* the first column names the row */
+      const label = document.createElement("label");
+      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: column.shown });
+      label.append(box, " " + column.head);
+      box.addEventListener("change", () => { api.column(i).visible(box.checked); remember(); });
+      boxes[column.key] = box;
+      picker.append(label);
+    });
+    const all = section.querySelector(".all");
+    if (all) all.addEventListener("click", () => { set({ ...state(), cols: columns.map((c) => c.key) }); remember(); });
+
+    function draw() {
+      api.draw();
+      const shown = api.rows({ search: "applied" }).count();
+      if (count) count.textContent = shown === rows.length ? rows.length + " rows" : shown + " of " + rows.length + " rows";
+    }
+    function state() {
+      const order = api.order()[0] || [];
+      return {
+        q: search ? search.value : "",
+        sort: order.length && order[1] ? columns[order[0]].key + "." + order[1] : "",
+        cols: columns.filter((_, i) => api.column(i).visible()).map((column) => column.key),
+        facets: { ...chosen },
+      };
+    }
+    const standard = { q: "", sort: "", cols: columns.filter((c) => c.shown).map((c) => c.key), facets: initial };
+    function set(view) {
+      if (search) search.value = view.q;
+      api.search(view.q);
+      const [key, direction] = view.sort.split(/\.(asc|desc)$/);
+      const index = columns.findIndex((column) => column.key === key);
+      api.order(index < 0 ? [] : [[index, direction]]);
+      columns.forEach((column, i) => {
+        const visible = !i || view.cols.includes(column.key);
+        if (api.column(i).visible() !== visible) api.column(i).visible(visible, false);
+        if (boxes[column.key]) boxes[column.key].checked = visible;
+        if (!column.facet) return;
+        const wanted = view.facets[column.key] || "";
+        chosen[column.key] = facets[i].includes(wanted) ? wanted : "";
+        if (selects[column.key]) selects[column.key].value = chosen[column.key];
+      });
+      draw();
+    }
+    function view() {
+      const kept = columns.map((_, i) => i).filter((i) => api.column(i).visible());
+      const order = api.rows({ search: "applied", order: "applied" }).indexes().toArray();
+      const out = { caption: element.caption.textContent.trim(), keys: [], heads: [], kinds: [], rows: [] };
+      kept.forEach((i) => {
+        const column = columns[i];
+        out.keys.push(column.key);
+        if (column.kind === "estimate") out.keys.push(column.key + "_low", column.key + "_high");
+        out.heads.push(column.head);
+        out.kinds.push(column.kind);
+      });
+      out.rows = order.map((row) => {
+        const line = { values: [], texts: [] };
+        kept.forEach((i) => {
+          const cell = api.cell(row, i).node();
+          const shown = cell.textContent.trim();
+          const raw = cell.dataset.order || "";
+          line.texts.push(shown);
+          line.values.push(raw ? { text: raw, number: true } : { text: shown === NONE ? "" : shown, number: false });
+          if (columns[i].kind === "estimate") {
+            for (const end of ["low", "high"]) line.values.push({ text: cell.dataset[end] || "", number: !!cell.dataset[end] });
+          }
+        });
+        return line;
+      });
+      return out;
+    }
+    if (search) {
+      let timer;
+      search.addEventListener("input", () => {
+        clearTimeout(timer);
+        timer = setTimeout(() => { api.search(search.value); draw(); remember(); }, 120);
+      });
+    }
+    api.on("order", () => { if (ready) remember(); });
+    section.querySelectorAll("button[data-format]").forEach((button) => button.addEventListener("click", () => {
+      const format = button.dataset.format;
+      const text = FORMATS[format](view());
+      if (button.dataset.to === "clipboard") copy(text, button); else save(name, format, text);
+    }));
+    section.querySelectorAll(".controls[hidden]").forEach((part) => { part.hidden = false; });
+    const table = { name, state, set, standard, view };
+    tables.push(table);
+    return table;
+  }
+
+  /* ---- permalink: what differs from the page as it opens ---- */
+  let ready = false;
+  const same = (a, b) => a.length === b.length && a.every((x) => b.includes(x));
+
+  function remember() {
+    const parts = new URLSearchParams();
+    for (const table of tables) {
+      const state = table.state();
+      if (state.q) parts.set(table.name + ".q", state.q);
+      if (state.sort) parts.set(table.name + ".sort", state.sort);
+      if (!same(state.cols, table.standard.cols)) parts.set(table.name + ".cols", state.cols.join(","));
+      for (const key of Object.keys({ ...state.facets, ...table.standard.facets })) {
+        const value = state.facets[key] || "";
+        if (value !== (table.standard.facets[key] || "")) parts.set(table.name + ".f." + key, value);
+      }
+    }
+    const hash = parts.toString();
+    history.replaceState(null, "", hash ? "#" + hash : location.pathname + location.search);
+  }
+
+  function restore() {
+    const parts = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+    for (const table of tables) {
+      const facets = { ...table.standard.facets };
+      for (const [key, value] of parts) {
+        const start = table.name + ".f.";
+        if (key.startsWith(start)) facets[key.slice(start.length)] = value;
+      }
+      const cols = parts.get(table.name + ".cols");
+      table.set({
+        q: parts.get(table.name + ".q") || "", sort: parts.get(table.name + ".sort") || "",
+        cols: cols ? cols.split(",") : table.standard.cols, facets,
+      });
+    }
+  }
+
+  /* ---- copying ---- */
+  async function copy(text, button) {
+    let done = false;
+    try { await navigator.clipboard.writeText(text); done = true; } catch (error) {
+      const area = Object.assign(document.createElement("textarea"), { value: text, className: "off" });
+      document.body.append(area);
+      area.select();
+      done = document.execCommand("copy");
+      area.remove();
+    }
+    const before = button.dataset.label || button.textContent;
+    button.dataset.label = before;
+    button.textContent = done ? "Copied" : "Select and press Ctrl+C";
+    setTimeout(() => { button.textContent = before; }, 1600);
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    themeButton();
+    document.querySelectorAll("button.copy").forEach((button) => {
+      button.hidden = false;
+      button.addEventListener("click", () =>
+        copy(button.dataset.copy === "view" ? location.href : button.parentElement.querySelector("code").textContent, button));
+    });
+    document.querySelectorAll("svg [data-href]").forEach((mark) =>
+      mark.addEventListener("click", () => { location.href = mark.dataset.href; }));
+    if (window.DataTable) {
+      DataTable.type("measured", "order", { asc: compare(1), desc: compare(-1) });
+      DataTable.type("words", "order", { asc: words(1), desc: words(-1) });
+      document.querySelectorAll(".table[data-rich]").forEach(enhance);
+      restore();
+      addEventListener("hashchange", () => { ready = false; restore(); ready = true; });
+    }
+    ready = true;
+    root.classList.add("ready");
+    window.kdbench = { tables, formats: FORMATS };
+  });
+})();

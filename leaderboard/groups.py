@@ -1,0 +1,238 @@
+"""The seeds of one specification joined to a group: means, intervals, gap closed, cost.
+
+:mod:`leaderboard.boards` puts groups that can be compared beside each other; its docstring shows the whole API.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from leaderboard.row import Metrics, Row
+from leaderboard.stats import Estimate, columns, estimate
+
+#: Fewest seeds that a row needs to be ranked.
+MINIMUM = 3
+
+Verdict = Literal["better", "worse", "open"]
+
+
+class Cell(NamedTuple):
+    """What two groups must have in common to be compared."""
+
+    task: str
+    pair: str
+    dataset: str
+    digest: str
+    fold: str
+    preset: str
+    augment: str
+    quant: str
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A paired difference of the primary metric, in its units: group minus baseline.
+
+    Attributes:
+        estimate: Mean with interval over the shared seeds; None says ``reason``.
+        verdict: ``better`` or ``worse`` where the interval leaves zero out, in the direction of the metric.
+        reason: Why there is no estimate.
+        partner: ``spec_hash`` of the group that was compared with.
+    """
+
+    estimate: Estimate | None = None
+    verdict: Verdict | None = None
+    reason: str | None = None
+    partner: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Medians over the seeds; None where no record has the value. Units as in :class:`leaderboard.rows.Row`."""
+
+    params: float | None = None
+    macs: float | None = None
+    bytes: float | None = None
+    latency_ms: float | None = None
+    epochs: float | None = None
+    samples_seen: float | None = None
+    student_passes: float | None = None
+    teacher_passes: float | None = None
+    wall_s: float | None = None
+    peak_rss_mb: float | None = None
+    added_params: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The seeds of one specification.
+
+    Attributes:
+        cell: What it is compared within.
+        method: Name.
+        spec_hash: What its seeds have in common.
+        role: ``student`` or ``teacher``.
+        reference: The student was trained alone.
+        trials: Tuning trials; 0 is untuned.
+        rows: The row that counts of each seed, by seed: the newest that is ok, else the newest.
+        superseded: The others.
+        seeds: Those that came to a score.
+        failed: Seeds without a score because the run failed; ``diverged`` likewise.
+        note: Why the row is grey, or None.
+        unranked: Why there is no rank, or None.
+    """
+
+    cell: Cell
+    method: str
+    spec_hash: str
+    role: str
+    reference: bool
+    trials: int
+    rows: tuple[Row, ...]
+    superseded: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    failed: int
+    diverged: int
+    primary: str | None
+    higher_is_better: bool
+    metrics: Mapping[str, Estimate]
+    best_on_val: Estimate | None
+    teacher: Estimate | None
+    scratch: Estimate | None
+    converted: Estimate | None
+    gap: Estimate | None
+    gap_reason: str | None
+    cost: Cost
+    enough: bool
+    note: str | None
+    vs_scratch: Difference = Difference()
+    vs_kd: Difference = Difference()
+    rank: tuple[int, int] | None = None
+    unranked: str | None = None
+
+    @property
+    def score(self) -> Estimate | None:
+        """The primary metric."""
+        return self.metrics.get(self.primary) if self.primary else None
+
+    @property
+    def newest(self) -> Row:
+        """The newest of the rows that count, one with a score if there is one."""
+        return max(self.rows, key=lambda row: (row.ok, row.finished, row.run_id))
+
+    @property
+    def scored(self) -> tuple[Row, ...]:
+        """The rows behind the score."""
+        return tuple(row for row in self.rows if row.ok)
+
+
+def cell_of(row: Row) -> Cell:
+    """Returns the cell of a row; a run without a score knows only the names of its configuration."""
+    data = (row.dataset or "", row.digest or "", row.fold or "")
+    return Cell(row.task, row.pair, *data, row.preset, row.augment, row.quant, row.protocol)
+
+
+def group(rows: Sequence[Row], minimum: int = MINIMUM) -> list[Group]:
+    """Joins the rows of one specification.
+
+    Args:
+        rows: Of one task, method and spec hash.
+        minimum: Fewest seeds of a row that is not grey.
+
+    Returns:
+        One group, unless records of one hash name different data or metrics.
+    """
+    scored: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.ok:
+            scored.setdefault((cell_of(row), row.role, row.primary, row.trials), []).append(row)
+    lost = [row for row in rows if not row.ok]
+    if not scored:
+        return [_group(lost, minimum)]
+    first, *others = scored.values()
+    return [_group(lost + first, minimum), *(_group(other, minimum) for other in others)]
+
+
+def _group(rows: list[Row], minimum: int) -> Group:
+    kept: dict[int, Row] = {}
+    for row in sorted(rows, key=lambda row: (row.ok, row.finished, row.run_id)):
+        kept[row.seed] = row
+    chosen = tuple(kept[seed] for seed in sorted(kept))
+    scored = [row for row in chosen if row.ok]
+    model = max(scored or chosen, key=lambda row: (row.finished, row.run_id))
+    gap, gap_reason = _gap(scored, model)
+    counts = Counter(row.status for row in chosen)
+    enough = len(scored) >= minimum
+    return Group(
+        cell=cell_of(model),
+        method=model.method,
+        spec_hash=model.spec_hash,
+        role=model.role,
+        reference=model.reference,
+        trials=model.trials,
+        rows=chosen,
+        superseded=tuple(row for row in rows if row is not kept[row.seed]),
+        seeds=tuple(row.seed for row in scored),
+        failed=counts["failed"],
+        diverged=counts["diverged"],
+        primary=model.primary,
+        higher_is_better=bool(model.higher_is_better),
+        metrics=summarise([row.teacher if row.role == "teacher" else row.student for row in scored]),
+        best_on_val=_estimate(row.best_on_val for row in scored),
+        teacher=_estimate(row.teacher_score for row in scored),
+        scratch=_estimate(row.scratch_score for row in scored),
+        converted=_estimate(row.converted_score for row in scored),
+        gap=gap,
+        gap_reason=gap_reason,
+        cost=_cost(scored),
+        enough=enough,
+        note=None if enough else f"{len(scored)} of at least {minimum} seeds",
+    )
+
+
+def _gap(scored: Sequence[Row], model: Row) -> tuple[Estimate | None, str | None]:
+    if model.reference:
+        return None, "the student was trained alone"
+    reasons = Counter(row.gap_reason or "no reason given" for row in scored if row.gap_closed is None)
+    gap = _estimate(row.gap_closed for row in scored)
+    if not reasons:
+        return gap, None
+    reason, _ = min(reasons.items(), key=lambda item: (-item[1], item[0]))
+    missing = sum(reasons.values())
+    return gap, reason if gap is None else f"{missing} of {len(scored)} seeds have none: {reason}"
+
+
+def _estimate(values: Iterable[float | None]) -> Estimate | None:
+    return estimate([value for value in values if value is not None])
+
+
+def summarise(found: Sequence[Metrics | None]) -> dict[str, Estimate]:
+    """Estimates every metric over runs; a run without a metric does not count for it."""
+    have = [metrics for metrics in found if metrics is not None]
+    if not have:
+        return {}
+    names = have[0].names
+    if all(metrics.names is names for metrics in have):
+        return _named(names, np.array([metrics.values for metrics in have]))
+    names = tuple(dict.fromkeys(name for metrics in have for name in metrics.names))
+    values = [[np.nan if (v := metrics.get(name)) is None else v for name in names] for metrics in have]
+    return _named(names, np.array(values))
+
+
+def _named(names: Sequence[str], values: np.ndarray) -> dict[str, Estimate]:
+    return {name: found for name, found in zip(names, columns(values), strict=True) if found is not None}
+
+
+def _cost(rows: Sequence[Row]) -> Cost:
+    medians = {}
+    for name in Cost.__dataclass_fields__:
+        values = [value for row in rows if (value := getattr(row, name)) is not None]
+        medians[name] = float(statistics.median(values)) if values else None
+    return Cost(**medians)

@@ -1,0 +1,205 @@
+"""What several kinds of page have in common: numbers as text, cells of a group, columns."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import PurePath
+
+from leaderboard.boards import Board, lower_is_better
+from leaderboard.charts import Dot, short
+from leaderboard.exports import NONE, Cell, Column, Direction
+from leaderboard.groups import Difference, Group
+from leaderboard.row import Row
+from leaderboard.stats import Estimate
+
+#: Words of a command that the columns of a table say already, or that do not change a number.
+SAID = {
+    "task",
+    "method",
+    "pair",
+    "augment",
+    "quant",
+    "preset",
+    "seed",
+    "results",
+    "cache",
+    "logger",
+    "rerun",
+    "tuning.trials",
+    "data.root",
+}
+UNSAID = ("hydra", "trainer.threads", "data.workers", "logger.")
+
+
+def digits(values: Iterable[float | None]) -> int:
+    """Returns how many decimals a column of these values needs."""
+    largest = max((abs(v) for v in values if v is not None), default=1.0)
+    return 2 if largest >= 10 else 3 if largest >= 1 else 4
+
+
+def fixed(value: float, places: int, plus: bool = False) -> str:
+    """Writes a number with a true minus sign, and none on a zero."""
+    rounded = round(value, places) + 0.0
+    return format(rounded, f"{'+' if plus and rounded else ''}.{places}f").replace("-", "−")
+
+
+def estimate(found: Estimate | None, places: int, *, plus: bool = False, percent: bool = False) -> Cell:
+    """Makes a cell ``mean ± half of the 95% interval``; an interval that is not symmetric is written out."""
+    if found is None:
+        return Cell()
+    scale, unit = (100.0, " %") if percent else (1.0, "")
+    text = fixed(scale * found.mean, places, plus)
+    if found.low is not None and found.high is not None:
+        up, down = scale * (found.high - found.mean), scale * (found.mean - found.low)
+        if abs(up - down) <= 1e-6 * max(abs(up), abs(down)) + 1e-12:
+            text += f" ± {fixed(up, places)}"
+        else:
+            text += f" [{fixed(scale * found.low, places)}, {fixed(scale * found.high, places)}]"
+    note = None if found.n > 1 else "one seed: no interval"
+    return Cell(text + unit, found.mean, found.low, found.high, note=note)
+
+
+def difference(found: Difference, places: int) -> Cell:
+    """Makes a cell of a paired difference, marked where its interval leaves zero out."""
+    if found.estimate is None:
+        return Cell(note=found.reason)
+    cell = estimate(found.estimate, places, plus=True)
+    cell.css = {"better": "good", "worse": "bad"}.get(found.verdict or "", "")
+    if found.verdict == "open":
+        cell.note = "the interval holds zero: not told apart"
+    return cell
+
+
+def gap(group: Group) -> Cell:
+    """Makes the cell of the gap closed."""
+    cell = estimate(group.gap, 0, percent=True)
+    if group.gap_reason:
+        cell.note = group.gap_reason
+    return cell
+
+
+def plain(value: float | None, places: int | None = None) -> Cell:
+    """Makes a cell of a number: rounded to ``places``, else short."""
+    if value is None:
+        return Cell()
+    return Cell(short(value) if places is None else fixed(value, places), value)
+
+
+def count(value: int | None) -> Cell:
+    """Makes a cell of a whole number."""
+    return Cell() if value is None else Cell(str(value), value)
+
+
+def text(value: str | None, href: str | None = None) -> Cell:
+    """Makes a cell of text."""
+    return Cell(value or NONE, href=href)
+
+
+def percent_dot(label: str, found: Estimate) -> Dot:
+    """Makes a row of a dot plot of shares."""
+    low, high = (None if end is None else 100 * end for end in (found.low, found.high))
+    return Dot(label, 100 * found.mean, low, high)
+
+
+def rank(group: Group) -> Cell:
+    """Makes the cell of a place: a range where intervals overlap."""
+    if group.rank is None:
+        return Cell(note=group.unranked)
+    best, worst = group.rank
+    return Cell(str(best) if best == worst else f"{best}–{worst}", best)
+
+
+def moment(seconds: float) -> str:
+    """Writes a time in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def tail(path: str) -> str:
+    """Returns ``task/method/run/run.json``: where a record lies, without what is only true on one machine."""
+    return "/".join(PurePath(path).parts[-4:])
+
+
+def overrides(command: str) -> str:
+    """Returns the words of a command that make it differ from the defaults of its columns."""
+    try:
+        words = shlex.split(command)[3:]
+    except ValueError:
+        return ""
+    kept = [w for w in words if w.split("=")[0].lstrip("+") not in SAID and not w.lstrip("+").startswith(UNSAID)]
+    return " ".join(w for w in kept if "=" in w and not w.startswith("role="))
+
+
+def setting(board: Board) -> str:
+    """Names what the groups of a board have in common, in a few words."""
+    cell = board.cell
+    parts = [cell.pair, cell.preset, cell.dataset]
+    parts += [f"fold {cell.fold}"] if cell.fold else []
+    parts += [part for part in (cell.augment, cell.quant) if part != "none"]
+    return " · ".join(parts)
+
+
+def settings(boards: Iterable[Board]) -> list[str]:
+    """Names boards; those of one name are told apart by the digest of their data, then by protocol."""
+    boards = list(boards)
+    names = [setting(board) for board in boards]
+    for key in ("digest", "protocol"):
+        counts = Counter(names)
+        names = [
+            name if counts[name] == 1 else f"{name} · {key} {getattr(board.cell, key)[:8]}"
+            for name, board in zip(names, boards, strict=True)
+        ]
+    return names
+
+
+def labels(board: Board) -> dict[int, str]:
+    """Names the groups of a board shortly, by id: those of one method by their tuning, then by their hash."""
+    names = [group.method for group in board.groups]
+    for extra in (lambda g: f", {g.trials} trials", lambda g: f" #{g.spec_hash[:5]}"):
+        counts = Counter(names)
+        tried = [n + extra(g) if counts[n] > 1 else n for n, g in zip(names, board.groups, strict=True)]
+        names = tried if len(set(tried)) > len(set(names)) else names
+    return {id(group): name for group, name in zip(board.groups, names, strict=True)}
+
+
+def better(name: str, board: Board) -> Direction:
+    """Returns the direction of a metric."""
+    up = board.higher_is_better if name == board.primary else not lower_is_better(name)
+    return "high" if up else "low"
+
+
+def passes(group: Group) -> float | None:
+    """Returns forward passes per sample over the whole training, student and teacher together, one a sample each."""
+    cost = group.cost
+    if cost.student_passes is None and cost.teacher_passes is None:
+        return None
+    return (cost.student_passes or 0.0) + (cost.teacher_passes or 0.0)
+
+
+COST = (
+    Column("params", "Params", "Parameters of the student as it is deployed.", "number", "low"),
+    Column("macs", "MACs", "Multiply-accumulates of the student for one sample.", "number", "low"),
+    Column("latency_ms", "Latency", "Median latency of one sample in ms, on the machine of the run.", "number", "low"),
+    Column("passes", "Passes", "Forward passes per training sample, student and teacher.", "number", "low"),
+    Column("bytes", "Bytes", "Size of the student on disk.", "number", "low", shown=False),
+    Column("added_params", "Added", "Parameters that only training has.", "number", "low", shown=False),
+    Column("epochs", "Epochs", "", "number", shown=False),
+    Column(
+        "wall_s", "Wall s", "Seconds of the student stage, on the machine of the run.", "number", "low", shown=False
+    ),
+    Column("peak_rss_mb", "Peak MB", "Peak memory of the student stage.", "number", "low", shown=False),
+)
+
+
+def cost_cells(group: Group) -> list[Cell]:
+    """Makes the cells of :data:`COST`."""
+    cost = group.cost
+    values = (cost.params, cost.macs, cost.latency_ms, passes(group), cost.bytes, cost.added_params, cost.epochs)
+    return [plain(value) for value in (*values, cost.wall_s, cost.peak_rss_mb)]
+
+
+def state(row: Row) -> str:
+    """Says what became of a run."""
+    return row.status if row.ok or not row.reason else f"{row.status}: {row.reason}"

@@ -1,0 +1,114 @@
+"""What was run and what was not: a reason for each hole, and the command that would fill it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from leaderboard.boards import Board
+from leaderboard.exports import NONE, Cell, Column, Table
+from leaderboard.groups import Group
+from leaderboard.pages import common
+from leaderboard.site import Site
+
+#: What a cell of the matrix says, its class, and what it means.
+STATES = {
+    "covered": ("cell-ok", "enough seeds"),
+    "few seeds": ("cell-part", "fewer seeds than the protocol asks for"),
+    "diverged": ("cell-bad", "no seed came to a score: the loss was not finite"),
+    "failed": ("cell-bad", "no seed came to a score: the run failed"),
+    "not run": ("cell-no", "it fits, and has no record"),
+    "not applicable": ("cell-no", "the task does not offer what the method needs"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """One method on one task."""
+
+    method: str
+    task: str
+    state: str
+    mark: str
+    reason: str
+    command: str | None
+    href: str | None
+
+
+def write(site: Site) -> None:
+    """Writes the matrix of coverage and the table of holes."""
+    cells = {(c.task, c.name): c for c in site.cells or () if c.axis == "method"}
+    tasks = sorted({*site.task_names, *(task for task, _ in cells)})
+    methods = sorted({*site.methods, *(name for _, name in cells)} - {"none"})
+    groups: dict[tuple[str, str], list[Group]] = {}
+    for group in site.groups:
+        groups.setdefault((group.cell.task, group.method), []).append(group)
+    spots = {
+        (method, task): _spot(site, method, task, groups.get((task, method), []), cells.get((task, method)))
+        for method in methods
+        for task in tasks
+    }
+    columns = (
+        Column("method", "Method", facet=True),
+        Column("task", "Task", facet=True),
+        Column("state", "State", facet=True),
+        Column("reason", "Reason", wrap=True),
+        Column("command", "Command that would fill it", code=True),
+    )
+    holes = Table("holes", "Holes: what is missing, why, and the command that would fill it", columns)
+    for spot in spots.values():
+        if spot.state != "covered":
+            css = STATES[spot.state][0]
+            holes.add(
+                Cell(spot.method, href=site.method_pages.get(spot.method)),
+                Cell(spot.task, href=site.task_pages.get(spot.task)),
+                Cell(spot.state, href=spot.href, css=css),
+                Cell(spot.reason),
+                Cell(spot.command or NONE),
+            )
+    counts = [(state, sum(1 for s in spots.values() if s.state == state), *STATES[state]) for state in STATES]
+    site.page(
+        "coverage.html",
+        "coverage.html",
+        title="Coverage",
+        tables=[holes] if holes.lines else [],
+        tasks=tasks,
+        methods=methods,
+        spots=spots,
+        states=STATES,
+        method_pages=site.method_pages,
+        task_pages=site.task_pages,
+        counts=counts,
+        holes=holes,
+        computed=site.cells is not None,
+    )
+
+
+def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: object) -> Spot:
+    boards: Sequence[Board] = site.tasks.get(task, [])
+    best = max(groups, key=lambda g: (len(g.seeds), g.newest.finished, g.spec_hash), default=None)
+    if best is None:
+        if cell is not None and not cell.ok:  # type: ignore[attr-defined]
+            reason = str(cell.reason)  # type: ignore[attr-defined]
+            return Spot(method, task, "not applicable", "n/a", reason, None, None)
+        pair = boards[0].cell.pair if boards else getattr(cell, "pair", None)
+        words = _words(task, method, pair, boards[0].cell.preset if boards else None, range(site.minimum))
+        return Spot(method, task, "not run", "–", "no record", words, None)
+    href = site.group_page(best)
+    if best.enough:
+        count = len(best.seeds)
+        return Spot(method, task, "covered", str(count), f"{count} seeds", None, href)
+    missing = [s for s in range(10 * site.minimum) if s not in best.seeds][: site.minimum - len(best.seeds)]
+    words = _words(task, method, best.cell.pair, best.cell.preset, missing, common.overrides(best.newest.command))
+    if best.seeds:
+        return Spot(method, task, "few seeds", str(len(best.seeds)), best.note or "", words, href)
+    state = "diverged" if best.diverged and not best.failed else "failed"
+    return Spot(method, task, state, "✕", best.newest.reason or state, words, href)
+
+
+def _words(task: str, method: str, pair: str | None, preset: str | None, seeds: Sequence[int], extra: str = "") -> str:
+    words = [f"task={task}", f"method={method}"]
+    words += [f"{key}={value}" for key, value in (("pair", pair), ("preset", preset)) if value]
+    quoted = [shlex.quote(word) for word in words]
+    return " ".join(["python -m kdbench -m", *quoted, *filter(None, [extra]), f"seed={','.join(map(str, seeds))}"])

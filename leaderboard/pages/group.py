@@ -1,0 +1,145 @@
+"""One page for each specification: its seeds, every metric, the older runs, the commands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from leaderboard import charts
+from leaderboard.charts import Dot
+from leaderboard.exports import NONE, Cell, Column, Table
+from leaderboard.groups import Group
+from leaderboard.pages import common
+from leaderboard.row import FIELDS, Row
+from leaderboard.site import Site
+
+RUNS = (
+    Column("seed", "Seed", kind="number"),
+    Column("status", "Status"),
+    Column("score", "Score", "Primary metric on test after the last epoch.", "number"),
+    Column("scratch", "Scratch", "The same student and seed without a teacher.", "number"),
+    Column("teacher", "Teacher", kind="number"),
+    Column("gap", "Gap closed", kind="number"),
+    Column("best_on_val", "Best on val", "Test score of the epoch that was best on validation.", "number"),
+    Column("factor", "Factor", "On the weights of the terms, chosen on validation.", "number", shown=False),
+    Column("wall_s", "Wall s", kind="number"),
+    Column("finished", "Finished, UTC"),
+    Column("commit", "Commit", code=True),
+    Column("content_hash", "Content hash", code=True),
+    Column("code_digest", "Code digest", code=True, shown=False),
+    Column("config_digest", "Config digest", code=True, shown=False),
+    Column("hardware", "Hardware", shown=False),
+    Column("command", "Command", code=True),
+)
+FLAT = tuple(name for name in FIELDS if name not in ("student", "scratch", "teacher"))
+
+
+def write(site: Site) -> None:
+    """Writes the page of every group."""
+    boards = {id(group): board for board in site.boards.boards for group in board.groups}
+    for group in site.groups:
+        _page(site, group, boards.get(id(group)))
+
+
+def _page(site: Site, group: Group, board: Any) -> None:
+    path = site.group_page(group)
+    stem = path.removeprefix("groups/").removesuffix(".html")
+    metrics = _metrics(group, board)
+    rows = [*group.rows, *group.superseded]
+    places = common.digits([group.score.mean if group.score else None])
+    # The records themselves, flat, also of runs that have no page.
+    lines = ",\n".join(json.dumps(flat(row), allow_nan=False) for row in rows)
+    site.write(f"data/runs-{stem}.json", f"[\n{lines}\n]\n")
+    dots = [Dot(f"seed {row.seed}", row.score - row.scratch_score) for row in group.scored[:40]
+            if row.score is not None and row.scratch_score is not None]  # fmt: skip
+    title = f"{group.primary}: student minus scratch, seed by seed"
+    site.page(
+        path,
+        "group.html",
+        title=f"{group.method} on {group.cell.task}",
+        crumbs=[("Tasks", "tasks.html"), (group.cell.task, site.task_pages[group.cell.task])],
+        group=group,
+        board=board,
+        score=common.estimate(group.score, places).text,
+        vs_scratch=common.difference(group.vs_scratch, places),
+        vs_kd=common.difference(group.vs_kd, places),
+        gap=common.gap(group),
+        rank=common.rank(group),
+        method_page=site.method_pages[group.method],
+        newest=group.newest,
+        stem=stem,
+        runs=_runs(site, f"runs-{stem}", group.rows, "Runs that count: the newest of each seed"),
+        superseded=_runs(site, f"older-{stem}", group.superseded, "Older runs of the same seeds"),
+        metrics=metrics,
+        chart=charts.dots("seeds", dots, x_label=title, title=title, gutter=70)
+        if len(dots) > 1 and not group.reference
+        else None,
+        missing=[seed for seed in range(site.minimum) if seed not in group.seeds] if not group.enough else [],
+    )
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """Returns a row as plain data: of scratch and teacher the primary metric, of the student all of them."""
+    values = {name: getattr(row, name) for name in FLAT}
+    metrics = row.teacher if row.role == "teacher" else row.student
+    # Where a record lies is true on one machine only.
+    return values | {"path": common.tail(row.path), "metrics": dict(metrics.items()) if metrics else {}}
+
+
+def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
+    lost = not all(row.ok for row in rows)
+    columns = [replace(column, wrap=lost) if column.key == "status" else column for column in RUNS]
+    table = Table(name, caption, columns)
+    places = common.digits(row.score for row in rows)
+    for row in rows:
+        page = site.run_page.get(row.path)
+        table.add(
+            Cell(str(row.seed), row.seed, href=page),
+            Cell(common.state(row), css="" if row.ok else "bad"),
+            common.plain(row.score, places),
+            common.plain(row.scratch_score, places),
+            common.plain(row.teacher_score, places),
+            Cell(note=row.gap_reason)
+            if row.gap_closed is None
+            else Cell(common.fixed(100 * row.gap_closed, 0) + " %", row.gap_closed),
+            common.plain(row.best_on_val, places),
+            common.plain(row.factor),
+            common.plain(row.wall_s),
+            Cell(common.moment(row.finished)),
+            Cell((row.commit or NONE)[:10] + (" dirty" if row.dirty else "")),
+            Cell(row.content_hash),
+            Cell(row.code_digest),
+            Cell(row.config_digest),
+            Cell(f"{row.gpu or row.cpu}, {row.threads} threads"),
+            Cell(row.command),
+            grey=not row.ok,
+        )
+    return table
+
+
+def _metrics(group: Group, board: Any) -> Table:
+    columns = (
+        Column("metric", "Metric"),
+        Column("student", group.role.capitalize(), "Mean and 95% t-interval over seeds.", "estimate"),
+        Column("sd", "sd", kind="number"),
+        Column("scratch", "Scratch", "Over the seeds of the whole setting.", "estimate"),
+        Column("teacher", "Teacher", kind="number"),
+        Column("n", "Seeds", kind="number", shown=False),
+    )
+    stem = f"{group.method[:40]}-{group.spec_hash[:16]}"
+    table = Table(f"metrics-{stem}", "Every test metric after the last epoch", columns)
+    for name, found in group.metrics.items():
+        places = common.digits([found.mean])
+        direction = ("high" if group.higher_is_better else "low") if name == group.primary else None
+        if board is not None:
+            direction = common.better(name, board)
+        table.add(
+            Cell(name + {"high": " ↑", "low": " ↓", None: ""}[direction]),
+            common.estimate(found, places),
+            common.plain(found.sd, places),
+            common.estimate(board.scratch.get(name), places) if board is not None else Cell(),
+            common.plain(board.teacher.get(name), places) if board is not None else Cell(),
+            common.count(found.n),
+        )
+    return table

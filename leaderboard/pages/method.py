@@ -1,0 +1,242 @@
+"""One page for each method: its paper and fidelity, where it helps and where it hurts."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import kdbench
+from leaderboard import charts
+from leaderboard.boards import BASELINE
+from leaderboard.exports import NONE, Cell, Column, Table
+from leaderboard.groups import Group
+from leaderboard.pages import common
+from leaderboard.pages.anchors import anchor_table
+from leaderboard.site import Site
+
+FIDELITY = {
+    "equations": "follows the equations of its paper",
+    "approximate": "approximate: some equations or constants could not be read",
+}
+
+#: A paragraph in pieces: text, and whether it is code.
+Spans = tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the sources say about a method, read without importing them.
+
+    Attributes:
+        title: First comment of its YAML file: authors, title, venue.
+        summary: First line of the docstring of its module.
+        sections: The rest of that docstring, see :func:`sections`.
+        fidelity: ``equations`` or ``approximate``.
+        source: Module and class.
+    """
+
+    title: str = ""
+    summary: str = ""
+    sections: tuple[tuple[str, tuple[Spans, ...]], ...] = ()
+    fidelity: str = ""
+    source: str = ""
+
+
+def facts(name: str) -> Facts:
+    """Reads what is known about a method of this installation; an unknown one has no facts."""
+    for folder in _conf_folders():
+        path = folder / "method" / f"{name}.yaml"
+        if re.fullmatch(r"[\w.+-]{1,200}", name) and path.is_file():
+            break
+    else:
+        return Facts()
+    lines = path.read_text().splitlines()
+    title = " ".join(line.lstrip("# ").strip() for line in _leading_comment(lines))
+    target = next((m[1] for line in lines if (m := re.match(r"_target_:\s*([\w.]+)", line))), "")
+    module, _, cls = target.rpartition(".")
+    source = Path(kdbench.__file__).parent.parent / (module.replace(".", "/") + ".py")
+    if not module.startswith("kdbench.") or not source.is_file():
+        return Facts(title=title, source=target)
+    tree = ast.parse(source.read_text())
+    summary, _, text = (ast.get_docstring(tree) or "").partition("\n\n")
+    return Facts(title, summary, sections(text), _fidelity(tree, cls), target)
+
+
+def sections(text: str) -> tuple[tuple[str, tuple[Spans, ...]], ...]:
+    """Takes a docstring apart: headings such as ``Deviations:`` with the paragraphs below, lines joined.
+
+    A line indented like the first one below its heading begins a paragraph; one indented more goes on with it.
+    """
+    found: list[tuple[str, list[str]]] = []
+    fresh = True
+    for line in text.splitlines():
+        body, depth = line.strip(), len(line) - len(line.lstrip())
+        head = re.match(r"([A-Z][a-z]+(?:\(s\))?s?):(?:\s+|$)(.*)", body) if depth == 0 else None
+        if head:
+            found.append((head[1], [head[2]] if head[2] else []))
+            fresh = not head[2]
+        elif not body:
+            fresh = True
+        else:
+            if not found:
+                found.append(("", []))
+            paragraphs = found[-1][1]
+            if fresh or depth == 4 or not paragraphs:
+                paragraphs.append(body)
+            else:
+                paragraphs[-1] += " " + body
+            fresh = False
+    return tuple((heading, tuple(map(_spans, paragraphs))) for heading, paragraphs in found)
+
+
+def _spans(text: str) -> Spans:
+    return tuple((piece, bool(i % 2)) for i, piece in enumerate(re.split(r"``(.+?)``", text)) if piece)
+
+
+def _conf_folders() -> list[Path]:
+    package = Path(kdbench.__file__).parent
+    found = [package / "conf", package.parent / "conf"]
+    for entry in importlib.metadata.entry_points(group="kdbench.conf"):
+        root = Path(str(entry.dist.locate_file(""))) if entry.dist else package.parent
+        found.append(root / entry.value.replace(".", "/"))
+    return found
+
+
+def _leading_comment(lines: list[str]) -> list[str]:
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return lines[:end]
+
+
+def _fidelity(tree: ast.Module, cls: str) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == cls:
+            for item in node.body:
+                match item:
+                    case ast.AnnAssign(target=ast.Name(id="fidelity"), value=ast.Constant(value=str(value))):
+                        return value
+    return "equations"
+
+
+def write(site: Site) -> None:
+    """Writes the list of methods and the page of each."""
+    columns = (
+        Column("method", "Method"),
+        Column("paper", "Paper", wrap=True),
+        Column("fidelity", "Fidelity", facet=True),
+        Column("gap", "Gap closed", "Interquartile mean over all tasks.", "estimate", "high"),
+        Column("tasks", "Tasks", kind="number"),
+        Column("groups", "Specifications", kind="number"),
+        Column("runs", "Runs", kind="number"),
+    )
+    table = Table("methods", "Methods", columns)
+    overall = {method.name: method for method in site.across.methods}
+    by_method: dict[str, list[Group]] = {}
+    for group in site.groups:
+        by_method.setdefault(group.method, []).append(group)
+    for name in site.methods:
+        groups, known = by_method[name], facts(name)
+        fidelity = known.fidelity or max(groups, key=lambda g: g.newest.finished).newest.fidelity
+        method = overall.get(name)
+        table.add(
+            Cell(name, href=site.method_pages[name]),
+            Cell(known.title or NONE),
+            Cell(fidelity),
+            common.estimate(method.gap if method else None, 0, percent=True),
+            common.count(len({g.cell.task for g in groups if g.seeds})),
+            common.count(len(groups)),
+            common.count(sum(len(g.rows) + len(g.superseded) for g in groups)),
+        )
+        _page(site, name, groups, known, fidelity)
+    site.page("methods.html", "methods.html", title="Methods", tables=[table], table=table)
+
+
+def _page(site: Site, name: str, groups: list[Group], known: Facts, fidelity: str) -> None:
+    stem = site.method_pages[name].removeprefix("methods/").removesuffix(".html")
+    table = _table(site, f"method-{stem}", name, groups)
+    anchors = anchor_table(site, f"reports-{stem}", method=name)
+    chosen = [
+        (board, method.groups[i])
+        for method in site.across.methods
+        if method.name == name
+        for i, board in enumerate(site.across.boards)
+        if i in method.groups
+    ]
+    gaps = []
+    verdicts: dict[str, list[tuple[str, Group]]] = {"better": [], "worse": [], "open": []}
+    for board, group in chosen:
+        label = f"{board.cell.task}, {board.cell.pair}"
+        if group.gap is not None:
+            gaps.append(common.percent_dot(label, group.gap))
+        if group.vs_scratch.verdict:
+            verdicts[group.vs_scratch.verdict].append((label, group))
+    against = [
+        (word, [(label, site.group_page(group)) for label, group in verdicts[key]])
+        for key, word in (("better", "Helps"), ("worse", "Hurts"), ("open", "Not told apart from scratch"))
+    ]
+    title = f"{name}: gap closed, %"
+    site.page(
+        site.method_pages[name],
+        "method.html",
+        title=name,
+        crumbs=[("Methods", "methods.html")],
+        tables=[t for t in (table, anchors) if t.lines],
+        facts=known,
+        fidelity=FIDELITY.get(fidelity, fidelity),
+        approximate=fidelity != "equations",
+        table=table,
+        anchors=anchors,
+        verdicts=against,
+        chart=charts.dots("gaps", gaps, x_label="gap closed, %", title=title, gutter=190),
+        compatible=[c for c in site.cells or () if c.axis == "method" and c.name == name],
+        baseline=BASELINE,
+    )
+
+
+def _table(site: Site, table_name: str, name: str, groups: list[Group]) -> Table:
+    columns = (
+        Column("task", "Task", facet=True),
+        Column("pair", "Pair", facet=True),
+        Column("setting", "Preset and data", facet=True),
+        Column("score", "Score", "Primary metric on test after the last epoch.", "estimate"),
+        Column("metric", "Metric"),
+        Column("vs_scratch", "Δ scratch", "Paired difference to the student trained alone.", "estimate"),
+        Column("vs_kd", f"Δ {BASELINE}", f"Paired difference to {BASELINE} tuned alike.", "estimate"),
+        Column("gap", "Gap closed", "", "estimate", "high"),
+        Column("rank", "Rank", "Among the rows of its setting.", "number", "low"),
+        Column("seeds", "Seeds", kind="number"),
+        Column("tuning", "Tuning trials", kind="number", shown=False),
+        Column("overrides", "Options", code=True),
+        Column("spec", "Spec", code=True),
+        Column("note", "Note", wrap=True),
+    )
+    table = Table(table_name, f"{name}: every specification, task by task", columns)
+    order = {id(g): i for i, board in enumerate(site.boards.boards) for g in board.groups}
+    for group in sorted(groups, key=lambda g: order.get(id(g), 10**9)):
+        cell = group.cell
+        extra = [part for part in (cell.augment, cell.quant) if part != "none"]
+        setting = " · ".join(
+            [*(p for p in (cell.preset, cell.dataset, cell.fold and f"fold {cell.fold}") if p), *extra]
+        )
+        places = common.digits([group.score.mean if group.score else None])
+        words = common.overrides(group.newest.command)
+        table.add(
+            Cell(cell.task, href=site.group_page(group)),
+            Cell(cell.pair),
+            Cell(setting),
+            common.estimate(group.score, places),
+            Cell((group.primary or NONE) + ("" if not group.primary else " ↑" if group.higher_is_better else " ↓")),
+            common.difference(group.vs_scratch, places),
+            common.difference(group.vs_kd, places),
+            common.gap(group),
+            common.rank(group),
+            common.count(len(group.seeds)),
+            common.count(group.trials),
+            Cell(charts.clip(words, 340) or NONE),
+            Cell(group.spec_hash[:10]),
+            Cell(group.note or group.unranked or NONE if group.seeds else common.state(group.newest)),
+            grey=not group.enough,
+        )
+    return table

@@ -1,0 +1,200 @@
+"""One page for each run that counts: configuration, curves, share of each term, picture, command, hashes, machine."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from kdbench.errors import KDBenchError
+from kdbench.record import CONFIG, RUN, Record
+from leaderboard import charts
+from leaderboard.exports import NONE, Cell, Column, Table
+from leaderboard.groups import Group
+from leaderboard.pages import common
+from leaderboard.row import Row
+from leaderboard.rows import full_record
+from leaderboard.site import Site
+
+METRICS, PREVIEW = "metrics.csv", "preview.png"
+#: Largest file that a page takes over.
+LARGEST = {CONFIG: 200_000, METRICS: 5_000_000, PREVIEW: 5_000_000, RUN: 8_000_000}
+ROLES = ("student", "scratch", "teacher", "peer", "teacher_privileged", "converted")
+
+Epochs = list[dict[str, float]]
+
+
+def write(site: Site) -> None:
+    """Writes the pages of the newest runs."""
+    for group, row in site.paged:
+        try:
+            record = full_record(row)
+        except KDBenchError:
+            continue  # changed since it was read; its row of the group stays
+        _page(site, group, row, record)
+
+
+def _page(site: Site, group: Group, row: Row, record: Record) -> None:
+    path = site.run_page[row.path]
+    stem = path.removesuffix(".html")
+    folder = Path(row.path).parent
+    files = {name: _read(folder / name, size) for name, size in LARGEST.items()}
+    if Path(row.path).name != RUN:  # a single file, with nothing beside it
+        files = dict.fromkeys(LARGEST) | {RUN: _read(Path(row.path), LARGEST[RUN])}
+    picture = files[PREVIEW] if (files[PREVIEW] or b"").startswith(b"\x89PNG\r\n") else None
+    for suffix, content in (("json", files[RUN]), ("csv", files[METRICS]), ("png", picture)):
+        if content is not None:
+            site.write(f"{stem}.{suffix}", content)
+    epochs = _epochs(files[METRICS])
+    config = files[CONFIG]
+    name = stem.removeprefix("runs/")
+    site.page(
+        path,
+        "run.html",
+        title=f"{row.method} on {row.task}, seed {row.seed}",
+        crumbs=[
+            ("Tasks", "tasks.html"),
+            (row.task, site.task_pages[row.task]),
+            (f"{row.method}, all seeds", site.group_page(group)),
+        ],
+        row=row,
+        record=record,
+        group=group,
+        files={"json": True, "csv": files[METRICS] is not None, "png": picture is not None},
+        stem=name,
+        config=config.decode("utf-8", "replace") if config else None,
+        scores=_scores(f"scores-{name}", record),
+        terms=_terms(f"terms-{name}", record),
+        curves=_curves(record, epochs),
+        shares=_shares(record, epochs),
+        finished=common.moment(row.finished),
+        minutes=(row.finished - row.started) / 60,
+        where=common.tail(row.path),
+        sizes=_sizes(f"sizes-{name}", record),
+    )
+
+
+def _read(path: Path, largest: int) -> bytes | None:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(largest + 1)
+    except OSError:
+        return None
+    return content if len(content) <= largest else None
+
+
+def _epochs(content: bytes | None) -> Epochs:
+    """Reads ``metrics.csv``; what is no number is left out."""
+    rows: Epochs = []
+    for line in csv.DictReader(io.StringIO((content or b"").decode("utf-8", "replace"))):
+        values = {}
+        for key, text in line.items():
+            try:
+                values[str(key)] = float(text)
+            except (TypeError, ValueError):
+                continue
+        rows.append(values)
+    return rows
+
+
+def _line(epochs: Epochs, column: str) -> list[tuple[float, float]]:
+    return [(row.get("epoch", float(i)), row[column]) for i, row in enumerate(epochs) if column in row]
+
+
+def _names(epochs: Epochs, start: str) -> list[str]:
+    return [name.removeprefix(start) for name in (epochs[0] if epochs else {}) if name.startswith(start)]
+
+
+def _weighted(epochs: Epochs, term: str) -> list[tuple[float, float]]:
+    return [
+        (row.get("epoch", float(i)), row[f"train/{term}"] * row.get(f"weight/{term}", 1.0))
+        for i, row in enumerate(epochs)
+        if f"train/{term}" in row
+    ]
+
+
+def _curves(record: Record, epochs: Epochs) -> list[tuple[Markup, str]]:
+    drawn: list[tuple[Markup | None, str]] = []
+    terms = [(t, _weighted(epochs, t)) for t in _names(epochs, "train/")]
+    lines = [(t, line) for t, line in terms if any(v for _, v in line)][: charts.STYLES]
+    caption = "Terms of the loss times their weights, mean of each epoch."
+    title = "Training loss by epoch"
+    drawn.append((charts.curves("loss", lines, x_label="epoch", y_label="weighted loss", title=title), caption))
+    if record.primary:
+        name = record.primary.name
+        line = [(name, _line(epochs, f"val/{name}"))]
+        title = f"Validation {name} by epoch"
+        drawn.append((charts.curves("val", line, x_label="epoch", y_label=f"val {name}", title=title), title + "."))
+    return [(chart, caption) for chart, caption in drawn if chart is not None]
+
+
+def _shares(record: Record, epochs: Epochs) -> Markup | None:
+    """Draws which share of the loss each term has in the first and the last epoch."""
+    first: list[tuple[str, float]] = []
+    last: list[tuple[str, float]] = []
+    for name, term in record.terms.items():
+        weights = [w for _, w in _line(epochs, f"weight/{name}")]
+        fixed = term.weight if isinstance(term.weight, int | float) else None
+        ends = (weights[0], weights[-1]) if weights else (fixed, fixed)
+        for found, value, weight in ((first, term.first, ends[0]), (last, term.last, ends[1])):
+            found.append((name, abs(value * weight) if value is not None and weight is not None else 0.0))
+    if len(record.terms) < 2 or not all(math.isfinite(v) for _, v in [*first, *last]):
+        return None
+    title = "Share of each term in the weighted loss"
+    return charts.shares("shares", [("first", first), ("last", last)], title=title)
+
+
+def _scores(name: str, record: Record) -> Table:
+    found = [(role, scores) for role in ROLES if (scores := getattr(record.scores, role)) is not None]
+    columns = [Column("metric", "Metric")]
+    for role, scores in found:
+        columns.append(Column(role, role.replace("_", " ").capitalize(), "Test, last epoch.", "number"))
+        if role == "student" and scores.best_on_val:
+            columns.append(Column("best", "Best on val", "Test, of the epoch best on validation.", "number"))
+    table = Table(name, "Every test metric", columns)
+    primary = record.primary.name if record.primary else None
+    names = dict.fromkeys([*([primary] if primary else []), *(n for _, scores in found for n in scores.test)])
+    for metric in names:
+        values = []
+        for role, scores in found:
+            values.append(scores.test.get(metric))
+            if role == "student" and scores.best_on_val:
+                values.append(scores.best_on_val.get(metric))
+        places = common.digits(values)
+        table.add(
+            Cell(metric + (" (primary)" if metric == primary else "")), *(common.plain(v, places) for v in values)
+        )
+    return table
+
+
+def _terms(name: str, record: Record) -> Table:
+    columns = (
+        Column("term", "Term"),
+        Column("weight", "Weight"),
+        Column("first", "First epoch", "Unweighted mean.", "number"),
+        Column("last", "Last epoch", "Unweighted mean.", "number"),
+    )
+    table = Table(name, "Terms of the loss", columns)
+    for term, found in record.terms.items():
+        weight = NONE if found.weight is None else str(found.weight)
+        table.add(Cell(term), Cell(weight), common.plain(found.first), common.plain(found.last))
+    return table
+
+
+def _sizes(name: str, record: Record) -> Table:
+    columns = (
+        Column("model", "Model"),
+        *(Column(k, label, kind="number") for k, label in
+          (("params", "Parameters"), ("macs", "MACs"), ("bytes", "Bytes"), ("latency_ms", "Latency, ms"))),
+    )  # fmt: skip
+    table = Table(name, "Size of the models", columns)
+    models: Sequence[tuple[str, object]] = [(n, getattr(record.models, n)) for n in ("teacher", "student", "converted")]
+    for model, size in models:
+        if size is not None:
+            values = [getattr(size, c.key, None) for c in columns[1:]]
+            table.add(Cell(model), *(common.plain(v) for v in values))
+    return table

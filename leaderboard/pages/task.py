@@ -1,0 +1,337 @@
+"""One page for each task: every group in one table, its settings, what quality costs, differences to the baselines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from leaderboard import charts
+from leaderboard.boards import BASELINE, Board
+from leaderboard.charts import Dot, Point
+from leaderboard.exports import NONE, Cell, Column, Direction, Table
+from leaderboard.groups import Group
+from leaderboard.pages import common
+from leaderboard.pages.anchors import anchor_table
+from leaderboard.site import Site
+
+#: Cells of metrics besides the primary one that a page carries; beyond, they are on the groups' pages.
+METRIC_CELLS = 6000
+#: Settings whose charts a page draws.
+CHARTED = 4
+#: Rows of a dot plot.
+DOTS = 40
+
+
+def write(site: Site) -> None:
+    """Writes the list of tasks and the page of each."""
+    columns = (
+        Column("task", "Task"),
+        Column("metric", "Metric"),
+        Column("setting", "Setting shown first"),
+        Column("teacher", "Teacher", kind="number"),
+        Column("scratch", "Scratch", "The student trained without a teacher.", "estimate"),
+        Column("best", "Best method"),
+        Column("score", "Its score", kind="estimate"),
+        Column("gap", "Gap closed", "Share of the gap between scratch student and teacher.", "estimate", "high"),
+        Column("groups", "Specifications", kind="number"),
+        Column("runs", "Runs", kind="number"),
+    )
+    tasks = Table("tasks", "Tasks, each in the setting that its page shows first", columns)
+    for name in site.task_names:
+        boards = site.tasks.get(name, [])
+        own = [g for g in site.groups if g.cell.task == name]
+        runs = sum(len(g.rows) + len(g.superseded) for g in own)
+        counts = [common.count(len(own)), common.count(runs)]
+        link = Cell(name, href=site.task_pages[name])
+        if not boards:
+            tasks.add(link, *(Cell() for _ in columns[3:]), *counts, grey=True)
+        else:
+            board = boards[0]
+            places = common.digits([board.teacher.get(board.primary)])
+            best = next((g for g in board.groups if g.rank), None)
+            tasks.add(
+                link,
+                Cell(board.primary + (" ↑" if board.higher_is_better else " ↓")),
+                Cell(common.setting(board)),
+                common.plain(board.teacher.get(board.primary), places),
+                common.estimate(board.scratch.get(board.primary), places),
+                Cell(best.method, href=site.group_page(best)) if best else Cell(note="no row has enough seeds"),
+                common.estimate(best.score, places) if best else Cell(),
+                common.gap(best) if best else Cell(),
+                *counts,
+            )
+        _page(site, name, boards)
+    site.page("tasks.html", "tasks.html", title="Tasks", tables=[tasks], tasks=tasks)
+
+
+def _page(site: Site, name: str, boards: Sequence[Board]) -> None:
+    tables = []
+    board_table = settings_table = None
+    if boards:
+        board_table = group_table(site, f"task-{_stem(site, name)}", name, boards)
+        settings_table = _settings(f"settings-{_stem(site, name)}", boards)
+        tables += [board_table, settings_table]
+    anchors = anchor_table(site, f"reported-{_stem(site, name)}", task=name)
+    failures = _failures(site, f"failed-{_stem(site, name)}", name)
+    tables += [t for t in (anchors, failures) if t.lines]
+    site.page(
+        site.task_pages[name],
+        "task.html",
+        title=name,
+        crumbs=[("Tasks", "tasks.html")],
+        tables=tables,
+        first=boards[0] if boards else None,
+        setting=common.settings(boards)[0] if boards else None,
+        board=board_table,
+        settings=settings_table,
+        anchors=anchors,
+        failures=failures,
+        charts=_charts(site, boards),
+        metrics_left_out=bool(boards) and _metrics(boards) != _all_metrics(boards),
+        baseline=BASELINE,
+    )
+
+
+def _stem(site: Site, name: str) -> str:
+    return site.task_pages[name].removeprefix("tasks/").removesuffix(".html")
+
+
+def _all_metrics(boards: Sequence[Board]) -> list[str]:
+    return list(dict.fromkeys(m for b in boards for m in b.metrics if m != b.primary))
+
+
+def _metrics(boards: Sequence[Board]) -> list[str]:
+    rows = sum(len(board.groups) for board in boards)
+    return _all_metrics(boards)[: METRIC_CELLS // max(1, rows)]
+
+
+def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board]) -> Table:
+    """Makes the table of all groups of a task, board by board, best first."""
+    names = common.settings(boards)
+    primary = boards[0].primary
+    groups = [g for board in boards for g in board.groups]
+    words = _words(boards)
+    metrics = _metrics(boards)
+    many = len(boards) > 1
+    high: Direction = "high" if boards[0].higher_is_better else "low"
+    tuned = len({g.trials for g in groups}) > 1
+    seeds = "mean and 95% t-interval over seeds"
+    columns = [
+        Column("method", "Method"),
+        Column("rank", "Rank", "Places that intervals leave open, among rows of one setting.", "number", "low"),
+        Column("score", primary, f"Primary metric on test after the last epoch: {seeds}.", "estimate", high),
+        Column("vs_scratch", "Δ scratch", "Paired difference to the student trained alone.", "estimate", high),
+        Column("vs_kd", f"Δ {BASELINE}", f"Paired difference to {BASELINE} tuned alike.", "estimate", high),
+        Column("gap", "Gap closed", "Share of the gap between scratch student and teacher.", "estimate", "high"),
+        Column("seeds", "Seeds", "Seeds that came to a score.", "number", "high"),
+        *common.COST[:4],
+        Column("setting", "Setting", "Pair, preset, data set, augment, quant.", shown=many, facet=many),
+        Column("overrides", "Options", "What else the command sets.", shown=any(words.values()), code=True),
+        Column("tuning", "Tuning trials", "Ranks are among rows of equal tuning.", "number", shown=tuned),
+        Column("note", "Note", "Why the row is grey or has no rank."),
+        Column("best_on_val", "Best on val", "Of the epoch best on validation.", "estimate", high, False),
+        Column("teacher", "Teacher", "", "estimate", high, False),
+        Column("scratch", "Scratch", "The same student trained without a teacher.", "estimate", high, False),
+        *common.COST[4:],
+        *(Column(k, k.capitalize(), facet=True, shown=False) for k in ("pair", "preset", "augment", "quant")),
+        Column("fidelity", "Fidelity", "Whether equations and constants could be read.", facet=True, shown=False),
+        Column("spec_hash", "Spec", "What the seeds of the row have in common.", shown=False, code=True),
+        *(Column(m, m, "", "estimate", common.better(m, boards[0]), False) for m in metrics),
+    ]
+    table = Table(table_name, f"{task}: every specification", columns)
+    if many:
+        table.initial = {"setting": names[0]}
+    places = {
+        m: common.digits(e.mean for g in groups if (e := g.metrics.get(m)) is not None) for m in {primary, *metrics}
+    }
+    for board, setting in zip(boards, names, strict=True):
+        for group in board.groups:
+            main = places[primary]
+            table.add(
+                Cell(group.method, href=site.group_page(group)),
+                common.rank(group),
+                common.estimate(group.score, main),
+                common.difference(group.vs_scratch, main),
+                common.difference(group.vs_kd, main),
+                common.gap(group),
+                common.count(len(group.seeds)),
+                *(costs := common.cost_cells(group))[:4],
+                Cell(setting),
+                Cell(charts.clip(words[id(group)], 340) or NONE, note=words[id(group)] or None),
+                common.count(group.trials),
+                Cell(group.note or (group.unranked if group.rank is None else None) or NONE),
+                common.estimate(group.best_on_val, main),
+                common.estimate(group.teacher, main),
+                common.estimate(group.scratch, main),
+                *costs[4:],
+                *(Cell(getattr(group.cell, k)) for k in ("pair", "preset", "augment", "quant")),
+                Cell(group.newest.fidelity),
+                Cell(group.spec_hash),
+                *(common.estimate(group.metrics.get(m), places[m]) for m in metrics),
+                grey=not group.enough,
+            )
+    return table
+
+
+def _words(boards: Sequence[Board]) -> dict[int, str]:
+    """Says what a group sets beside the columns: words of its command; where they do not tell two apart, its hash."""
+    found = {}
+    for board in boards:
+        words = [common.overrides(g.newest.command) for g in board.groups]
+        keys = [(g.method, g.trials, w) for g, w in zip(board.groups, words, strict=True)]
+        counts = Counter(keys)
+        for group, word, key in zip(board.groups, words, keys, strict=True):
+            found[id(group)] = word if counts[key] == 1 else f"{word} #{group.spec_hash[:8]}".strip()
+    return found
+
+
+def _settings(name: str, boards: Sequence[Board]) -> Table:
+    columns = (
+        Column("setting", "Setting"),
+        Column("metric", "Metric"),
+        Column("teacher", "Teacher", "Of the newest run.", "number"),
+        Column("scratch", "Scratch", "The student trained without a teacher, over all seeds.", "estimate"),
+        Column("scratch_seeds", "Its seeds", kind="number"),
+        Column("groups", "Rows", kind="number"),
+        Column("train", "Train", "Samples.", "number"),
+        Column("val", "Val", "Samples.", "number"),
+        Column("test", "Test", "Samples.", "number"),
+        Column("data", "Data digest", code=True),
+        Column("note", "Note"),
+    )
+    table = Table(name, "Settings: what rows have in common to be compared", columns)
+    for board, setting in zip(boards, common.settings(boards), strict=True):
+        scratch = board.scratch.get(board.primary)
+        places = common.digits([board.teacher.get(board.primary), scratch.mean if scratch else None])
+        newest = max((g.newest for g in board.groups), key=lambda r: (r.finished, r.run_id))
+        table.add(
+            Cell(setting),
+            Cell(board.primary + (" ↑" if board.higher_is_better else " ↓")),
+            common.plain(board.teacher.get(board.primary), places),
+            common.estimate(scratch, places),
+            common.count(scratch.n if scratch else 0),
+            common.count(len(board.groups)),
+            *(common.count(getattr(newest, f"{split}_size")) for split in ("train", "val", "test")),
+            Cell(board.cell.digest or NONE),
+            Cell(f"{board.teachers} different teachers" if board.teachers > 1 else NONE),
+        )
+    return table
+
+
+def _failures(site: Site, name: str, task: str) -> Table:
+    columns = (
+        Column("method", "Method"),
+        Column("setting", "Setting"),
+        Column("seeds", "Seeds tried", kind="number"),
+        Column("reason", "What happened", wrap=True),
+    )
+    table = Table(name, "Specifications of which no seed came to a score", columns)
+    for group in site.boards.failures:
+        if group.cell.task == task:
+            setting = " · ".join(p for p in (group.cell.pair, group.cell.preset) if p)
+            table.add(
+                Cell(group.method, href=site.group_page(group)),
+                Cell(setting),
+                common.count(len(group.rows)),
+                Cell(common.state(group.newest)),
+                grey=True,
+            )
+    return table
+
+
+# ---- charts --------------------------------------------------------------------------------------------------------
+
+
+def _charts(site: Site, boards: Sequence[Board]) -> list[dict[str, object]]:
+    """Draws what may share axes: one data set and preset, all pairs, augments and quants."""
+    names = {id(b): n for b, n in zip(boards, common.settings(boards), strict=True)}
+
+    def family(board: Board) -> tuple[str, ...]:
+        cell = board.cell
+        return cell.dataset, cell.digest, cell.fold, cell.preset, cell.protocol, board.primary
+
+    order = {f: i for i, f in reversed(list(enumerate(map(family, boards))))}
+    together = sorted(boards, key=lambda b: order[family(b)])
+    drawn: list[dict[str, object]] = []
+    for number, (_, same) in enumerate(groupby(together, key=family)):
+        if number == CHARTED:
+            break
+        alike = list(same)
+        name = alike[0].cell.preset + " · " + (alike[0].cell.dataset or NONE)
+        drawn.append(
+            {
+                "name": name + (f" · fold {alike[0].cell.fold}" if alike[0].cell.fold else ""),
+                "pareto": _pareto(site, f"c{number}", alike),
+                "dots": [(names[id(b)], *_dots(f"c{number}d{i}", b)) for i, b in enumerate(alike[:CHARTED])],
+            }
+        )
+    return drawn
+
+
+def _pareto(site: Site, prefix: str, boards: Sequence[Board]) -> list[object]:
+    costs = (
+        ("params", "parameters of the student", lambda g: g.cost.params),
+        ("macs", "multiply-accumulates of one sample", lambda g: g.cost.macs),
+        ("latency", "latency of one sample, ms", lambda g: g.cost.latency_ms),
+        ("passes", "training: forward passes per sample", common.passes),
+    )
+    drawn: list[object] = []
+    for key, label, cost in costs:
+        points = [p for board in boards for p in _points(site, board, cost, key, len(boards) > 1)]
+        if len({p.x for p in points if p.kind != "teacher"}) < 2 and not any(p.kind == "teacher" for p in points):
+            continue
+        title = f"{boards[0].primary} over {label}"
+        chart = charts.pareto(
+            f"{prefix}-{key}",
+            points,
+            x_label=label,
+            y_label=boards[0].primary,
+            title=title,
+            higher_is_better=boards[0].higher_is_better,
+        )
+        if chart:
+            drawn.append((chart, title))
+    return drawn
+
+
+def _points(site: Site, board: Board, cost: Callable[[Group], float | None], key: str, many: bool) -> list[Point]:
+    """Takes the groups of a board, its scratch student and, where its cost is known, the teacher."""
+    suffix = f", {board.cell.pair}" if many else ""
+    names = common.labels(board)
+    found = []
+    for group in board.groups:
+        value = cost(group)
+        if group.score is not None and value is not None and not group.reference:
+            kind = "method" if group.enough else "grey"
+            name = names[id(group)] + (f" + {group.cell.quant}" if group.cell.quant != "none" else "")
+            score = group.score
+            href = "../" + site.group_page(group)
+            found.append(Point(name + suffix, value, score.mean, score.low, score.high, kind, href))
+    scratch = board.scratch.get(board.primary)
+    model: Group = next((g for g in board.groups if g.reference), board.groups[0])
+    alone = 1.0 if key == "passes" else cost(model)
+    if scratch is not None and alone is not None:
+        found.append(Point("scratch" + suffix, alone, scratch.mean, scratch.low, scratch.high, "scratch"))
+    row = max((g.newest for g in board.groups), key=lambda r: (r.teacher_params is not None, r.finished, r.run_id))
+    size = {"params": row.teacher_params, "macs": row.teacher_macs}.get(key)
+    teacher = board.teacher.get(board.primary)
+    if size and teacher is not None:
+        found.append(Point("teacher" + suffix, float(size), teacher, kind="teacher"))
+    return found
+
+
+def _dots(prefix: str, board: Board) -> tuple[object, object, int]:
+    """Draws the differences to the scratch student and to the baseline, one row a group."""
+    groups = [g for g in board.groups if not g.reference]
+    names = common.labels(board)
+    drawn = []
+    for key, label in (("vs_scratch", "scratch"), ("vs_kd", BASELINE)):
+        rows: list[Dot] = []
+        for group in groups:
+            found = getattr(group, key).estimate
+            if found is not None and len(rows) < DOTS:
+                rows.append(Dot(names[id(group)], found.mean, found.low, found.high, not group.enough))
+        title = f"{board.primary}: difference to {label}"
+        drawn.append(charts.dots(f"{prefix}-{key}", rows, x_label=title, title=title))
+    return drawn[0], drawn[1], len(groups)

@@ -1,0 +1,324 @@
+"""One run as a flat, typed row, its labels checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import re
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from kdbench.errors import KDBenchError
+from kdbench.record import Record, RoleScores
+
+#: Longest name, longest text, largest number that makes sense anywhere.
+LABEL, TEXT, LARGEST = 200, 20_000, 1e30
+
+_MARKUP = re.compile(r"<[A-Za-z/!?]")
+#: Control characters; those that reverse the text around them are among them.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*")
+# What shlex.quote makes of words: pasted into a shell it runs kdbench and nothing else.
+_COMMAND = re.compile(r"python -m kdbench(?: (?:[\w@%+=:,./-]|'[^']*'|\"'\")+)*", re.ASCII)
+
+
+class Metrics(NamedTuple):
+    """The test metrics of one role, packed: nan stands for null. Equal ones are one object."""
+
+    names: tuple[str, ...]
+    values: array[float]
+
+    def get(self, name: str) -> float | None:
+        """Returns one metric, None where the role does not have it."""
+        value = self.values[self.names.index(name)] if name in self.names else None
+        return None if value is None or value != value else value
+
+    def items(self) -> Iterator[tuple[str, float | None]]:
+        """Yields every metric."""
+        for name, value in zip(self.names, self.values, strict=True):
+            yield name, None if value != value else value
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run. Scores are on the test set after the last epoch, in the units of the task.
+
+    Attributes:
+        path: Its ``run.json``; ``config.yaml``, ``metrics.csv`` and ``preview.png`` lie beside it.
+        role: ``student``, or ``teacher`` for a record of the teacher alone; ``score`` and ``best_on_val`` are this
+            role's.
+        reference: The student was trained alone: the method has no options, as ``none``.
+        trials: Tuning trials that the run's weights were chosen by; 0 is untuned.
+        factor: The factor on the weights that tuning chose.
+        score: Primary metric; ``scratch_score``, ``teacher_score``, ``peer_score``, ``privileged_score`` (the teacher
+            with its privileged input) and ``converted_score`` (the converted student) likewise.
+        macs: Multiply-accumulates of one sample; ``latency_ms`` is for one sample; ``bytes`` on disk.
+        teacher_passes: Forward passes per training sample; ``student_passes`` likewise.
+        started: UTC, seconds since 1970; ``finished`` likewise.
+    """
+
+    path: str
+    run_id: str
+    spec_hash: str
+    content_hash: str
+    code_digest: str
+    protocol: str
+    status: str
+    reason: str | None
+    flags: tuple[str, ...]
+    task: str
+    method: str
+    pair: str
+    augment: str
+    quant: str
+    preset: str
+    seed: int
+    fidelity: str
+    origin: str
+    command: str
+    role: str
+    reference: bool
+    trials: int
+    factor: float
+    dataset: str | None
+    embedded: bool | None
+    digest: str | None
+    fold: str | None
+    train_size: int | None
+    val_size: int | None
+    test_size: int | None
+    primary: str | None
+    higher_is_better: bool | None
+    score: float | None
+    scratch_score: float | None
+    teacher_score: float | None
+    peer_score: float | None
+    privileged_score: float | None
+    converted_score: float | None
+    best_on_val: float | None
+    student: Metrics | None
+    scratch: Metrics | None
+    teacher: Metrics | None
+    gap_closed: float | None
+    gap_reason: str | None
+    epochs: int | None
+    samples_seen: int | None
+    teacher_passes: float | None
+    student_passes: float | None
+    wall_s: float | None
+    peak_rss_mb: float | None
+    added_params: int | None
+    params: int | None
+    macs: int | None
+    bytes: int | None
+    latency_ms: float | None
+    teacher_params: int | None
+    teacher_macs: int | None
+    teacher_bytes: int | None
+    commit: str | None
+    dirty: bool | None
+    config_digest: str
+    cpu: str
+    gpu: str | None
+    cores: int
+    threads: int
+    started: float
+    finished: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run came to a score."""
+        return self.status == "ok"
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What rows are sorted by."""
+        return self.task, self.method, self.spec_hash, self.seed, self.finished, self.run_id, self.path
+
+
+FIELDS = tuple(f.name for f in dataclasses.fields(Row))
+#: The values of a row, in the order of its fields.
+values_of = operator.attrgetter(*FIELDS)
+_NUMBERS = tuple(f.name for f in dataclasses.fields(Row) if str(f.type).startswith(("int", "float")))
+
+
+@dataclass
+class Interner:
+    """Keeps one object of what many rows share: the teacher and the scratch twin are the same for every method."""
+
+    names: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
+    metrics: dict[tuple[tuple[str, ...], bytes], Metrics] = field(default_factory=dict)
+
+    def __call__(self, names: Iterable[str], values: Iterable[float | None]) -> Metrics:
+        """Packs metrics."""
+        key = tuple(names)
+        if key not in self.names:
+            self.names[key] = tuple(label("metric", sys.intern(n)) for n in key)
+        kept = self.names[key]
+        packed = array("d", [math.nan if v is None else v for v in values])
+        if any(abs(v) >= LARGEST for v in packed):
+            raise KDBenchError(f"scores: a number beyond {LARGEST:g} is out of range")
+        return self.metrics.setdefault((kept, packed.tobytes()), Metrics(kept, packed))
+
+    def row(self, values: Iterable[Any]) -> Row:
+        """Makes a row of values that come from the disk or from another process, in the order of the fields."""
+        return Row(*[self._own(value) for value in values])
+
+    def _own(self, value: Any) -> Any:
+        if type(value) is str:
+            return sys.intern(value)
+        return self(value.names, value.values) if type(value) is Metrics else value
+
+
+def label(where: str, value: str) -> str:
+    """Returns a name that is safe to show.
+
+    Raises:
+        KDBenchError: It is empty, too long, or holds markup or control characters.
+    """
+    if not 0 < len(value) <= LABEL:
+        raise KDBenchError(f"{where}: {len(value)} characters, expected 1 to {LABEL}: {value[:40]!r}")
+    if CONTROL.search(value) or "<" in value or ">" in value:
+        raise KDBenchError(f"{where}: markup or control characters in {value[:80]!r}, expected a plain name")
+    return sys.intern(value)
+
+
+def flatten(record: Record, path: str, intern: Interner) -> Row:
+    """Makes a row of a record.
+
+    Raises:
+        KDBenchError: A string is no plain label or text, a command would run something else, a number is out of range.
+    """
+    scores, cost, models = record.scores, record.cost, record.models
+    data, origin, tuning = record.dataset, record.provenance, record.tuning
+    role = "teacher" if scores.student is None and scores.teacher is not None else "student"
+    primary = record.primary.name if record.primary else None
+    main = scores.teacher if role == "teacher" else scores.student
+    best = main.best_on_val if main else None
+    student, teacher = models.student, models.teacher
+    for name in best or ():
+        if main and name not in main.test:
+            label("metric", name)
+
+    def score(scored: RoleScores | None) -> float | None:
+        return scored.test[primary] if scored and primary else None
+
+    def packed(scored: RoleScores | None) -> Metrics | None:
+        return intern(scored.test, scored.test.values()) if scored else None
+
+    row = Row(
+        path=path,
+        run_id=label("run_id", record.run_id),
+        spec_hash=_name("spec_hash", record.spec_hash),
+        content_hash=_name("content_hash", record.content_hash or ""),
+        code_digest=label("code_digest", record.code_digest or "none"),
+        protocol=record.protocol,
+        status=record.status,
+        reason=_text("reason", record.reason),
+        flags=tuple(label("flags", flag) for flag in record.flags),
+        task=label("task", record.task),
+        method=label("method", record.method),
+        pair=label("pair", record.pair),
+        augment=label("augment", record.augment),
+        quant=label("quant", record.quant),
+        preset=label("preset", record.preset),
+        seed=record.seed,
+        fidelity=label("fidelity", record.fidelity),
+        origin=label("origin", record.origin),
+        command=_command(record.command),
+        role=role,
+        reference=role == "student" and not record.options,
+        trials=tuning.trials if tuning else 0,
+        factor=tuning.factor if tuning else 1.0,
+        dataset=label("dataset.name", data.name) if data else None,
+        embedded=data.embedded if data else None,
+        digest=label("dataset.digest", data.digest) if data else None,
+        fold=None if data is None or data.fold is None else label("dataset.fold", str(data.fold)),
+        train_size=data.sizes.train if data else None,
+        val_size=data.sizes.val if data else None,
+        test_size=data.sizes.test if data else None,
+        primary=None if primary is None else label("primary.name", primary),
+        higher_is_better=record.primary.higher_is_better if record.primary else None,
+        score=score(main),
+        scratch_score=score(scores.scratch),
+        teacher_score=score(scores.teacher),
+        peer_score=score(scores.peer),
+        privileged_score=score(scores.teacher_privileged),
+        converted_score=score(scores.converted),
+        best_on_val=best.get(primary) if best and primary else None,
+        student=packed(scores.student),
+        scratch=packed(scores.scratch),
+        teacher=packed(scores.teacher),
+        gap_closed=record.gap_closed,
+        gap_reason=_text("gap_reason", record.gap_reason),
+        epochs=cost.epochs if cost else None,
+        samples_seen=cost.samples_seen if cost else None,
+        teacher_passes=cost.teacher_passes if cost else None,
+        student_passes=cost.student_passes if cost else None,
+        wall_s=cost.wall_s if cost else None,
+        peak_rss_mb=cost.peak_rss_mb if cost else None,
+        added_params=cost.added_params if cost else None,
+        params=student.params if student else None,
+        macs=student.macs if student else None,
+        bytes=student.bytes if student else None,
+        latency_ms=student.latency_ms if student else None,
+        teacher_params=teacher.params if teacher else None,
+        teacher_macs=teacher.macs if teacher else None,
+        teacher_bytes=teacher.bytes if teacher else None,
+        commit=label("provenance.commit", origin.commit) if origin.commit else None,
+        dirty=origin.dirty,
+        config_digest=label("provenance.config_digest", origin.config_digest),
+        cpu=label("provenance.hardware.cpu", origin.hardware.cpu or "unknown"),
+        gpu=label("provenance.hardware.gpu", origin.hardware.gpu) if origin.hardware.gpu else None,
+        cores=origin.hardware.cores,
+        threads=origin.threads,
+        started=origin.started.timestamp(),
+        finished=origin.finished.timestamp(),
+    )
+    for name in _NUMBERS:
+        value = getattr(row, name)
+        if value is not None and not -LARGEST < value < LARGEST:
+            raise KDBenchError(f"{name}: a number of {len(str(value))} digits is out of range")
+    return row
+
+
+def _name(where: str, value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise KDBenchError(f"{where}: found {value[:80]!r}, expected letters and digits")
+    return label(where, value)
+
+
+def _command(value: str) -> str:
+    if len(value) > TEXT or CONTROL.search(value) or _MARKUP.search(value) or not _COMMAND.fullmatch(value):
+        raise KDBenchError(f"command: found {value[:80]!r}, expected python -m kdbench and quoted words")
+    return value
+
+
+def _text(where: str, value: str | None) -> str | None:
+    if value is not None and len(value) > TEXT:
+        raise KDBenchError(f"{where}: {len(value)} characters, expected at most {TEXT}")
+    return None if value is None else CONTROL.sub(" ", value)
+
+
+def refuse_markup(where: str, value: Any) -> None:
+    """Looks for markup and endless strings anywhere in a JSON-like value.
+
+    Raises:
+        KDBenchError: There is some.
+    """
+    if isinstance(value, str):
+        if len(value) > TEXT:
+            raise KDBenchError(f"{where}: {len(value)} characters, expected at most {TEXT}: {value[:40]!r}")
+        if _MARKUP.search(value):
+            raise KDBenchError(f"{where}: markup in {value[:80]!r}")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            refuse_markup(where, key)
+            refuse_markup(f"{where}.{key}" if where else key, item)
+    elif isinstance(value, list):
+        for item in value:
+            refuse_markup(where, item)

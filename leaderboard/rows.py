@@ -1,0 +1,198 @@
+"""Run records, streamed from folders into rows; broken ones are told and the rest goes on.
+
+The API that the pages are built on (see also :mod:`leaderboard.boards`)::
+
+    found = read([Path("results"), RECORDS])   # -> Found(rows, problems, copies, parsed)
+    found.rows        # list[Row] (leaderboard.row), sorted by (task, method, spec_hash, seed, finished)
+    found.problems    # list[Problem(path, reason)]: records that were refused, one line each
+    row.score, row.scratch_score, row.teacher_score     # the primary metric on test, last epoch; None where absent
+    row.student.get("ece"); dict(row.student.items())   # every test metric of one role (Metrics, or None)
+    full_record(row)  # the whole Record of one row, read again: config options, terms, packages (for run pages)
+
+Labels of a row (task, method, pair, dataset, metric names, …) are plain: no markup, no control characters, at most 200
+characters; ``spec_hash``, ``task``, ``method`` and ``run_id`` fit into file names. ``command`` is one
+``python -m kdbench`` line in which every word is quoted for a shell. ``reason`` and ``gap_reason`` are free text. All
+of it is still text from strangers: pages escape it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdbench.errors import KDBenchError
+from kdbench.record import RUN, Record, parse_record, read_record
+from leaderboard.cache import RowCache
+from leaderboard.row import CONTROL, Interner, Row, flatten, refuse_markup, values_of
+
+#: The records that come with the package: what was accepted by pull request.
+RECORDS = Path(__file__).resolve().parent / "records"
+#: Largest file that is read, and what is looked at closely; a record of sixty metrics has 20 kB.
+LARGEST_FILE, USUAL_FILE = 8_000_000, 100_000
+#: Files that one process reads at a time; with twice as many there are several processes.
+SHARE = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A record that is not shown, and why, in one line."""
+
+    path: str
+    reason: str
+
+
+class Found(NamedTuple):
+    """What was found below the given folders.
+
+    Attributes:
+        rows: Sorted by :attr:`Row.order`.
+        problems: Sorted by path.
+        copies: Records that are in several of the folders, such as one of ``results/`` submitted to the board.
+        parsed: Files that were read; the others came from the cache.
+        empty: Those of the given folders that hold no record, not even a broken one.
+    """
+
+    rows: list[Row]
+    problems: list[Problem]
+    copies: int
+    parsed: int
+    empty: tuple[Path, ...] = ()
+
+
+def read(roots: Sequence[Path], cache: Path | None = None) -> Found:
+    """Reads every record below ``roots``; what is broken becomes a problem and the rest goes on.
+
+    Args:
+        roots: Folders of records, single run folders, or single files.
+        cache: Folder for what was read; a later call reads only files whose size or time differ. None keeps nothing.
+    """
+    with _no_collection():
+        return _read({Path(root).absolute(): Path(root) for root in roots}, cache)
+
+
+def _read(roots: Mapping[Path, Path], cache: Path | None) -> Found:
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    intern = Interner()
+    parsed = copies = 0
+    empty = []
+    paths: set[str] = set()
+    runs: dict[tuple[str, float, float], tuple[str, int]] = {}  # a run, where it was found first and in which root
+    for number, (root, given) in enumerate(roots.items()):
+        kept = RowCache.load(cache, root, intern)
+        files = list(find(root))
+        if not files:
+            empty.append(given)
+        files = [file for file in files if file[0] not in paths]
+        paths.update(path for path, _ in files)
+        changed = {path: state for path, state in files if not kept.has(path, state)}
+        parsed += len(changed)
+        for path, result in _parse_all([(path, state[0]) for path, state in changed.items()], intern):
+            if isinstance(result, Problem):
+                problems.append(result)
+            else:
+                kept.put(path, changed[path], result)
+        for path, _ in files:
+            row = kept.get(path)
+            if row is None:
+                continue
+            first, place = runs.setdefault((row.content_hash, row.started, row.finished), (path, number))
+            if first == path:
+                rows.append(row)
+            elif place == number:
+                problems.append(Problem(path, f"the same run as {first}: remove one of them"))
+            else:
+                copies += 1
+        kept.save()
+    rows.sort(key=lambda row: row.order)
+    problems.sort(key=lambda problem: problem.path)
+    return Found(rows, problems, copies, parsed, tuple(empty))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Rows hold no cycles, and the collector would look at 100,000 of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _parse_all(files: Sequence[tuple[str, int]], intern: Interner) -> Iterator[tuple[str, Row | Problem]]:
+    """Parses files of known size, in several processes where they are many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, len(files) // SHARE)
+    if workers < 2:
+        yield from ((path, _parse(path, size, intern)) for path, size in files)
+        return
+    shares = [files[i : i + SHARE] for i in range(0, len(files), SHARE)]
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for results in pool.map(_parse_share, shares):
+            for path, result in results:
+                yield path, result if isinstance(result, Problem) else intern.row(result)
+
+
+def _parse_share(files: Sequence[tuple[str, int]]) -> list[tuple[str, tuple[Any, ...] | Problem]]:
+    intern = Interner()
+    with _no_collection():
+        results = [(path, _parse(path, size, intern)) for path, size in files]
+    # Plain tuples travel between processes much faster than rows.
+    return [(path, result if isinstance(result, Problem) else values_of(result)) for path, result in results]
+
+
+def full_record(row: Row) -> Record:
+    """Reads the whole record of a row again."""
+    return read_record(Path(row.path), check_hash=False)
+
+
+def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
+    try:
+        if size > LARGEST_FILE:
+            raise KDBenchError(f"{size:,} bytes, expected at most {LARGEST_FILE:,}: this is no run record")
+        text = Path(path).read_bytes()
+        record = parse_record(text, path)
+        # Nearly no record can hold markup or an endless string, and looking takes as long as the rest.
+        if b"<" in text or b"\\u" in text or size > USUAL_FILE:
+            refuse_markup("", record.model_dump(mode="json", exclude={"reason", "gap_reason"}))
+        return flatten(record, path, intern)
+    except OSError as error:
+        return Problem(path, f"cannot be read ({error.strerror})")
+    except KDBenchError as error:
+        return Problem(path, _one_line(path, error))
+
+
+def _one_line(path: str, error: KDBenchError) -> str:
+    text = CONTROL.sub(" ", str(error).removeprefix(f"{path}: "))
+    return text if len(text) <= 400 else f"{text[:400]}…"
+
+
+def find(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yields the path of every ``run.json`` below ``root`` in a fixed order, with its size and time of change.
+
+    Folders whose names begin with a dot hold what is being written and the sweeps' notes.
+    """
+    if root.is_file():
+        state = root.stat()
+        yield str(root), (state.st_size, state.st_mtime_ns)
+        return
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise KDBenchError(f"{root}: cannot be read ({error.strerror}), expected a folder of run records") from None
+    for entry in entries:
+        if entry.name == RUN and entry.is_file():
+            state = entry.stat()
+            yield entry.path, (state.st_size, state.st_mtime_ns)
+    for entry in entries:
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from find(Path(entry.path))

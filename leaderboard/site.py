@@ -1,0 +1,262 @@
+"""The site: static pages that open from a file, with no network and, if need be, no script.
+
+::
+
+    built = build(Path("site"), found, boards, anchors=anchors, cells=cells)   # Built(out, pages, runs, left_out)
+
+The same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from kdbench.digest import digest
+from kdbench.errors import KDBenchError
+from leaderboard.across import Across, across
+from leaderboard.boards import Board, Boards
+from leaderboard.exports import FORMATS, Table, to_html
+from leaderboard.groups import MINIMUM, Group
+from leaderboard.row import Row
+from leaderboard.rows import Found
+
+if TYPE_CHECKING:
+    from kdbench.matrix import Cell
+    from leaderboard.anchors import Anchor
+
+HERE = Path(__file__).resolve().parent
+#: Marks a folder as a site, which a later build may replace.
+MARKER = ".kdbench-site"
+#: Runs that get a page of their own; the others are rows of their group's page.
+RUN_PAGES = 2000
+
+
+class Built(NamedTuple):
+    """What :func:`build` wrote.
+
+    Attributes:
+        out: The folder; open its ``index.html``.
+        pages: Pages in all.
+        runs: Runs that have a page of their own.
+        left_out: Runs that are rows of their group's page only.
+    """
+
+    out: Path
+    pages: int
+    runs: int
+    left_out: int
+
+
+@dataclass
+class Site:
+    """Everything that pages are made of, and where they go.
+
+    Attributes:
+        folder: Where pages are written.
+        boards: Groups and boards.
+        anchors: Reported numbers.
+        cells: Compatibility of methods, augments and quants with tasks; None leaves its page out.
+        minimum: Seeds below which a row is grey.
+    """
+
+    folder: Path
+    found: Found
+    boards: Boards
+    anchors: Sequence[Anchor] = ()
+    cells: Sequence[Cell] | None = None
+    minimum: int = MINIMUM
+    run_pages: int = RUN_PAGES
+    pages: int = 0
+    _taken: dict[str, set[str]] = field(default_factory=dict)
+
+    @cached_property
+    def across(self) -> Across:
+        """Figures over all tasks."""
+        return across(self.boards)
+
+    @cached_property
+    def tasks(self) -> Mapping[str, list[Board]]:
+        """Boards by task."""
+        return self.boards.tasks
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Every group: those of boards, failures, teachers."""
+        return [
+            *(group for board in self.boards.boards for group in board.groups),
+            *self.boards.failures,
+            *self.boards.teachers,
+        ]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Names of all methods that have a record."""
+        return sorted({group.method for group in self.groups})
+
+    @cached_property
+    def task_names(self) -> list[str]:
+        """Names of all tasks that have a record."""
+        return sorted({group.cell.task for group in self.groups})
+
+    @cached_property
+    def task_pages(self) -> Mapping[str, str]:
+        """Page of each task."""
+        return {name: self._place("tasks", name) for name in self.task_names}
+
+    @cached_property
+    def method_pages(self) -> Mapping[str, str]:
+        """Page of each method."""
+        return {name: self._place("methods", name) for name in self.methods}
+
+    @cached_property
+    def _group_pages(self) -> Mapping[int, str]:
+        return {id(g): self._place("groups", f"{g.method[:40]}-{g.spec_hash[:16]}") for g in self.groups}
+
+    def group_page(self, group: Group) -> str:
+        """Returns the page of a group."""
+        return self._group_pages[id(group)]
+
+    @cached_property
+    def paged(self) -> list[tuple[Group, Row]]:
+        """The runs that get a page: of those that count the newest."""
+        runs = [(group, row) for group in self.groups for row in group.rows]
+        runs.sort(key=lambda item: (-item[1].finished, item[1].order))
+        return runs[: self.run_pages]
+
+    @cached_property
+    def run_page(self) -> Mapping[str, str]:
+        """Page of each run that has one, by the path of its record."""
+        return {row.path: self._place("runs", row.run_id) for _, row in self.paged}
+
+    def _place(self, folder: str, name: str) -> str:
+        """Returns a page for a name that is free, also where files do not tell case apart."""
+        slug = re.sub(r"[^A-Za-z0-9_+=,-]", "-", name)
+        if slug != name or len(slug) > 80:
+            slug = f"{slug[:60]}-{digest(name)[:8]}"
+        taken = self._taken.setdefault(folder, set())
+        free, n = slug, 1
+        while free.lower() in taken:
+            n += 1
+            free = f"{slug}-{n}"
+        taken.add(free.lower())
+        return f"{folder}/{free}.html"
+
+    # ---- writing ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _templates(self) -> Environment:
+        environment = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["rows"] = to_html
+        navigation = [("Overview", "index.html"), ("Tasks", "tasks.html"), ("Methods", "methods.html")]
+        navigation += [("Coverage", "coverage.html")]
+        navigation += [("Compatibility", "compatibility.html")] if self.cells is not None else []
+        environment.globals.update(
+            navigation=[*navigation, ("About", "about.html")],
+            formats=[("csv", "CSV"), ("json", "JSON"), ("tex", "LaTeX"), ("md", "Markdown")],
+            footer=self._footer(),
+            minimum=self.minimum,
+        )
+        return environment
+
+    def _footer(self) -> str:
+        from leaderboard.pages.common import moment
+
+        rows = self.found.rows
+        if not rows:
+            return "No records."
+        newest = moment(max(row.finished for row in rows))
+        return f"Built from {len(rows)} run records; the newest finished {newest} UTC."
+
+    def page(self, path: str, template: str, *, title: str, tables: Iterable[Table] = (), **context: Any) -> None:
+        """Writes a page, and the files of its tables.
+
+        Args:
+            path: Below the folder.
+            template: Its file.
+            title: Of the page.
+            tables: Those that are offered as files.
+            context: What the template reads.
+        """
+        root = "../" * path.count("/")
+        values = {"root": root, "here": path, "title": title, "crumbs": [], "rich": True} | context
+        self.write(path, self._templates.get_template(template).render(values))
+        for table in tables:
+            for suffix, make in FORMATS.items():
+                self.write(f"data/{table.name}.{suffix}", make(table))
+        self.pages += 1
+
+    def write(self, path: str, content: str | bytes) -> None:
+        """Writes a file below the folder."""
+        target = self.folder / path
+        data = content.encode() if isinstance(content, str) else content
+        try:
+            target.write_bytes(data)
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+
+
+def build(
+    out: Path,
+    found: Found,
+    boards: Boards,
+    *,
+    anchors: Sequence[Anchor] = (),
+    cells: Sequence[Cell] | None = None,
+    minimum: int = MINIMUM,
+    run_pages: int = RUN_PAGES,
+) -> Built:
+    """Writes the whole site aside and puts it in place.
+
+    Args:
+        out: Folder of the site: new, empty or an earlier site.
+        found: The records and what was wrong with others.
+        boards: Their groups and boards.
+        anchors: Numbers that papers report; shown apart, never ranked.
+        cells: What :func:`kdbench.matrix.cells` returns; None leaves out the compatibility page.
+        minimum: Seeds below which a row is grey.
+        run_pages: Most pages of single runs.
+
+    Raises:
+        KDBenchError: ``out`` holds something else, or cannot be written.
+    """
+    from leaderboard.pages import about, compatibility, coverage, group, method, overview, run, task
+
+    out = Path(os.path.abspath(out))
+    if out.exists() and not (out.is_dir() and ((out / MARKER).exists() or not any(out.iterdir()))):
+        raise KDBenchError(f"{out} is not an earlier site: choose another --out DIR or remove it")
+    aside, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        aside.mkdir(parents=True)
+        shutil.copytree(HERE / "assets", aside / "assets")
+        site = Site(aside, found, boards, anchors, cells, minimum, run_pages)
+        for kind in (overview, task, method, group, run, coverage, about):
+            kind.write(site)
+        if cells is not None:
+            compatibility.write(site, cells)
+        site.write(MARKER, "")
+        if out.exists():
+            out.rename(old)
+        aside.rename(out)
+    except OSError as error:
+        raise KDBenchError(f"the site {out} cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    runs = len(site.paged)
+    return Built(out, site.pages, runs, len(found.rows) - runs)

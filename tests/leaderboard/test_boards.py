@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from leaderboard.boards import Boards, build, lower_is_better
+from leaderboard.groups import Group, group
+from leaderboard.rows import read
+from tests.leaderboard.rows import INTERN, Row, failed, in_order, row
+
+
+def boards(*rows: Row, minimum: int = 3) -> Boards:
+    return build(in_order(list(rows)), minimum)
+
+
+def the(found: Boards, method: str, trials: int | None = None) -> Group:
+    groups = [g for board in found.boards for g in board.groups]
+    (one,) = (g for g in groups if g.method == method and trials in (None, g.trials))
+    return one
+
+
+KD = [row("kd", seed, score, 60.0 + seed) for seed, score in enumerate((66.0, 67.0, 69.0))]
+AT = [row("at", seed, score, 60.0 + seed) for seed, score in enumerate((70.0, 72.0, 73.0))]
+
+
+def test_seeds_become_a_group_with_intervals() -> None:
+    found = the(boards(*KD), "kd")
+    low, high = scipy.stats.t.interval(0.95, 2, loc=202 / 3, scale=scipy.stats.sem([66, 67, 69]))
+    assert found.score is not None
+    assert (found.score.n, found.score.mean) == (3, pytest.approx(202 / 3))
+    assert (found.score.low, found.score.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.metrics["ece"].mean == 11.0
+    assert (found.seeds, found.enough, found.note, found.trials) == ((0, 1, 2), True, None, 4)
+    assert found.teacher is not None
+    assert found.teacher.mean == 80.0
+    assert found.scratch is not None
+    assert found.scratch.mean == 61.0
+    assert found.best_on_val is not None
+    assert found.cost.params == 10
+    assert found.cost.macs == 100
+    assert found.cost.peak_rss_mb is None
+    assert found.newest.seed == 2
+
+
+def test_cost_is_the_median() -> None:
+    rows = [replace(r, wall_s=wall, latency_ms=None) for r, wall in zip(KD, (1.0, 5.0, 2.0), strict=True)]
+    cost = the(boards(*rows), "kd").cost
+    assert (cost.wall_s, cost.latency_ms) == (2.0, None)
+
+
+def test_gap_closed_has_an_interval_and_its_reasons() -> None:
+    found = the(boards(*KD), "kd")
+    gaps = [6 / 20, 6 / 19, 7 / 18]
+    low, _ = scipy.stats.t.interval(0.95, 2, loc=np.mean(gaps), scale=scipy.stats.sem(gaps))
+    assert found.gap is not None
+    assert (found.gap.mean, found.gap.low) == (pytest.approx(np.mean(gaps)), pytest.approx(low))
+    assert found.gap_reason is None
+    part = the(boards(replace(KD[0], gap_closed=None, gap_reason="too small"), *KD[1:]), "kd")
+    assert part.gap is not None
+    assert part.gap.n == 2
+    assert part.gap_reason == "1 of 3 seeds have none: too small"
+    none = the(boards(*(replace(r, gap_closed=None, gap_reason="too small") for r in KD)), "kd")
+    assert (none.gap, none.gap_reason) == (None, "too small")
+
+
+def test_differences_are_paired_over_seeds() -> None:
+    found = the(boards(*KD, *AT), "at")
+    scratch, kd = found.vs_scratch.estimate, found.vs_kd.estimate
+    low, high = scipy.stats.t.interval(0.95, 2, loc=32 / 3, scale=scipy.stats.sem([10, 11, 11]))
+    assert scratch is not None
+    assert (scratch.low, scratch.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.vs_scratch.verdict == "better"
+    assert kd is not None
+    assert (kd.n, kd.mean) == (3, pytest.approx(13 / 3))
+    assert (found.vs_kd.verdict, found.vs_kd.partner) == ("better", "kd-a_b-4")
+    assert the(boards(*KD, *AT), "kd").vs_kd.reason == "kd itself"
+
+
+def test_a_method_that_hurts_and_a_metric_that_is_better_low() -> None:
+    worse = [row("sp", seed, 50.0 + seed, 60.0 + seed) for seed in range(3)]
+    assert the(boards(*worse), "sp").vs_scratch.verdict == "worse"
+    low = [replace(r, higher_is_better=False) for r in (*worse, *KD)]
+    found = boards(*low)
+    assert the(found, "sp").vs_scratch.verdict == "better"
+    assert [g.method for g in found.boards[0].groups] == ["sp", "kd"]
+    assert (the(found, "sp").rank, the(found, "kd").rank) == ((1, 1), (2, 2))
+
+
+def test_differences_take_shared_seeds_only() -> None:
+    found = the(boards(*KD, *AT[1:], row("at", 9, 99.0)), "at").vs_kd
+    assert found.estimate is not None
+    assert (found.estimate.n, found.estimate.mean) == (2, pytest.approx(4.5))
+    assert found.verdict == "open"
+    apart = the(boards(*KD, row("at", 9, 99.0)), "at").vs_kd
+    assert (apart.estimate, apart.reason) == (None, "no seed in common with kd")
+
+
+def test_the_partner_has_the_same_tuning_data_preset_and_twins() -> None:
+    untuned = [replace(r, trials=0, spec_hash="kd-untuned") for r in KD]
+    assert the(boards(*untuned, *AT), "at").vs_kd.reason == "no kd with 4 tuning trials here"
+    changes: list[dict[str, Any]] = [
+        {"digest": "other"},
+        {"pair": "c_d"},
+        {"preset": "paper"},
+        {"quant": "int8"},
+        {"fold": "1"},
+    ]
+    for change in changes:
+        moved = [replace(r, **change) for r in KD]
+        assert the(boards(*moved, *AT), "at").vs_kd.reason == "no kd with 4 tuning trials here"
+    # Another schedule: more seeds in common, but its scratch twins differ.
+    longer = [row("kd", s, 75.0, 65.0, spec_hash="kd-longer") for s in range(3)]
+    assert the(boards(*KD[:2], *longer, *AT), "at").vs_kd.partner == "kd-a_b-4"
+    assert the(boards(*longer, *AT), "at").vs_kd.partner == "kd-longer"
+
+
+def test_the_newest_run_of_a_seed_counts_and_one_with_a_score_before_all() -> None:
+    older = replace(KD[0], score=1.0, finished=5.0, path="older")
+    later_failure = failed("kd", 1, finished=9000.0, path="later")
+    found = the(boards(*KD, older, later_failure), "kd")
+    assert found.rows == tuple(KD)
+    assert {r.path for r in found.superseded} == {"older", "later"}
+    assert (found.failed, found.diverged) == (0, 0)
+
+
+def test_failures_are_counted() -> None:
+    found = boards(*KD, failed("kd", 3), failed("kd", 4, "diverged"), failed("crd", 0), failed("crd", 1, "diverged"))
+    kd = the(found, "kd")
+    assert (kd.failed, kd.diverged, kd.seeds) == (1, 1, (0, 1, 2))
+    (lost,) = found.failures
+    assert (lost.method, lost.score, lost.failed, lost.diverged, lost.enough) == ("crd", None, 1, 1, False)
+    assert lost.newest.reason == "no such tap"
+
+
+def test_few_seeds_are_grey_and_have_no_rank() -> None:
+    found = boards(*KD, *AT[:2])
+    at = the(found, "at")
+    assert (at.enough, at.note, at.rank, at.unranked) == (False, "2 of at least 3 seeds", None, "2 of at least 3 seeds")
+    assert the(found, "kd").rank == (1, 1)
+    assert the(boards(*KD, *AT[:2], minimum=2), "at").rank == (1, 2)
+    single = the(boards(AT[0]), "at")
+    assert single.score is not None
+    assert (single.score.sd, single.vs_scratch.verdict) == (None, "open")
+
+
+def test_ranks_are_among_equals() -> None:
+    untuned = [replace(r, trials=0, spec_hash="at0", score=90.0) for r in AT]
+    reported = [replace(r, method="sp", spec_hash="sp", origin="reported") for r in AT]
+    alone = [row("none", seed, 60.0 + seed, 60.0 + seed) for seed in range(3)]
+    found = boards(*KD, *AT, *untuned, *reported, *alone)
+    assert (the(found, "at", 4).rank, the(found, "kd").rank) == ((1, 2), (1, 2))  # their intervals overlap
+    assert the(found, "at", 0).rank == (1, 1)
+    assert the(found, "sp").unranked == "its numbers are reported, not measured"
+    none = the(found, "none")
+    assert (none.reference, none.rank, none.unranked) == (True, None, "the student was trained alone")
+    assert (none.gap, none.vs_scratch.reason, none.vs_kd.reason) == (None, *["the student was trained alone"] * 2)
+
+
+def test_a_board_has_the_teacher_and_the_scratch_student() -> None:
+    newer = [replace(r, teacher=INTERN(("accuracy",), (81.0,)), teacher_score=81.0, finished=5000.0) for r in AT]
+    (board,) = boards(*KD, *newer, row("kd", 7, 66.0, 63.0)).boards
+    assert (board.teacher, board.teachers) == ({"accuracy": 81.0}, 2)
+    assert (board.scratch["accuracy"].n, board.scratch["accuracy"].mean) == (4, pytest.approx((60 + 61 + 62 + 63) / 4))
+    assert board.metrics == ("accuracy", "ece")
+    assert (board.primary, board.higher_is_better) == ("accuracy", True)
+    assert [g.method for g in board.groups] == ["at", "kd"]
+
+
+def test_a_teacher_alone_is_no_group_of_a_board() -> None:
+    teacher = replace(row("none", 0, 80.0, None), role="teacher", reference=False)
+    found = boards(*KD, teacher)
+    assert [g.method for g in found.teachers] == ["none"]
+    assert found.teachers[0].score is not None
+    assert found.teachers[0].score.mean == 80.0
+    assert len(found.boards[0].groups) == 1
+
+
+def test_one_wrong_record_does_not_turn_the_board() -> None:
+    odd = [replace(r, primary="ece", higher_is_better=False, finished=1e6, method="x", spec_hash="x") for r in KD]
+    found = boards(*KD, *AT, *odd)
+    assert found.boards[0].primary == "accuracy"
+    assert the(found, "x").unranked == "it has no accuracy"
+
+
+def test_records_of_one_hash_that_differ_are_apart() -> None:
+    other = replace(AT[2], digest="other", seed=9)
+    first, second = group([*AT, other])
+    assert {len(first.rows), len(second.rows)} == {3, 1}
+
+
+def test_the_board_to_show_first() -> None:
+    def cell(preset: str, methods: int, pair: str = "a_b") -> list[Row]:
+        names = ["kd", "at", "sp"][:methods]
+        return [
+            row(m, s, 70.0, pair=pair, preset=preset, spec_hash=f"{m}{preset}{pair}") for m in names for s in range(3)
+        ]
+
+    found = boards(*cell("smoke", 3), *cell("quick", 2), *cell("quick", 1, "c_d"))
+    assert [(b.cell.preset, b.cell.pair) for b in found.tasks["classification"]] == [
+        ("quick", "a_b"),
+        ("quick", "c_d"),
+        ("smoke", "a_b"),
+    ]
+
+
+def test_metrics_that_some_seeds_lack() -> None:
+    rows = [replace(KD[0], student=INTERN(("accuracy",), (66.0,))), *KD[1:]]
+    found = the(boards(*rows), "kd").metrics
+    assert (found["accuracy"].n, found["ece"].n) == (3, 2)
+
+
+def test_nothing() -> None:
+    assert build([]) == Boards()
+    assert build([]).tasks == {}
+
+
+@pytest.mark.parametrize("name", ["nll", "ece", "val_loss", "top1_error", "rmse", "hd95", "abs_rel_error", "mae"])
+def test_metrics_that_are_better_low(name: str) -> None:
+    assert lower_is_better(name)
+
+
+@pytest.mark.parametrize("name", ["top1", "map_3d_moderate_r40", "miou", "agreement", "closs", "maer", "f1_25", "chd"])
+def test_metrics_that_are_better_high(name: str) -> None:
+    assert not lower_is_better(name)
+
+
+def test_a_tree_of_records_becomes_boards(results: Path) -> None:
+    rows = read([results]).rows
+    found = build(rows)
+    kept = [g for board in found.boards for g in board.groups] + found.failures + found.teachers
+    assert sum(len(g.rows) + len(g.superseded) for g in kept) == len(rows)
+    assert set(found.tasks) == {"classification", "pointcloud"}
+    assert found == build(list(rows))
