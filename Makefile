@@ -9,13 +9,13 @@ PY := $(VENV)/bin/python
 EXTRAS := all,dev
 # An installation is current as long as the declared dependencies and the folder are what it was made from.
 STAMP := $(VENV)/installed-$(shell { pwd; cat pyproject.toml constraints.txt; } | sha256sum | cut -c -16)
-# What Open3D and OpenCV load from the system: library=Debian package.
+# What Open3D and OpenCV load from the system: library=Debian package. The tests of the site want a Chromium too.
 LIBRARIES := libusb-1.0.so.0=libusb-1.0-0 libEGL.so.1=libegl1 libGL.so.1=libgl1 libX11.so.6=libx11-6 \
 	libgomp.so.1=libgomp1 libudev.so.1=libudev1 libidn2.so.0=libidn2-0 libglib-2.0.so.0=libglib2.0-0
 # One thread per process: xdist runs one process per core.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help setup system-libraries demo test soak bench clean
+.PHONY: help setup system-libraries demo test soak bench site clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -37,6 +37,9 @@ soak: setup ## the long version of the tests that kill a run at random
 bench: setup ## speed and memory, side by side with plain loops
 	$(PY) -m benchmarks
 
+site: setup ## the leaderboard, from results/ and the committed records
+	$(PY) -m leaderboard
+
 clean: ## remove .venv and everything that was built; results/ stays
 	rm -rf $(VENV) build dist outputs multirun .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -46,11 +49,12 @@ system-libraries:
 	@command -v ldconfig >/dev/null || PATH=$$PATH:/sbin:/usr/sbin; command -v ldconfig >/dev/null || exit 0; \
 	known=$$(ldconfig -p); missing=; \
 	for pair in $(LIBRARIES); do [[ $$known == *"$${pair%=*} "* ]] || missing+=" $${pair#*=}"; done; \
+	command -v chromium chromium-browser google-chrome >/dev/null || missing+=" chromium"; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	then exit 0; fi; \
-	echo "System libraries are missing; LiDAR simulation needs them. Run:  sudo apt-get install -y$$missing"
+	echo "System libraries are missing; LiDAR simulation and the browser tests need them. Run:  sudo apt-get install -y$$missing"
 
 $(PY):
 	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
