@@ -57,9 +57,7 @@ def train(gate: Gate, method: str, root: str, overrides: Sequence[str]) -> None:
         training.run(Path(work), [gate])
 
 
-def methods(
-    rounds: int = 3, steps: int = 6, names: Sequence[str] = (), overrides: Sequence[str] = ()
-) -> Iterator[Row]:
+def methods(rounds: int = 3, steps: int = 6, names: Sequence[str] = (), overrides: Sequence[str] = ()) -> Iterator[Row]:
     """A training step of every method that serves classification over one of kd in the same rounds.
 
     Args:

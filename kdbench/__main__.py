@@ -39,8 +39,10 @@ def main() -> None:
 
     outcomes: list[str] = []
 
-    def job(composed: DictConfig) -> None:
-        outcomes.append(run_job(composed))
+    def job(composed: DictConfig) -> float | None:
+        status, objective = run_job(composed)
+        outcomes.append(status)
+        return objective
 
     arguments = sys.argv[1:]
     multirun = bool({"-m", "--multirun"} & set(arguments))
@@ -51,6 +53,7 @@ def main() -> None:
         folder = str(configuration.folder())
         configuration.choices(plain, multirun)
         if len(arguments) - len(plain) == multirun:  # no flag of Hydra's that would ask for something else
+            plain = configuration.expanded(plain) if multirun else plain
             configuration.load(configuration.first(plain) if multirun else plain)
             sys.argv[1:] = ["--multirun"] * multirun + configuration.opened(plain)
     except KDBenchError as error:
@@ -60,18 +63,19 @@ def main() -> None:
         sys.exit(1)
 
 
-def run_job(composed: object) -> str:
+def run_job(composed: object) -> tuple[str, float | None]:
     """Runs one composed configuration.
 
     Returns:
-        The status; a user's error ends the process (or, in a sweep, this job) with one line.
+        The status and the last score on validation, for sweepers that search; a user's error ends the process (or, in
+        a sweep, this job) with one line.
     """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
     from kdbench import config as configuration
     from kdbench.errors import KDBenchError
-    from kdbench.sweep import note
+    from kdbench.sweep import note, objective
 
     assert isinstance(composed, DictConfig)
     hydra_config = HydraConfig.get()
@@ -82,7 +86,10 @@ def run_job(composed: object) -> str:
         from kdbench.run import Run
 
         config = configuration.check(composed)
-        outcome = Run(config, configuration.command_line(overrides)).execute()
+        if multirun and not hydra_config.launcher._target_.endswith("SlurmLauncher"):
+            configuration.one_device(config)
+        run = Run(config, configuration.command_line(overrides))
+        outcome = run.execute()
     except KDBenchError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -90,20 +97,20 @@ def run_job(composed: object) -> str:
             _fail(error)
         print(f"kdbench: error: {title}: {error}", file=sys.stderr)
         note("failed", overrides, str(error))
-        return "failed"
+        return "failed", None
     except Exception as error:  # before there was anything to record; the other jobs of a sweep go on
         if not multirun:
             raise
         traceback.print_exc()
         note("failed", overrides, f"{type(error).__name__}: {error}")
-        return "failed"
+        return "failed", None
     record = outcome.record
     student = record.scores.student or record.scores.teacher
     score = student.test[record.primary.name] if student and record.primary else None
     scratch = record.scores.scratch.test[record.primary.name] if record.scores.scratch and record.primary else None
     gain = None if score is None or scratch is None else score - scratch
     note(outcome.status, overrides, os.path.relpath(outcome.path), score, gain)
-    return outcome.status
+    return outcome.status, objective(outcome.path, run.task.selection)
 
 
 def _fail(error: Exception) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -42,7 +45,7 @@ class TrainerConfig(_Strict):
     channels_last: bool
     accelerator: str
     devices: int = Field(ge=1)
-    strategy: str
+    strategy: Literal["auto", "ddp"]  # several devices are always DDP
     threads: int | None
     max_minutes: float | None
     manual: bool
@@ -131,6 +134,15 @@ def options(group: str) -> list[str]:
         return sorted(o for o in loader.get_group_options(group) if not o.startswith("_"))
 
 
+def option(group: str, name: str) -> dict[str, Any]:
+    """Composes one option of a config group alone, its interpolations left as they are."""
+    with _initialized():
+        composed = OmegaConf.to_container(compose(f"{group}/{name}"))
+    assert isinstance(composed, dict)
+    found: dict[str, Any] = composed[group]
+    return found
+
+
 def load(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Composes and checks a configuration as the command line does.
 
@@ -156,8 +168,9 @@ def opened(overrides: Sequence[str]) -> list[str]:
     nested = [o for o in overrides if "." in o.partition("=")[0] and o[0].isalpha()]
     if not nested:
         return list(overrides)
+    plain = first([o for o in overrides if o not in nested and o[0].isalpha()])
     with _initialized():
-        composed = compose("config", overrides=first([o for o in overrides if o not in nested and o[0].isalpha()]))
+        composed = compose("config", overrides=plain)
     return [f"++{o}" if o in nested and _is_open(composed, o.partition("=")[0].split(".")) else o for o in overrides]
 
 
@@ -173,12 +186,41 @@ def _is_open(composed: DictConfig, path: Sequence[str]) -> bool:
 
 
 def first(overrides: Sequence[str]) -> list[str]:
-    """Returns the overrides of the first job of a sweep."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [
-        f"{o.get_key_element()}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else str(o.input_line)
-        for o in parsed
-    ]
+    """Returns the overrides of the first job of a sweep.
+
+    Raises:
+        KDBenchError: One cannot be read.
+    """
+    try:
+        with _initialized():
+            parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+            return [
+                f"{o.get_key_element()}={_sample(o)}" if o.is_sweep_override() else str(o.input_line) for o in parsed
+            ]
+    except HydraException as error:
+        raise explain(error) from None
+
+
+def _sample(override: Override) -> Any:
+    value = override.value()
+    return value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
+
+
+def expanded(overrides: Sequence[str]) -> list[str]:
+    """Puts what an experiment sweeps over (its ``hydra.sweeper.params``) before the overrides, which win.
+
+    Raises:
+        KDBenchError: Several experiments, which would each have parameters of their own.
+    """
+    chosen = [o for o in overrides if o.startswith("experiment=")]
+    if not chosen:
+        return list(overrides)
+    if any(set(o) & set(",(*") for o in chosen):
+        raise KDBenchError(f"{' '.join(chosen)}: a sweep follows one experiment; start one after the other")
+    with _initialized():
+        swept = compose("config", overrides=chosen, return_hydra_config=True).hydra.sweeper.params or {}
+    own = {o.partition("=")[0].lstrip("+~") for o in overrides}
+    return [*(f"{key}={value}" for key, value in swept.items() if key not in own), *overrides]
 
 
 def check(composed: DictConfig) -> dict[str, Any]:
@@ -239,6 +281,21 @@ def _own_trainer(where: str, common: Mapping[str, Any], own: Mapping[str, Any]) 
     return {k: checked[k] for k in own}
 
 
+def one_device(config: Mapping[str, Any]) -> None:
+    """Checks a job of a sweep whose jobs run side by side on one machine.
+
+    Raises:
+        KDBenchError: It asks for several devices.
+    """
+    for where in (("trainer",), ("teacher", "trainer"), ("student", "trainer")):
+        found = functools.reduce(operator.getitem, where, config).get("devices", 1)
+        if found > 1:
+            raise KDBenchError(
+                f"{'.'.join(where)}.devices={found}: a local sweep gives each job one device: run this without -m, or "
+                "with hydra/launcher=submitit_slurm"
+            )
+
+
 def choices(overrides: Iterable[str], sweep: bool) -> None:
     """Checks the chosen option of every group before Hydra composes, so that the error names the nearest.
 
@@ -289,7 +346,8 @@ def _initialized() -> Any:
 
 
 def command_line(overrides: Sequence[str]) -> str:
-    """Returns the command that composes this run again."""
+    """Returns the command that makes this run again; where results and products lie is left to whoever runs it."""
     import shlex
 
-    return " ".join(["python -m kdbench", *(shlex.quote(o) for o in overrides)])
+    given = [o for o in overrides if not o.startswith(("results=", "cache="))]
+    return " ".join(["python -m kdbench", *(shlex.quote(o) for o in given)])

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdbench import rng
+from kdbench.distributed import share
+from kdbench.errors import KDBenchError
 from kdbench.task import Batch
 
 
@@ -41,10 +42,7 @@ class EpochSampler(Sampler[Key]):
         self.epoch = epoch
 
     def _share(self) -> tuple[int, int]:
-        # Asked late: the processes find each other after the loaders are made.
-        if self.train and dist.is_available() and dist.is_initialized():
-            return dist.get_rank(), dist.get_world_size()
-        return 0, 1
+        return share() if self.train else (0, 1)
 
     def __len__(self) -> int:
         return self.size // self._share()[1]
@@ -63,11 +61,14 @@ class SeededLoader(DataLoader):
 
     Args:
         dataset: ``dataset[Key(epoch, sample)]`` is a sample, augmented from a stream that its key names.
-        batch_size: Samples of a batch.
+        batch_size: Samples of a batch, over all processes that train together.
         seed: Names the order.
         collate: Makes a batch of samples; None for a data set whose ``__getitems__(keys)`` is the batch.
-        train: Shuffles, shares the samples out over processes, and drops an incomplete last batch unless it is all.
+        train: Shuffles, shares each batch out over the processes, and drops an incomplete last one unless it is all.
         workers: Loader processes.
+
+    Raises:
+        KDBenchError: The processes cannot share a batch in equal parts.
     """
 
     def __init__(
@@ -80,9 +81,15 @@ class SeededLoader(DataLoader):
         workers: int = 0,
     ) -> None:
         size = len(dataset)  # type: ignore[arg-type]
+        processes = share()[1] if train else 1
+        if min(size, batch_size) % processes:
+            raise KDBenchError(
+                f"data.batch_size: found batches of {min(size, batch_size)} samples for {processes} processes, "
+                "expected equal parts: change it or trainer.devices"
+            )
         super().__init__(
             dataset,
-            batch_size,
+            batch_size // processes,
             sampler=EpochSampler(size, seed, train),
             collate_fn=collate or _whole,
             drop_last=train and size >= batch_size,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor, nn
 
 from kdbench import rng
+from kdbench.distributed import average, average_gradients, check_same, share, share_buffers, uneven
 from kdbench.errors import KDBenchError
 from kdbench.optim import make_optimizer, make_scheduler
 from kdbench.plan import StepPlan, Weight, make_plan
@@ -47,7 +49,8 @@ class Distiller(LightningModule):
     """Trains the roles of a run with the terms and updates of its plugins.
 
     Roles that train (and moving averages) are registered and so are the plugins: their state is the checkpoint.
-    Frozen roles are held outside of it, stay in eval mode and never change.
+    Frozen roles are held outside of it, stay in eval mode and never change. Several processes that train together
+    hold the same weights: gradients are averaged before each step (see :mod:`kdbench.distributed`).
 
     Args:
         cast: The networks and how they take part.
@@ -86,6 +89,7 @@ class Distiller(LightningModule):
         self.samples = 0
         self._signals: Signals | None = None
         self._terms: dict[str, frozenset[str]] = {}
+        self._whole: frozenset[str] = frozenset()
         # In a tuple, because a module that is assigned to a module becomes its child.
         self._deployed: tuple[nn.Module, ...] = ()
         self._named: dict[str, nn.Parameter] = {}
@@ -126,7 +130,11 @@ class Distiller(LightningModule):
         """
         self.build(batch)
         with self.rehearsal(), torch.enable_grad():
-            terms = self.every_term(batch)
+            signals = self.probe(batch)
+            terms = self._collect(signals, self._real(batch)[1])
+            self._whole = frozenset(
+                o for o, p in self.owned() if p.over_batch or signals.any_bound(self.bindings[o], uneven)
+            )
             self._terms = {owner: frozenset(found) for owner, found in terms.items()}
             self._named = dict(self.trainable())
             self.plan = make_plan(dict(self.owned()), self._terms, self.weights, self._named, self.stage)
@@ -168,6 +176,8 @@ class Distiller(LightningModule):
         for source in self.cast.sources.values():
             source.to(self.device)
         batch = self.transfer_batch_to_device(batch, self.device, 0)
+        if next(self.parameters()).dtype == torch.float64:  # after a stage in double precision
+            batch = DoublePrecision().convert_input(batch)
         return {"main": batch, "train": batch, "meta": batch}, Context(State(0, 0, 0.0), self.seed, frozenset({EVERY}))
 
     @contextmanager
@@ -238,6 +248,7 @@ class Distiller(LightningModule):
 
     def on_fit_start(self) -> None:
         """Moves what is not registered to the device, and to double precision where the run has it."""
+        check_same(self._named.items())
         self.cast.passes.clear()
         dtype = torch.float64 if self.trainer.precision == "64-true" else None
         for source in self.cast.sources.values():
@@ -280,7 +291,9 @@ class Distiller(LightningModule):
                 terms["task"][term] = signals.supervised(name)
         for owner, plugin in self.owned():
             if every or self._terms[owner] & context.wanted:
-                terms[owner] = plugin.terms(signals.bound(self.bindings.get(owner, {})), context)
+                whole = owner in self._whole
+                bound = signals.bound(self.bindings.get(owner, {}), whole)
+                terms[owner] = plugin.terms(bound, replace(context, rank=0) if whole else context)
         return terms
 
     def losses(self, signals: Signals, context: Context, weights: list[dict[str, float]]) -> list[Tensor]:
@@ -291,10 +304,10 @@ class Distiller(LightningModule):
             raise KDBenchError(
                 f"term {min(absent)!r} was there on the first batch but is not at step {context.state.step}"
             )
-        for term in found:
-            if term in context.wanted:
-                value, count = self.sums.get(term, (0.0, 0))
-                self.sums[term] = (value + found[term].detach(), count + 1)
+        wanted = [term for term in found if term in context.wanted]
+        for term, mean in zip(wanted, average([found[term].detach() for term in wanted]), strict=True):
+            value, count = self.sums.get(term, (0.0, 0))
+            self.sums[term] = (value + mean, count + 1)
         return [total(found[t] if w == 1.0 else w * found[t] for t, w in terms.items()) for terms in weights]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
@@ -303,7 +316,8 @@ class Distiller(LightningModule):
         batches = batch if isinstance(batch, dict) else {"train": batch}
         state = self._state(batch_idx)
         kept: dict[tuple[str, int], Answer] = {}
-        self.samples += len(batches["train"])
+        rank, size = share()
+        self.samples += size * len(batches["train"])
         self._signals = None
         loss: Tensor | None = None
         for indices in self.plan.groups(state):
@@ -312,7 +326,7 @@ class Distiller(LightningModule):
             if not indices:
                 continue
             update = self.plan.updates[indices[0]]
-            context = Context(state, self.seed, frozenset().union(*(weights[i] for i in indices)), self.lr())
+            context = Context(state, self.seed, frozenset().union(*(weights[i] for i in indices)), self.lr(), rank)
             with self._modes(update.modes):
                 read = {"main" if name == update.batch else name: b for name, b in batches.items()}
                 views = self._views(read, context)
@@ -329,6 +343,11 @@ class Distiller(LightningModule):
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         return float(next((g for g in groups if g["name"] == "student"), groups[0])["lr"])
 
+    def on_after_backward(self) -> None:
+        """Averages the gradients over the processes, before they are clipped; the manual path does so itself."""
+        if self.automatic_optimization:
+            average_gradients(self._named.values())
+
     def _step(self, indices: list[int], losses: list[Tensor]) -> None:
         """Gives each update's parameters its gradient and steps them together."""
         assert self.plan is not None
@@ -339,6 +358,7 @@ class Distiller(LightningModule):
         inputs = [[self._named[p] for p in self.plan.updates[index].params or ()] for index in indices]
         for position, (loss, reached) in enumerate(zip(losses, inputs, strict=True)):
             self.manual_backward(loss, inputs=reached, retain_graph=position < len(losses) - 1)
+        average_gradients(dict.fromkeys(p for reached in inputs for p in reached))
         if self.optimization.clip is not None:
             for reached in inputs:
                 nn.utils.clip_grad_norm_(reached, self.optimization.clip)
@@ -369,11 +389,15 @@ class Distiller(LightningModule):
         state = self._state(batch_idx)
         with torch.no_grad():
             for owner, plugin in self.owned():
-                plugin.after_step(signals.bound(self.bindings.get(owner, {})), state)
+                plugin.after_step(signals.bound(self.bindings.get(owner, {}), whole=True), state)
 
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's means."""
         self.sums = {}
+
+    def on_train_epoch_end(self) -> None:
+        """Makes the running statistics of all processes those of the first one, which are in the checkpoint."""
+        share_buffers(self)
 
     def term_means(self) -> dict[str, float]:
         """Returns the mean of each term over the steps of this epoch that read it."""
@@ -389,6 +413,8 @@ class Distiller(LightningModule):
         """Clears the metrics and puts together what is deployed."""
         if self.fit_metrics is None:
             self.fit_metrics = self.cast.task.metrics("val").to(self.device)
+            for metric in self.fit_metrics.values():
+                metric.distributed_available_fn = _alone
         self.fit_metrics.reset()
         self._deployed = (self.deployed().eval(),)
 
@@ -401,6 +427,11 @@ class Distiller(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keeps the metrics of this epoch."""
         self.validation = scalars(self.fit_metrics)
+
+
+def _alone() -> bool:
+    """Every process scores all of the validation set, so metrics have nothing to exchange."""
+    return False
 
 
 def _listed(value: Any) -> list[Any]:

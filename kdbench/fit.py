@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from kdbench.history import Diverged, History
 from kdbench.measure import PeakMemory, count_params
 from kdbench.plan import merge_roles, merge_stages
 from kdbench.plugin import Bindings, Plugin, Role, Stage
+from kdbench.processes import Place, Shared, group, helped, threads
 from kdbench.recipe import BEST, DEPLOYED, MODEL, Recipe
 from kdbench.signals import Cast
 from kdbench.sources import Network
@@ -49,6 +51,7 @@ class Training:
     def __init__(self, recipe: Recipe, task: Task, teacher: Path | None = None, untrained: bool = False) -> None:
         self.recipe = recipe
         self.task = task
+        self.teacher = teacher
         self.plugins: dict[str, Plugin] = {}
         self.bindings: dict[str, Bindings] = {}
         for owner, spec in recipe.plugins.items():
@@ -123,6 +126,8 @@ class Training:
     def run(self, work: Path, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()) -> dict[str, Any]:
         """Trains, scores and saves; continues from the last epoch that ``work`` holds.
 
+        With several devices, processes beside this one train too; all else is done here.
+
         Args:
             work: Folder for the products; its ``scratch/`` holds what a resumed training needs.
             callbacks: Further callbacks (progress).
@@ -134,22 +139,38 @@ class Training:
         Raises:
             Diverged: A loss or a metric is not finite.
         """
-        threads = self.recipe.trainer["threads"]
-        if threads:
-            torch.set_num_threads(threads)
+        size, device = self.recipe.trainer["devices"], _device(self.recipe.trainer["accelerator"])
+        if device.type == "cuda" and size > torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise KDBenchError(f"trainer.devices={size}: found {found} GPU: ask for fewer, or trainer.accelerator=cpu")
+        job = functools.partial(_help, self.recipe, _light(self.task), self.teacher, work)
         with PeakMemory() as memory:
-            history = History()
-            for stage in self.stages:
-                folder = work / "scratch" / stage.name
-                folder.mkdir(parents=True, exist_ok=True)
-                history = self._fit(stage, folder, [*callbacks], loggers, history)
-            device = _device(self.recipe.trainer["accelerator"])
+            with helped(size, job) as place:
+                history = self.fit(work, place, callbacks, loggers)
             manifest = self._finish(work, history, work / "scratch" / self.stages[-1].name / BEST, device)
         manifest["cost"]["peak_rss_mb"] = memory.peak_mb
         return manifest
 
+    def fit(
+        self, work: Path, place: Place, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()
+    ) -> History:
+        """Trains all stages, as one of the processes of this training."""
+        history = History()
+        with threads(self.recipe.trainer["threads"], place.size):
+            for stage in self.stages:
+                folder = work / "scratch" / stage.name
+                folder.mkdir(parents=True, exist_ok=True)
+                history = self._fit(stage, folder, place, [*callbacks], loggers, history)
+        return history
+
     def _fit(
-        self, stage: Stage, folder: Path, callbacks: list[Callback], loggers: Sequence[Logger], before: History
+        self,
+        stage: Stage,
+        folder: Path,
+        place: Place,
+        callbacks: list[Callback],
+        loggers: Sequence[Logger],
+        before: History,
     ) -> History:
         config = self.recipe.trainer
         for role, source in stage.roles.items():
@@ -164,16 +185,17 @@ class Training:
         assert distiller.plan is not None
         history = History(folder, before, self.task.higher_is_better, self.task.selection, config["val_every"])
         epochs = max(1, round(config["epochs"] * stage.epochs))
-        loaders: Any = self.data.train_dataloader()
-        if any(u.batch == "meta" for u in distiller.plan.updates):
-            loaders = CombinedLoader({"train": loaders, "meta": self.data.meta_dataloader()}, "max_size_cycle")  # type: ignore[attr-defined]
-        with _quiet():
+        # Only here there is a group: the rehearsal before it saw the whole first batch in every process.
+        with _quiet(), group(place, stage.name, _device(config["accelerator"])):
+            loaders: Any = self.data.train_dataloader()
+            if any(u.batch == "meta" for u in distiller.plan.updates):
+                loaders = CombinedLoader({"train": loaders, "meta": self.data.meta_dataloader()}, "max_size_cycle")  # type: ignore[attr-defined]
             trainer = Trainer(
                 max_epochs=epochs,
                 max_time={"minutes": config["max_minutes"]} if config["max_minutes"] else None,
                 accelerator=config["accelerator"],
                 devices=config["devices"],
-                strategy=config["strategy"],
+                strategy=Shared(place) if place.size > 1 else "auto",
                 precision=config["precision"],
                 gradient_clip_val=config["clip"] if distiller.automatic_optimization else None,
                 callbacks=[*callbacks, history],
@@ -197,11 +219,12 @@ class Training:
 
     def _finish(self, work: Path, history: History, best: Path, device: torch.device) -> dict[str, Any]:
         task = self.task
-        model = deploy(self.cast.model("student"), self.plugins.values()).to(device)
+        # Also what was trained in double precision is scored and kept in single precision.
+        model = deploy(self.cast.model("student"), self.plugins.values()).to(device, torch.float32)
         peers = [n for n, r in self.cast.roles.items() if r.mode == "train" and n != "student"]
         self._save(model, work)
         for name in peers:
-            save_weights(self.cast.model(name), work / f"{name}.safetensors")
+            save_weights(self.cast.model(name).to(device, torch.float32), work / f"{name}.safetensors")
         scores: dict[str, Any] = {"val": history.last_validation}
         if not scores["val"]:  # the time was up in an epoch without validation
             scores["val"] = task.evaluate(model, self.data.val_dataloader(), "val", device)
@@ -214,8 +237,8 @@ class Training:
                 load_weights(other, best)
                 scores["best_on_val"] = task.evaluate(other, self.data.test_dataloader(), "test", device)
             for name in peers:
-                peer = self.cast.model(name).to(device)
-                scores.setdefault("peers", {})[name] = task.evaluate(peer, self.data.test_dataloader(), "test", device)
+                peer, tests = self.cast.model(name), self.data.test_dataloader()
+                scores.setdefault("peers", {})[name] = task.evaluate(peer, tests, "test", device)
             if task.primary not in scores["test"]:
                 raise Diverged(f"{task.primary} is undefined: the test set holds nothing to score")
         history.write(work / "metrics.csv")
@@ -256,6 +279,19 @@ def train(
 ) -> dict[str, Any]:
     """Trains a recipe in ``work`` and returns its manifest; see :meth:`Training.run`."""
     return Training(recipe, task, teacher).run(work, callbacks, loggers)
+
+
+def _help(recipe: Recipe, task: Task, teacher: Path | None, work: Path, place: Place) -> None:
+    """Trains beside another process, which makes the product."""
+    Training(recipe, task, teacher).fit(work, place)
+
+
+def _light(task: Task) -> Task:
+    """Returns a task without the data that it has read and can read again, to be sent to another process."""
+    light = copy.copy(task)
+    for name in [n for n in vars(task) if isinstance(getattr(type(task), n, None), functools.cached_property)]:
+        del light.__dict__[name]
+    return light
 
 
 @contextmanager

@@ -136,7 +136,8 @@ class History(Callback):
             score = self.sign * distiller.validation.get(self.metric, -self.sign * math.inf)
             if score > self.best:
                 self.best, self.best_epoch = score, len(self.rows)
-                save_weights(distiller.deployed(), self.folder / "best.safetensors")
+                if trainer.is_global_zero:
+                    save_weights(distiller.deployed(), self.folder / "best.safetensors")
             distiller.validation = {}
         self.rows.append(row)
         for logger in trainer.loggers:
@@ -148,4 +149,5 @@ class History(Callback):
         distiller.samples = 0
         aside = self.folder / f".last.{os.getpid()}.tmp"
         trainer.save_checkpoint(aside, weights_only=False)
-        aside.replace(self.folder / "last.ckpt")
+        if trainer.is_global_zero:
+            aside.replace(self.folder / "last.ckpt")

@@ -1,18 +1,20 @@
 """A mirror of a run on Weights & Biases (W&B), on demand.
 
 The run record with its ``metrics.csv`` is the truth and W&B a copy of it, so nothing that W&B does or fails to do ends
-a run: without a key or a server the run is kept offline (``wandb sync`` uploads it later), and an error is one warning.
+a run: without a key or a server the run is kept offline (``wandb sync`` uploads it later, ``python -m
+kdbench.wandb_sync`` any record), and an error is one warning.
 """
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +25,16 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from kdbench.digest import digest
 from kdbench.errors import KDBenchError, nearest
+from kdbench.record import RUN, Record, content_hash
+from kdbench.run import PREVIEW
 
 STEP = "trainer/global_step"
 """W&B's x axis, named as Lightning names it. W&B's own step restarts when a run is resumed offline."""
+
+CONTENT = "content_hash"
+"""Key of the summary that tells which record a W&B run holds whole."""
 
 LOGGERS = ("csv", "wandb", "none")
 """``metrics.csv`` lies in every record, so ``csv`` and ``none`` ask for nothing more."""
@@ -36,34 +44,51 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a logger tells about the training that it follows.
+    """What a logger tells about the run that it follows.
 
     Attributes:
-        task: The task's name, e.g. ``pointcloud``; likewise ``method`` and ``pair``.
-        seed: The run's seed.
-        stage: ``teacher``, ``scratch`` or ``student``; W&B's job type.
+        run_id: The record's id, which is W&B's too, so that a run that is resumed or pushed again stays one.
         spec_hash: Digest of the resolved config without the seed; W&B's group, so that seeds stand together.
-        run_id: The record's id, the same for every stage of a run and for a resumed run.
-        config: The resolved config as plain containers (``OmegaConf.to_container(cfg, resolve=True)``).
-        tags: W&B's tags, e.g. the protocol's version.
+        name: The run's name for people.
+        job_type: ``distill``, ``scratch`` or ``teacher``.
+        tags: Task, method, preset, protocol.
+        config: The resolved config with ``spec_hash``, ``protocol`` and ``teacher_hash``, as plain containers.
         directions: For each logged metric that has a best value, whether higher is better.
     """
 
-    task: str
-    method: str
-    pair: str
-    seed: int
-    stage: str
-    spec_hash: str
     run_id: str
-    config: dict[str, Any] = field(default_factory=dict)
+    spec_hash: str
+    name: str
+    job_type: str
     tags: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
     directions: Mapping[str, bool] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """The run's name for people."""
-        return f"{self.task}/{self.method}/{self.pair}/s{self.seed}"
+    @classmethod
+    def of(
+        cls, config: Mapping[str, Any], *, run_id: str, spec_hash: str, directions: Mapping[str, bool] | None = None
+    ) -> RunInfo:
+        """Describes the run of a resolved config."""
+        task, method, pair, preset = (str(config[group]["name"]) for group in ("task", "method", "pair", "preset"))
+        protocol = str(Record.model_fields["protocol"].default)
+        alone = {"teacher": "teacher", "student": "scratch", None: "scratch"}[config["role"]]
+        return cls(
+            run_id=run_id,
+            spec_hash=spec_hash,
+            name=f"{task}/{method}/{pair}/s{config['seed']}",
+            job_type="distill" if "_target_" in config["method"] else alone,
+            tags=(task, method, preset, f"protocol-{protocol}"),
+            config={**config, "spec_hash": spec_hash, "protocol": protocol, "teacher_hash": teacher_hash(config)},
+            directions=directions or {},
+        )
+
+
+def teacher_hash(config: Mapping[str, Any]) -> str:
+    """Digests the recipe of the pair's teacher, the same for all runs whose students learn from one teacher."""
+    own = config["teacher"]
+    data = {k: v for k, v in (own["data"] or config["data"]).items() if k not in ("root", "workers")}
+    trainer = {k: v for k, v in {**config["trainer"], **own["trainer"]}.items() if k != "threads"}
+    return digest([config["task"], config["pair"]["teacher"], data, trainer, own["seed"], own["init_from"]])
 
 
 class WandbLogger(Logger):
@@ -77,7 +102,7 @@ class WandbLogger(Logger):
         folder: Where W&B keeps its files (``folder/wandb``).
         project: W&B project.
         entity: W&B user or team; the key's default if None.
-        mode: ``online``, ``offline``, ``disabled``, or None for ``$WANDB_MODE`` and else ``online``.
+        mode: ``online``, ``offline``, ``disabled``, or None for ``$WANDB_MODE`` and else ``offline``.
     """
 
     def __init__(
@@ -94,7 +119,7 @@ class WandbLogger(Logger):
         self._folder = folder
         self._project = project
         self._entity = entity
-        self._mode = mode or os.environ.get("WANDB_MODE") or "online"
+        self._mode = mode or os.environ.get("WANDB_MODE") or "offline"
         self._run: Any = None
         self._warned = False
 
@@ -104,7 +129,7 @@ class WandbLogger(Logger):
 
     @property
     def version(self) -> str:
-        return f"{self._info.run_id}-{self._info.stage}"
+        return self._info.run_id
 
     @property
     def save_dir(self) -> str:
@@ -129,34 +154,11 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def publish(
-        self,
-        *,
-        final: Mapping[str, float] | None = None,
-        pictures: Mapping[str, Path] | None = None,
-        media: Mapping[str, Callable[[ModuleType], Any]] | None = None,
-        record: Path | None = None,
+        self, record: Record, folder: Path, media: Mapping[str, Callable[[ModuleType], Any]] | None = None
     ) -> None:
-        """Sends what a finished run has to show.
-
-        Args:
-            final: Final scores by name; they go to the run's summary as ``final/<name>``.
-            pictures: Image files by name.
-            media: For each name a function from the ``wandb`` module to one of its objects, e.g. a 3-D point cloud
-                with boxes: ``lambda wandb: wandb.Object3D({"type": "lidar/beta", "points": …, "boxes": …})``.
-            record: The record's ``run.json``, kept as an artifact of type ``result``.
-        """
+        """Sends what a finished run has to show, see `send`."""
         with self._guarded():
-            import wandb
-
-            self.experiment.summary.update({f"final/{name}": value for name, value in (final or {}).items()})
-            shown = {name: wandb.Image(str(picture)) for name, picture in (pictures or {}).items()}
-            shown |= {name: build(wandb) for name, build in (media or {}).items()}
-            if shown:
-                self.experiment.log(shown)
-            if record:
-                artifact = wandb.Artifact(f"result-{self._info.run_id}", type="result")
-                artifact.add_file(str(record))
-                self.experiment.log_artifact(artifact)
+            send(self.experiment, self._info, record, folder, media)
 
     @rank_zero_only
     def close(self, exit_code: int = 0) -> None:
@@ -176,38 +178,16 @@ class WandbLogger(Logger):
         run = self._start(wandb, mode)
         if not run.offline:
             log.info("W&B: %s", run.url)
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP, step_sync=True)
-        for name, higher in self._info.directions.items():
-            run.define_metric(name, step_metric=STEP, step_sync=True, summary="max" if higher else "min")
         return run
 
     def _start(self, wandb: ModuleType, mode: str) -> Any:
-        info = self._info
-        self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            return wandb.init(
-                project=self._project,
-                entity=self._entity,
-                dir=self._folder,
-                id=self.version,
-                name=info.name,
-                group=info.spec_hash,
-                job_type=info.stage,
-                tags=list(info.tags),
-                config={**info.config, "spec_hash": info.spec_hash},
-                resume="allow",
-                mode=mode,
-                # A run of its own, whatever else is open in this process.
-                reinit="create_new",
-                # Output stays ours (a live progress bar is no log), and a dead network costs a bounded time.
-                settings=wandb.Settings(console="off", silent=True, init_timeout=20, finish_timeout=60),
-            )
+            return start(self._info, self._folder, project=self._project, entity=self._entity, mode=mode)
         except Exception as error:
             if mode == "disabled":
                 raise
             weaker = "disabled" if mode == "offline" else "offline"
-            self._warn(f"{_one_line(error)}; the run goes on with W&B {weaker}")
+            self._warn(f"{one_line(error)}; the run goes on with W&B {weaker}")
             return self._start(wandb, weaker)
 
     @contextmanager
@@ -216,12 +196,137 @@ class WandbLogger(Logger):
         try:
             yield
         except Exception as error:
-            self._warn(f"{_one_line(error)}; metrics.csv and the run record are complete without it")
+            self._warn(f"{one_line(error)}; metrics.csv and the run record are complete without it")
 
     def _warn(self, text: str) -> None:
         if not self._warned:
             log.warning("W&B: %s", text)
         self._warned = True
+
+
+def start(info: RunInfo, folder: Path, *, project: str, entity: str | None, mode: str | None, **settings: Any) -> Any:
+    """Opens the W&B run of a training, which joins no other run that is open in this process.
+
+    Args:
+        info: What the run is called.
+        folder: Where W&B keeps its files.
+        project: W&B project.
+        entity: W&B user or team.
+        mode: ``online``, ``offline`` or ``disabled``.
+        settings: More of ``wandb.Settings``.
+    """
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=project,
+        entity=entity,
+        dir=folder,
+        id=info.run_id,
+        name=info.name,
+        group=info.spec_hash,
+        job_type=info.job_type,
+        tags=list(info.tags),
+        config=dict(info.config),
+        resume="allow",
+        mode=mode,  # type: ignore[arg-type]
+        reinit="create_new",
+        # Output stays ours (a live progress bar is no log), and a dead network costs a bounded time.
+        settings=wandb.Settings(console="off", silent=True, init_timeout=20, finish_timeout=60, **settings),
+    )
+    run.define_metric(STEP)
+    run.define_metric("*", step_metric=STEP, step_sync=True)
+    for name, higher in info.directions.items():
+        run.define_metric(name, step_metric=STEP, step_sync=True, summary="max" if higher else "min")
+    return run
+
+
+def send(
+    run: Any,
+    info: RunInfo,
+    record: Record,
+    folder: Path,
+    media: Mapping[str, Callable[[ModuleType], Any]] | None = None,
+) -> None:
+    """Sends what a finished run has to show to its W&B run.
+
+    These are its final scores in the summary (``final/<metric>`` of the model that the run is about, and
+    ``final/<role>/<primary>``), tables of all scores and of those by class, the preview, the record as an artifact of
+    type ``result``, and at last the record's content hash, which tells that all of it is there.
+
+    Args:
+        run: The ``wandb.Run``.
+        info: What the run is called.
+        record: The run's record.
+        folder: The record's folder.
+        media: For each name a function from the ``wandb`` module to one of its objects, e.g. a 3-D point cloud with
+            boxes: ``lambda wandb: wandb.Object3D({"type": "lidar/beta", "points": …, "boxes": …})``.
+    """
+    import wandb
+
+    run.summary.update(summary(record))
+    artifact = wandb.Artifact(f"result-{record.run_id}", type="result", metadata={"teacher": teacher_hash(info.config)})
+    artifact.add_file(str(folder / RUN))
+    run.log_artifact(artifact)
+    shown: dict[str, Any] = {
+        name: wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        for name, rows in (("scores", score_rows(record)), ("by_class", class_rows(record, info.config)))
+        if rows
+    }
+    if (folder / PREVIEW).is_file():
+        shown["preview"] = wandb.Image(str(folder / PREVIEW))
+    shown |= {name: build(wandb) for name, build in (media or {}).items()}
+    if shown:
+        run.log(shown)
+    run.summary[CONTENT] = content_hash(record)
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """Returns what a W&B summary holds of a record."""
+    values: dict[str, Any] = {"status": record.status, "gap_closed": record.gap_closed, "reason": record.reason}
+    main = record.scores.student or record.scores.teacher
+    if main is not None and record.primary is not None:
+        values |= {f"final/{name}": value for name, value in main.test.items()}
+        values |= {f"final/{r}/{record.primary.name}": s.test[record.primary.name] for r, s in record.scores if s}
+    if record.cost is not None:
+        values |= {f"cost/{name}": value for name, value in record.cost}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def score_rows(record: Record) -> list[dict[str, Any]]:
+    """Returns one row for each metric on the test set, with a column for each role."""
+    roles = {role: scores.test for role, scores in record.scores if scores is not None}
+    names = dict.fromkeys(name for test in roles.values() for name in test)
+    return [{"metric": name} | {role: test.get(name) for role, test in roles.items()} for name in names]
+
+
+def class_rows(record: Record, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns one row for each class and role; a column for each metric that the task names ``<class>_<metric>``."""
+    rows = []
+    for role, scores in record.scores:
+        for name in config["task"].get("classes") or ():
+            prefix = f"{name.lower()}_"
+            own = {
+                k.removeprefix(prefix): v for k, v in (scores.test if scores else {}).items() if k.startswith(prefix)
+            }
+            rows += [{"class": name, "role": role} | own] if own else []
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: row.get(column) for column in columns} for row in rows]
+
+
+def replay(history: Path, log_metrics: Callable[[dict[str, float], int], None], after: float = -1) -> None:
+    """Logs the epochs of a training that was done earlier.
+
+    Args:
+        history: Its ``metrics.csv``.
+        log_metrics: Takes the values of an epoch and its last step.
+        after: Epochs up to this step are there already.
+    """
+    with history.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            values = {key: float(value) for key, value in row.items() if value}
+            if values["step"] > after:
+                log_metrics(values, int(values["step"]))
 
 
 def make_loggers(cfg: Mapping[str, Any], *, run: RunInfo, folder: Path) -> list[WandbLogger]:
@@ -260,12 +365,6 @@ def open_loggers(cfg: Mapping[str, Any], *, run: RunInfo, folder: Path) -> Itera
             logger.close(exit_code)
 
 
-def publish(loggers: Iterable[WandbLogger], **content: Any) -> None:
-    """Calls `WandbLogger.publish` on each logger."""
-    for logger in loggers:
-        logger.publish(**content)
-
-
 def offline_reason(wandb: ModuleType, timeout: float = 2.0) -> str | None:
     """Says why a W&B run cannot be online now, or None.
 
@@ -281,7 +380,7 @@ def offline_reason(wandb: ModuleType, timeout: float = 2.0) -> str | None:
     try:
         found = wandb.login(prompt=False, verify=False)
     except wandb.errors.Error as error:
-        return _one_line(error)
+        return one_line(error)
     return None if found else "no API key (`wandb login` or WANDB_API_KEY)"
 
 
@@ -306,5 +405,6 @@ def _answers(url: str, timeout: float) -> bool:
     return answered.is_set()
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Returns the kind and the text of an error, short."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

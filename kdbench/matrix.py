@@ -42,44 +42,38 @@ class Cell:
 
 def compute() -> list[Cell]:
     """Computes every cell from class facts and configuration, without building a network."""
-    specs = {axis: {n: configuration.load([f"{axis}={n}"])[axis] for n in configuration.options(axis)} for axis in AXES}
-    pairs = configuration.options("pair")
+    specs = [(axis, n, configuration.option(axis, n)) for axis in AXES for n in configuration.options(axis)]
+    pairs = [configuration.option("pair", name) for name in configuration.options("pair")]
     cells = []
     for task in configuration.options("task"):
         default = configuration.load([f"task={task}"])
-        own = {default["pair"]["name"]: default}
+        own = {default["pair"]["name"]: default["pair"]}
         for pair in pairs:
-            config = _quietly([f"task={task}", f"pair={pair}"])
-            if config is not None:
-                own.setdefault(config["pair"]["name"], config)
-        cells += [_cell(a, n, spec, task, own) for a in AXES for n, spec in specs[a].items()]
+            if pair.get("task") in (None, task):
+                own.setdefault(pair["name"], pair)
+        cells += [_cell(axis, name, spec, default["task"], own) for axis, name, spec in specs]
     return cells
 
 
-def _quietly(overrides: list[str]) -> dict[str, Any] | None:
-    try:
-        return configuration.load(overrides)
-    except KDBenchError:
-        return None
-
-
-def _cell(axis: str, name: str, spec: Mapping[str, Any], task: str, configs: Mapping[str, Mapping[str, Any]]) -> Cell:
+def _cell(
+    axis: str, name: str, spec: Mapping[str, Any], task: Mapping[str, Any], pairs: Mapping[str, Mapping[str, Any]]
+) -> Cell:
     from kdbench.build import locate
     from kdbench.compat import bind
 
     reason = None
-    for pair, config in configs.items():
+    for pair_name, pair in pairs.items():
         if "_target_" not in spec:
-            return Cell(axis, name, task, pair, True, None)
+            return Cell(axis, name, task["name"], pair_name, True, None)
         try:
             plugin: Any = locate(spec["_target_"])
-            owner: Any = locate(config["task"]["_target_"])
-            bind(plugin, owner, config["pair"], spec.get("bind"))
+            owner: Any = locate(task["_target_"])
+            bind(plugin, owner, pair, spec.get("bind"))
         except KDBenchError as error:
             reason = reason or str(error)
         else:
-            return Cell(axis, name, task, pair, True, None)
-    return Cell(axis, name, task, None, False, reason)
+            return Cell(axis, name, task["name"], pair_name, True, None)
+    return Cell(axis, name, task["name"], None, False, reason)
 
 
 def cells(store: Store | None = None) -> list[Cell]:

@@ -143,6 +143,9 @@ class Plugin(nn.Module):
         requires: Capabilities that the task must have.
         roles: Networks that take part, by name; a run has the union over its plugins.
         fidelity: ``equations`` or ``approximate``.
+        over_batch: Whether a term is other than a mean over samples, each with its own features: then every process of
+            a training is given the features of the whole batch. (Where rows are masked, weighted or as many as they
+            come, the engine does so unasked.)
         built: Whether :meth:`build` has run; the engine sets it.
     """
 
@@ -151,6 +154,7 @@ class Plugin(nn.Module):
     requires: ClassVar[frozenset[str]] = frozenset()
     roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT}
     fidelity: ClassVar[Literal["equations", "approximate"]] = "equations"
+    over_batch: ClassVar[bool] = False
     built: bool = False
 
     def build(self, probe: Signals) -> None:
@@ -186,7 +190,10 @@ class Plugin(nn.Module):
         return (Stage(),)
 
     def after_step(self, signals: Signals, state: State) -> None:
-        """Runs once after all updates of a step, without gradient: banks, averages, quantisation points."""
+        """Runs once after all updates of a step, without gradient: banks, averages, quantisation points.
+
+        Where several processes train, ``signals`` gives each of them the whole batch, so that its state is the same.
+        """
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """Returns what is needed at inference: ``student`` itself, a copy of it, or a module around it.

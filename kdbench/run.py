@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import io
 import sys
@@ -149,18 +148,8 @@ class Run:
             return
         from kdbench.loggers import RunInfo, open_loggers
 
-        info = RunInfo(
-            task=self.config["task"]["name"],
-            method=self.config["method"]["name"],
-            pair=self.config["pair"]["name"],
-            seed=self.config["seed"],
-            stage="student",
-            spec_hash=self.spec,
-            run_id=run_id,
-            config=dict(self.config),
-            tags=(self.config["task"]["name"], self.config["method"]["name"], self.config["preset"]["name"]),
-            directions={f"val/{self.task.primary}": self.task.higher_is_better},
-        )
+        directions = {f"val/{self.task.primary}": self.task.higher_is_better}
+        info = RunInfo.of(self.config, run_id=run_id, spec_hash=self.spec, directions=directions)
         folder = Path(self.config["results"]) / ".wandb" / run_id
         with open_loggers(self.config["logger"], run=info, folder=folder) as loggers:
             self.loggers = loggers
@@ -168,15 +157,8 @@ class Run:
 
     def _publish(self, outcome: Outcome) -> None:
         """Shows the record on W&B; a run that failed ends there as failed."""
-        record, path = outcome.record, outcome.path
-        scores = record.scores.student or record.scores.teacher
         for logger in self.loggers:
-            logger.publish(
-                final=scores.test if scores else {},
-                pictures={"preview": path / PREVIEW} if (path / PREVIEW).is_file() else {},
-                media=self.media,
-                record=path / RUN,
-            )
+            logger.publish(outcome.record, outcome.path, self.media)
             if outcome.status != "ok":
                 logger.close(1)
 
@@ -245,11 +227,10 @@ class Run:
     def _replay(self, product: Product) -> None:
         """Logs the epochs of a training that an earlier run did."""
         if self.loggers:
-            with (product.path / "metrics.csv").open(newline="") as stream:
-                for row in csv.DictReader(stream):
-                    values = {key: float(value) for key, value in row.items() if value}
-                    for logger in self.loggers:
-                        logger.log_metrics(values, int(values["step"]))
+            from kdbench.loggers import replay
+
+            for logger in self.loggers:
+                replay(product.path / "metrics.csv", logger.log_metrics)
 
     def _fidelity(self) -> str:
         target = self.config["method"].get("_target_")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import rng
+from kdbench.distributed import average, share, whole_batch, whole_feature
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature
 from kdbench.plugin import Bindings, Role, State, Views
@@ -30,7 +31,7 @@ class Cast:
         sources: Who answers for it.
         parts: Path of each part, by role and part name (from the pair's configuration).
         seed: Names the random streams of the forwards (dropout, stochastic depth).
-        passes: Samples that each network has been run on, since it was last cleared.
+        passes: Samples that each network has been run on in all processes, since it was last cleared.
     """
 
     task: Task
@@ -53,6 +54,9 @@ class Signals:
 
     A forward runs when it is first asked for and at most once per role and view; answers of fixed roles that carry no
     gradient are kept over the update groups of one step.
+
+    Where several processes train together, each asks its networks about its own samples. A plugin is given those, or
+    under ``whole`` batches and features of all processes; raw answers and supervised losses are always the own ones.
 
     Args:
         cast: The networks.
@@ -81,24 +85,32 @@ class Signals:
         self._losses: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._kept = {} if kept is None else kept
         self._params: dict[str, Mapping[str, Tensor]] = {}
+        self.whole = False
+        self._batches: dict[tuple[str, str], Batch] = {}
+        self._features: dict[tuple[str, str, str], Feature] = {}
 
-    def bound(self, bindings: Bindings) -> Signals:
+    def bound(self, bindings: Bindings, whole: bool = False) -> Signals:
         """Returns the same signals (and the same forwards) under a plugin's own names."""
         other = object.__new__(Signals)
-        other.__dict__.update(self.__dict__, bindings=bindings)
+        other.__dict__.update(self.__dict__, bindings=bindings, whole=whole)
         return other
 
     def with_params(self, role: str, params: Mapping[str, Tensor]) -> Signals:
         """Returns signals in which ``role`` answers with other parameters (see :meth:`Context.virtual_step`)."""
-        other = self.bound(self.bindings)
+        other = self.bound(self.bindings, self.whole)
         other._answers = {key: a for key, a in self._answers.items() if key[0] != role}
+        other._features = {key: f for key, f in self._features.items() if key[0] != role}
         other._losses = {}
         other._params = {**self._params, role: params}
         return other
 
     def batch(self, role: str = "student", view: str = "main") -> Batch:
-        """Returns what a role reads in a view."""
-        return self.views[role][view]
+        """Returns what a role reads in a view; of the whole batch without inputs."""
+        if not self.whole:
+            return self.views[role][view]
+        if (role, view) not in self._batches:
+            self._batches[role, view] = whole_batch(self.views[role][view])
+        return self._batches[role, view]
 
     def answer(self, role: str, view: str = "main") -> Answer:
         """Returns raw outputs and features of a role for a view."""
@@ -117,13 +129,16 @@ class Signals:
         key = (role, id(batch))
         if fixed and key in self._kept:
             return self._kept[key]
+        rank, size = share()
         if isinstance(source, Network):
-            self.cast.passes[role] = self.cast.passes.get(role, 0) + len(batch)
+            self.cast.passes[role] = self.cast.passes.get(role, 0) + size * len(batch)
         if source.training or not fixed:
-            rng.seed_global(self.cast.seed, "forward", role, view, self.step)
+            rng.seed_global(self.cast.seed, "forward", role, view, self.step, *_stream(rank))
         grad = self._grad and torch.is_grad_enabled() and not (fixed and how.grad == "none")
         with torch.set_grad_enabled(grad):
             answer = source.answer(batch, self._params.get(role))
+        if size > 1:  # what a plugin draws next is the same in all processes
+            rng.seed_global(self.cast.seed, "answered", role, view, self.step)
         if fixed and not any(f.values.requires_grad for f in answer.features.values()):
             self._kept[key] = answer
         return answer
@@ -133,19 +148,28 @@ class Signals:
         name = self.bindings.get(need, need)
         if not isinstance(name, str):
             raise KDBenchError(f"need {need!r} is bound to the list {name}: read it with features()")
-        return self._pick(self.answer(role, view), name, role)
+        return self._pick(name, role, view)
 
     def features(self, need: str, role: str, view: str = "main") -> list[Feature]:
         """Returns the features bound to a need with ``many``, shallow to deep."""
         names = self.bindings.get(need, [need])
-        answer = self.answer(role, view)
-        return [self._pick(answer, name, role) for name in ([names] if isinstance(names, str) else names)]
+        return [self._pick(name, role, view) for name in ([names] if isinstance(names, str) else names)]
 
-    @staticmethod
-    def _pick(answer: Answer, name: str, role: str) -> Feature:
+    def _pick(self, name: str, role: str, view: str) -> Feature:
+        answer = self.answer(role, view)
         if name not in answer.features:
             raise KDBenchError(f"role {role!r} gives no feature {name!r}: it gives {', '.join(answer.features)}")
-        return answer.features[name]
+        if not self.whole:
+            return answer.features[name]
+        if (role, view, name) not in self._features:
+            with torch.set_grad_enabled(self._grad):  # kept, so on the graph although it may be asked for without
+                self._features[role, view, name] = whole_feature(answer.features[name])
+        return self._features[role, view, name]
+
+    def any_bound(self, bindings: Bindings, test: Callable[[Feature], bool]) -> bool:
+        """Says whether a feature of those that ``bindings`` name and that was answered passes a test."""
+        names = {n for name in bindings.values() for n in ([name] if isinstance(name, str) else name)}
+        return any(test(f) for a in self._answers.values() for n, f in a.features.items() if n in names)
 
     def tap(self, need: str, role: str = "student") -> str:
         """Returns the tap expression of the feature bound to a need, for what a method deploys (see ``Tapped``)."""
@@ -188,12 +212,14 @@ class Context:
         seed: The run's seed.
         wanted: Terms with a weight that this group of updates reads; others may be left out.
         lr: Current learning rate of the student.
+        rank: Of the process whose own samples a plugin is given; 0 for the whole batch, so that all draw the same.
     """
 
     state: State
     seed: int
     wanted: frozenset[str] = frozenset()
     lr: float = 0.0
+    rank: int = 0
 
     def wants(self, term: str) -> bool:
         """Says whether a term is read in this group of updates."""
@@ -201,7 +227,7 @@ class Context:
 
     def generator(self, *names: str | int) -> torch.Generator:
         """Returns the named random stream of this step."""
-        return rng.generator(self.seed, *names, self.state.step)
+        return rng.generator(self.seed, *names, self.state.step, *_stream(self.rank))
 
     def virtual_step(self, signals: Signals, loss: Tensor, role: str = "student", lr: float | None = None) -> Signals:
         """Takes one gradient step on ``loss`` that itself can be differentiated (bilevel methods).
@@ -216,10 +242,15 @@ class Context:
             Signals in which the role answers with the stepped parameters, second-order graph included.
         """
         params = {n: p for n, p in signals.cast.model(role).named_parameters() if p.requires_grad}
-        grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
+        grads = average(torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True))
         size = self.lr if lr is None else lr
         stepped = {n: p if g is None else p - size * g for (n, p), g in zip(params.items(), grads, strict=True)}
         return signals.with_params(role, stepped)
+
+
+def _stream(rank: int) -> tuple[str, ...]:
+    """Names the streams of a process for its own samples; those of the first one are a single process's."""
+    return (f"process {rank}",) if rank else ()
 
 
 def total(values: Iterable[Tensor]) -> Tensor:

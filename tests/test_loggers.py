@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,55 +17,38 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch.demos.boring_classes import BoringModel
-from PIL import Image
 
 from kdbench.errors import KDBenchError
-from kdbench.loggers import STEP, RunInfo, make_loggers, open_loggers, publish
-from tests.wandb_server import OfflineRun, read_offline, serve
-
-RUN = RunInfo(
-    task="toy",
-    method="kd",
-    pair="small",
-    seed=3,
-    stage="student",
-    spec_hash="abc123",
-    run_id="r1",
-    config={"task": {"name": "toy"}, "lr": [0.1, 0.2]},
-    tags=("toy", "kd", "protocol-1"),
-    directions={"val/acc": True, "val/loss": False},
+from kdbench.loggers import CONTENT, STEP, RunInfo, make_loggers, open_loggers, teacher_hash
+from kdbench.record import Record
+from kdbench.wandb_sync import main as sync
+from tests.wandb_server import (
+    CONFIG,
+    RUN,
+    OfflineRun,
+    Received,
+    assert_whole,
+    closed_port,
+    made,
+    no_account,
+    read_offline,
+    serve,
 )
+
 ONLINE = {"name": "wandb", "project": "p", "entity": None, "mode": "online"}
 OFFLINE = ONLINE | {"mode": "offline"}
 
 
 @pytest.fixture(autouse=True)
-def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B without anything of the machine's user, and with nothing left over for the next test."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
-    for name in ("CONFIG", "CACHE", "DATA"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(home))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    wandb.teardown()
-    yield
-    wandb.teardown()
+def _account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with no_account(tmp_path, monkeypatch):
+        yield
 
 
 def offline_runs(folder: Path) -> dict[str, OfflineRun]:
     wandb.teardown()  # the files are whole when W&B's own process has ended
     runs = [read_offline(path) for path in folder.rglob("*.wandb")]
     return {run.id: run for run in runs}
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def log_three(cfg: dict[str, Any], run: RunInfo, folder: Path) -> None:
@@ -76,7 +61,7 @@ def log_three(cfg: dict[str, Any], run: RunInfo, folder: Path) -> None:
 def test_logger_names(tmp_path: Path) -> None:
     assert make_loggers({"name": "none"}, run=RUN, folder=tmp_path) == []
     assert make_loggers({"name": "csv"}, run=RUN, folder=tmp_path) == []
-    assert [logger.version for logger in make_loggers(ONLINE, run=RUN, folder=tmp_path)] == ["r1-student"]
+    assert [logger.version for logger in make_loggers(ONLINE, run=RUN, folder=tmp_path)] == ["r1"]
     with pytest.raises(KDBenchError, match="did you mean 'wandb'"):
         make_loggers({"name": "wandbb"}, run=RUN, folder=tmp_path)
 
@@ -100,7 +85,7 @@ def test_it_follows_a_lightning_fit(tmp_path: Path) -> None:
             accelerator="cpu",
         )
         trainer.fit(Model())
-    history = offline_runs(tmp_path)["r1-student"].history
+    history = offline_runs(tmp_path)["r1"].history
     assert [(row[STEP], row["epoch"], row["train/loss"]) for row in history] == [
         (step, step // 3, step % 3) for step in range(6)
     ]
@@ -110,10 +95,7 @@ def test_it_follows_a_lightning_fit(tmp_path: Path) -> None:
 
 
 def test_offline_run_holds_everything(tmp_path: Path) -> None:
-    record = tmp_path / "run.json"
-    record.write_text("{}")
-    picture = tmp_path / "preview.png"
-    Image.new("RGB", (8, 8)).save(picture)
+    record, folder = made(tmp_path)
     points = np.zeros((5, 3))
     box = {"corners": np.zeros((8, 3)).tolist(), "label": "Car", "color": [0, 255, 0]}
     cloud = {"type": "lidar/beta", "points": points, "boxes": np.array([box]), "vectors": np.array([])}
@@ -121,18 +103,13 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
         for logger in loggers:
             logger.log_metrics({"val/acc": 0.5, "epoch": 0}, step=7)
             logger.log_metrics({"val/acc": 0.25, "epoch": 1}, step=15)
-        publish(
-            loggers,
-            final={"acc": 0.25},
-            pictures={"preview": picture},
-            media={"scene": lambda wandb: wandb.Object3D(cloud)},
-            record=record,
-        )
-    run = offline_runs(tmp_path)["r1-student"]
-    assert (run.name, run.group, run.job_type) == ("toy/kd/small/s3", "abc123", "student")
-    assert run.tags == ("toy", "kd", "protocol-1")
-    assert run.config["lr"] == [0.1, 0.2]
+            logger.publish(record, folder, {"scene": lambda wandb: wandb.Object3D(cloud)})
+    run = offline_runs(tmp_path)["r1"]
+    assert (run.name, run.group, run.job_type) == ("toy/kd/small/s3", "abc123", "distill")
+    assert run.tags == ("toy", "kd", "smoke", "protocol-1")
+    assert run.config["factors"] == [0.1, 0.2]
     assert run.config["spec_hash"] == "abc123"
+    assert run.config["teacher_hash"] == teacher_hash(CONFIG)
     assert [(row[STEP], row["val/acc"]) for row in run.history if "val/acc" in row] == [(7, 0.5), (15, 0.25)]
     media = run.history[-1]
     assert media["preview/_type"] == "image-file"
@@ -140,22 +117,47 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
     stored = json.loads(next(tmp_path.rglob("*.pts.json")).read_text())
     assert len(stored["points"]) == 5
     assert stored["boxes"][0]["label"] == "Car"
-    assert run.summary["final/acc"] == 0.25
+    assert media["scores/_type"] == media["by_class/_type"] == "table-file"
+    assert run.summary["final/acc"] == run.summary["final/student/acc"] == 0.25
+    assert (run.summary["final/teacher/acc"], run.summary["final/scratch/acc"]) == (0.75, 0.125)
+    assert run.summary["gap_closed"] == 0.2
+    assert run.summary[CONTENT] == record.content_hash
     assert run.metrics["val/acc"].summary.max
     assert run.metrics["val/loss"].summary.min
-    assert run.artifacts == {"result-r1": "result"}
+    assert run.artifacts["result-r1"] == "result"
     assert run.exit_code == 0
+    (table,) = tmp_path.rglob("by_class*.table.json")
+    rows = json.loads(table.read_text())
+    assert rows["columns"] == ["class", "role", "ap"]
+    assert rows["data"] == [["Car", "student", 0.5], ["Cyclist", "student", 0.125]]
+    (table,) = tmp_path.rglob("scores*.table.json")
+    assert ["acc", 0.75, 0.125, 0.25] in json.loads(table.read_text())["data"]
+
+
+def test_job_types_and_what_shares_a_teacher() -> None:
+    none = {"name": "none"}
+    assert RunInfo.of(CONFIG | {"method": none}, run_id="r", spec_hash="s").job_type == "scratch"
+    assert RunInfo.of(CONFIG | {"method": none, "role": "teacher"}, run_id="r", spec_hash="s").job_type == "teacher"
+    same = {"method": none, "seed": 9, "data": {"name": "toy", "root": "/there"}}
+    assert teacher_hash(CONFIG | same) == teacher_hash(CONFIG)
+    for change in (
+        {"data": {"name": "other"}},
+        {"teacher": CONFIG["teacher"] | {"seed": 1}},
+        {"teacher": CONFIG["teacher"] | {"trainer": {"epochs": 4}}},
+        {"pair": {"name": "small", "teacher": {"architecture": {"width": 9}}}},
+    ):
+        assert teacher_hash(CONFIG | change) != teacher_hash(CONFIG)
 
 
 def test_two_runs_in_one_process_are_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with wandb.init(mode="offline", dir=tmp_path, id="mine"):  # a run of the user's own stays what it is
         log_three(OFFLINE, RUN, tmp_path / "a")
-        log_three(OFFLINE, replace(RUN, stage="scratch", run_id="r2"), tmp_path / "b")
+        log_three(OFFLINE, replace(RUN, run_id="r2"), tmp_path / "b")
     runs = offline_runs(tmp_path)
-    assert set(runs) == {"mine", "r1-student", "r2-scratch"}
+    assert set(runs) == {"mine", "r1", "r2"}
     assert runs["mine"].history == []
-    assert len(runs["r1-student"].history) == len(runs["r2-scratch"].history) == 3
+    assert len(runs["r1"].history) == len(runs["r2"].history) == 3
     assert "WANDB_MODE" not in os.environ
 
 
@@ -168,7 +170,7 @@ def test_a_failing_job_ends_its_run_as_failed(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="diverged"):
         job()
-    assert offline_runs(tmp_path)["r1-student"].exit_code == 1
+    assert offline_runs(tmp_path)["r1"].exit_code == 1
 
 
 def test_an_error_of_wandb_is_one_warning(
@@ -184,7 +186,7 @@ def test_an_error_of_wandb_is_one_warning(
         for step in (1, 2):
             for logger in loggers:
                 logger.log_metrics({"val/acc": 0.5}, step=step)
-        publish(loggers, media={"bad": lambda wandb: wandb.no_such_thing})
+        loggers[0].publish(*made(tmp_path), {"bad": lambda wandb: wandb.no_such_thing})
     assert [record.getMessage() for record in caplog.records if record.name == "kdbench.loggers"] == [
         "W&B: CommError: server is gone; metrics.csv and the run record are complete without it"
     ]
@@ -219,7 +221,7 @@ def test_unreachable_server_means_offline_at_once(
     started = time.monotonic()
     log_three(ONLINE, RUN, tmp_path)
     assert time.monotonic() - started < 20  # wandb alone would wait 105 s
-    assert len(offline_runs(tmp_path)["r1-student"].history) == 3
+    assert len(offline_runs(tmp_path)["r1"].history) == 3
     assert "no answer from http://127.0.0.1" in caplog.text
 
 
@@ -228,7 +230,7 @@ def test_silent_server_costs_two_seconds(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         log_three(ONLINE, RUN, tmp_path)
-    assert len(offline_runs(tmp_path)["r1-student"].history) == 3
+    assert len(offline_runs(tmp_path)["r1"].history) == 3
 
 
 def test_no_key_means_offline(
@@ -236,8 +238,8 @@ def test_no_key_means_offline(
 ) -> None:
     with serve() as (address, received):
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        log_three(ONLINE | {"mode": None}, RUN, tmp_path)
-    assert len(offline_runs(tmp_path)["r1-student"].history) == 3
+        log_three(ONLINE, RUN, tmp_path)
+    assert len(offline_runs(tmp_path)["r1"].history) == 3
     assert "no API key" in caplog.text
     assert received.runs == {}
 
@@ -249,37 +251,45 @@ def test_a_malformed_key_means_offline(
         monkeypatch.setenv("WANDB_BASE_URL", address)
         monkeypatch.setenv("WANDB_API_KEY", "short")
         log_three(ONLINE, RUN, tmp_path)
-    assert len(offline_runs(tmp_path)["r1-student"].history) == 3
+    assert len(offline_runs(tmp_path)["r1"].history) == 3
     assert "AuthenticationError" in caplog.text
 
 
 # --- online, against the stand-in server
 
 
-def test_online_run_reaches_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = tmp_path / "run.json"
-    record.write_text(json.dumps({"status": "ok"}))
-    picture = tmp_path / "preview.png"
-    Image.new("RGB", (8, 8)).save(picture)
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
     with serve() as (address, received):
         monkeypatch.setenv("WANDB_BASE_URL", address)
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        with open_loggers(ONLINE, run=RUN, folder=tmp_path) as loggers:
-            for step in range(3):
-                for logger in loggers:
-                    logger.log_metrics({"val/acc": [0.1, 0.9, 0.3][step]}, step=step)
-            publish(loggers, final={"acc": 0.3}, pictures={"preview": picture}, record=record)
+        yield received
         wandb.teardown()
-    sent = received.runs["r1-student"]
-    assert (sent["displayName"], sent["groupName"], sent["jobType"]) == ("toy/kd/small/s3", "abc123", "student")
-    assert set(sent["tags"]) == set(RUN.tags)
-    assert json.loads(sent["config"])["task"]["value"] == {"name": "toy"}
-    history = [row for row in received.history["r1-student"] if "val/acc" in row]
-    assert [(row[STEP], row["val/acc"]) for row in history] == [(0, 0.1), (1, 0.9), (2, 0.3)]
-    summary = received.summary["r1-student"]
-    assert summary["final/acc"] == 0.3
-    assert summary["val/acc"] == {"max": 0.9}
-    assert received.exit_codes["r1-student"] == 0
-    assert {artifact["artifactTypeName"] for artifact in received.artifacts} >= {"result"}
-    assert json.dumps({"status": "ok"}).encode() in received.uploads.values()
-    assert any(body.startswith(b"\x89PNG") for body in received.uploads.values())
+
+
+def follow(cfg: dict[str, Any], record: Record, path: Path, folder: Path) -> None:
+    """What a run does with its logger."""
+    with open_loggers(cfg, run=RUN, folder=folder) as loggers:
+        for step, value in ((4, 0.1), (8, 0.9), (12, 0.3)):
+            for logger in loggers:
+                logger.log_metrics({"val/acc": value}, step=step)
+        for logger in loggers:
+            logger.publish(record, path)
+
+
+def test_online_run_reaches_the_server(tmp_path: Path, server: Received) -> None:
+    record, path = made(tmp_path)
+    follow(ONLINE, record, path, tmp_path)
+    assert_whole(server, record, path)
+
+
+def test_offline_is_the_default_and_wandb_sync_uploads_it(tmp_path: Path, server: Received) -> None:
+    record, path = made(tmp_path)
+    follow(ONLINE | {"mode": None}, record, path, tmp_path)
+    wandb.teardown()
+    assert server.runs == {}
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", str(folder)], check=True, timeout=120, cwd=tmp_path)
+    assert_whole(server, record, path)
+    assert sync([str(tmp_path / "results")]) == 0  # and there is nothing left to push
+    assert_whole(server, record, path)

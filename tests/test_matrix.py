@@ -159,6 +159,7 @@ def test_green_cells_train_and_red_ones_are_refused(task, axis, name, found, ove
     made.prepare()
     recipe = Stages(resolved, made, store, lambda *_: ([], [])).student_recipe()
     manifest = Training(recipe, made, untrained=True).run(tmp_path)
-    assert manifest["cost"]["student_passes"] >= 1
+    assert manifest["cost"]["student_passes"] > 0
     assert made.primary in manifest["scores"]["test"]
-    assert manifest["terms"].keys() >= set(resolved[axis].get("weights") or ())
+    weights = resolved[axis].get("weights") or {}
+    assert manifest["terms"].keys() >= {term for term, weight in weights.items() if weight != 0.0}

@@ -1,22 +1,82 @@
-"""What the tests of the W&B mirror look into: a stand-in server on the loopback, and a reader of offline runs."""
+"""What the tests of the W&B mirror look into: a record, a stand-in server on the loopback, a reader of offline runs."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
+import socket
 import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+import pytest
+import wandb
+import yaml
+from PIL import Image
+from wandb.proto import wandb_internal_pb2 as protocol
+
+from kdbench.loggers import CONTENT, STEP, RunInfo, teacher_hash
+from kdbench.record import Record, provenance, read_record, write_record
 
 BLOCK = 32 * 1024
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+CONFIG: dict[str, Any] = {
+    "task": {"name": "toy", "classes": ["Car", "Cyclist"]},
+    "data": {"name": "toy", "root": "/here"},
+    "method": {"name": "kd", "_target_": "kdbench.methods.kd.KD"},
+    "pair": {"name": "small", "teacher": {"architecture": {"width": 8}}},
+    "preset": {"name": "smoke"},
+    "trainer": {"epochs": 2, "threads": None},
+    "teacher": {"seed": 0, "init_from": None, "trainer": {"epochs": 3}, "data": {}},
+    "role": None,
+    "seed": 3,
+    "factors": [0.1, 0.2],
+}
+RUN = RunInfo.of(CONFIG, run_id="r1", spec_hash="abc123", directions={"val/acc": True, "val/loss": False})
+
+
+def made(folder: Path, **changes: Any) -> tuple[Record, Path]:
+    """A record of ``CONFIG`` with its files."""
+    test = {"acc": 0.25, "car_ap": 0.5, "cyclist_ap": 0.125}
+    scores = {"teacher": {"test": {"acc": 0.75}}, "scratch": {"test": {"acc": 0.125}}, "student": {"test": test}}
+    fields: dict[str, Any] = {
+        "run_id": "r1",
+        "spec_hash": "abc123",
+        "code_digest": "c",
+        "status": "ok",
+        "task": "toy",
+        "method": "kd",
+        "pair": "small",
+        "preset": "smoke",
+        "seed": 3,
+        "fidelity": "equations",
+        "origin": "measured",
+        "command": "python -m kdbench",
+        "dataset": {"name": "toy", "embedded": True, "digest": "d", "sizes": {"train": 1, "val": 1, "test": 1}},
+        "primary": {"name": "acc", "higher_is_better": True},
+        "scores": scores,
+        "gap_closed": 0.2,
+        "cost": {"epochs": 2, "samples_seen": 8},
+        "provenance": provenance("", datetime.now(UTC)),
+    }
+    picture = folder / "picture.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    files: dict[str, Any] = {
+        "config.yaml": yaml.safe_dump(CONFIG),
+        "metrics.csv": "epoch,step,train/task,val/acc\n0,4,1.5,0.1\n1,8,1.0,0.9\n2,12,0.5,0.3\n",
+        "preview.png": picture,
+    }
+    path = write_record(folder / "results", Record.model_validate(fields | changes), files)
+    return read_record(path), path
 
 
 @dataclass
@@ -40,7 +100,7 @@ def read_offline(path: Path) -> OfflineRun:
     """Reads a ``.wandb`` file: a 7-byte header, then LevelDB's log format with protobuf records."""
     run = OfflineRun()
     for payload in _payloads(path.read_bytes()):
-        record = Record.FromString(payload)
+        record = protocol.Record.FromString(payload)  # type: ignore[attr-defined]
         kind = record.WhichOneof("record_type")
         if kind == "run":
             sent = record.run
@@ -95,7 +155,7 @@ class Received:
 
 @contextmanager
 def serve() -> Iterator[tuple[str, Received]]:
-    """Runs a stand-in for the W&B server; yields its address and what it receives."""
+    """Runs a stand-in for the W&B server, which knows the runs it was sent; yields its address and what it receives."""
     received = Received()
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"received": received}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -165,6 +225,24 @@ class _Handler(BaseHTTPRequestHandler):
         if sent.get("complete"):
             self.received.exit_codes[run] = sent["exitcode"]
 
+    def _bucket(self, name: str) -> dict[str, Any]:
+        """A run as it is told to a client that resumes it."""
+        history = self.received.history.get(name, [])
+        return {
+            "id": "bucket",
+            "name": name,
+            "displayName": self.received.runs[name]["displayName"],
+            "summaryMetrics": json.dumps(self.received.summary.get(name, {})),
+            "historyLineCount": len(history),
+            "historyTail": json.dumps([json.dumps(row) for row in history[-1:]]),
+            "eventsLineCount": 0,
+            "eventsTail": "[]",
+            "logLineCount": 0,
+            "config": self.received.runs[name]["config"],
+            "tags": self.received.runs[name]["tags"],
+            "wandbConfig": '{"t": 1}',
+        }
+
     def _graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Answers by the operation's name; wandb-core dies of a missing answer, so these are what it really asks."""
         operation = query.split("(")[0].split("{")[0].split()[-1]
@@ -202,5 +280,51 @@ class _Handler(BaseHTTPRequestHandler):
                 return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
             case "CommitArtifact":
                 return {"commitArtifact": {"artifact": {"id": "artifact", "digest": "digest"}}}
-            case _:  # RunResumeStatus, ServerFeaturesQuery, …: nothing there yet
+            case "RunResumeStatus" if sent["name"] in self.received.runs:
+                return {"model": {"id": "project", "name": sent["project"], "bucket": self._bucket(sent["name"])}}
+            case _:  # ServerFeaturesQuery, …: nothing there yet
                 return {"model": None, "serverInfo": {"features": []}, "project": None}
+
+
+@contextmanager
+def no_account(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B without anything of the machine's user, and with nothing left over for the next test."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    home = folder / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(home))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def scores_sent(received: Received) -> list[tuple[int, float]]:
+    return [(row[STEP], row["val/acc"]) for row in received.history["r1"] if "val/acc" in row]
+
+
+def assert_whole(received: Received, record: Record, path: Path) -> None:
+    """All of a record is on the server, once."""
+    sent = received.runs["r1"]
+    assert (sent["displayName"], sent["groupName"], sent["jobType"]) == ("toy/kd/small/s3", "abc123", "distill")
+    assert set(sent["tags"]) == set(RUN.tags)
+    assert json.loads(sent["config"])["task"]["value"] == CONFIG["task"]
+    assert json.loads(sent["config"])["teacher_hash"]["value"] == teacher_hash(CONFIG)
+    assert scores_sent(received) == [(4, 0.1), (8, 0.9), (12, 0.3)]
+    assert received.summary["r1"]["final/acc"] == 0.25
+    assert received.summary["r1"]["val/acc"] == {"max": 0.9}
+    assert received.summary["r1"][CONTENT] == record.content_hash
+    assert received.exit_codes["r1"] == 0
+    assert {artifact["artifactTypeName"] for artifact in received.artifacts} >= {"result", "run_table"}
+    assert (path / "run.json").read_bytes() in received.uploads.values()
+    assert any(body.startswith(b"\x89PNG") for body in received.uploads.values())

@@ -33,6 +33,7 @@ class CC(Method):
     """
 
     needs: ClassVar[tuple[Need, ...]] = (Need("pooled", Vector),)
+    over_batch: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class CRD(Method):
 
     needs: ClassVar[tuple[Need, ...]] = (Need("pooled", Vector), Need("logits", Logits, ("student",)))
     requires: ClassVar[frozenset[str]] = frozenset({"sample_id"})
+    over_batch: ClassVar[bool] = True
     bank_student: Tensor
     bank_teacher: Tensor
     classes: Tensor

@@ -28,6 +28,7 @@ class DIST(Method):
     needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
     # A softmax head: one class a row.
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    over_batch: ClassVar[bool] = True
 
     def __init__(self, temperature: PositiveFloat = 4.0) -> None:
         super().__init__()

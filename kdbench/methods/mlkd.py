@@ -33,6 +33,7 @@ class MLKD(Method):
 
     needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
     requires: ClassVar[frozenset[str]] = frozenset({"single_label", "strong_view"})
+    over_batch: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class PKT(Method):
     """
 
     needs: ClassVar[tuple[Need, ...]] = (Need("pooled", Vector),)
+    over_batch: ClassVar[bool] = True
 
     def __init__(self, faithful: Literal["code", "paper"] = "code") -> None:
         super().__init__()

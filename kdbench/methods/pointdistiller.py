@@ -85,6 +85,7 @@ class PointDistiller(Method):
     """
 
     needs: ClassVar[tuple[Need, ...]] = (Need("points", (Points, Grid)),)
+    over_batch: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ class RKD(Method):
     """Compares distances and angles between the samples of a batch; widths may differ."""
 
     needs: ClassVar[tuple[Need, ...]] = (Need("pooled", Vector),)
+    over_batch: ClassVar[bool] = True
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``rkd_distance`` and ``rkd_angle``."""

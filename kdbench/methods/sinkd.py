@@ -38,6 +38,7 @@ class SinKD(Method):
 
     needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    over_batch: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ class SP(Method):
     """Compares which samples of a batch look alike to student and teacher."""
 
     needs: ClassVar[tuple[Need, ...]] = (Need("feature", (Grid, Tokens, Vector)),)
+    over_batch: ClassVar[bool] = True
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``sp``."""

@@ -41,6 +41,7 @@ class SSKD(Method):
 
     needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits), Need("pooled", Vector))
     requires: ClassVar[frozenset[str]] = frozenset({"rotate"})
+    over_batch: ClassVar[bool] = True
 
     def __init__(
         self,

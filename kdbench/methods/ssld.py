@@ -41,6 +41,7 @@ class SSLD(Method):
 
     needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
     requires: ClassVar[frozenset[str]] = frozenset({"sample_id"})
+    over_batch: ClassVar[bool] = True
     confidence: Tensor
     predicted: Tensor
 

@@ -40,6 +40,7 @@ class TGeo(Method):
     needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
     fidelity: ClassVar[Literal["equations", "approximate"]] = "approximate"
+    over_batch: ClassVar[bool] = True
     sums: Tensor
     counts: Tensor
 

@@ -45,6 +45,7 @@ class TRG(Method):
 
     fidelity: ClassVar[Literal["equations", "approximate"]] = "approximate"
     needs: ClassVar[tuple[Need, ...]] = (Need("tokens", (Tokens, Grid)), Need("logits", Logits))
+    over_batch: ClassVar[bool] = True
 
     def __init__(
         self,

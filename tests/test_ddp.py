@@ -1,0 +1,499 @@
+"""Two CPU processes against one with the same global batch, in float64 on networks without batch norm and dropout.
+
+The second process is started once and kept, as it is for the trainings of a run.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+import pytest
+import torch
+from lightning import Callback
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchmetrics import MetricCollection, SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from kdbench import config, processes, rng
+from kdbench.data import SeededLoader
+from kdbench.distributed import average, check_same, normalizer, share, share_buffers, whole_batch, whole_feature
+from kdbench.errors import KDBenchError
+from kdbench.features import Activated, Feature, Grid, Kind, Logits, Nodes, Points, Vector
+from kdbench.fit import Training
+from kdbench.processes import Place, group, helped
+from kdbench.recipe import MODEL
+from kdbench.signals import Context, Signals
+from kdbench.task import Batch
+from kdbench.weights import save_weights
+from tests import plugins
+from tests.cli import ROOT, CommandLine, install
+from tests.methods.harness import yaml
+from tests.toy import CLASSES, Data, Patterns, Toy, collate, recipe
+from tests.toy import training as toy_training
+
+CPU = torch.device("cpu")
+
+
+# ---- the toy without batch norm -------------------------------------------------------------------------------
+
+
+class Smooth(nn.Module):
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.body = nn.Conv2d(width, width, 3, 2, 1)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(images).tanh()).tanh().mean((2, 3)))
+
+
+class Plain(Toy):
+    capabilities = Toy.capabilities | {"rotate", "strong_view"}
+
+    @classmethod
+    def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
+        return {name: Activated if kind is Grid else kind for name, kind in super().kinds(side).items()}
+
+    def build(self, architecture: Mapping[str, Any]) -> Any:
+        return Smooth(**architecture)
+
+    def describe(self, outputs: Tensor, taps: Mapping[str, Tensor], batch: Batch) -> dict[str, Feature]:
+        features = super().describe(outputs, taps, batch)
+        return {n: Activated(f.values.tanh(), pre=f.values) if isinstance(f, Grid) else f for n, f in features.items()}
+
+    def metrics(self, split: str) -> MetricCollection:
+        return MetricCollection({"accuracy": MulticlassAccuracy(CLASSES, average="micro"), "seen": SumMetric()})
+
+    def score(self, metrics: MetricCollection, model: nn.Module, outputs: Tensor, batch: Batch) -> None:
+        metrics["accuracy"].update(outputs, batch.targets)
+        metrics["seen"].update(len(batch))
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        return {"rotate": lambda x, k: x.rot90(k, (2, 3)), "strong": lambda x, generator: 1.5 * x}
+
+
+def partly(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
+    batch = collate(samples)
+    batch.supervised, batch.distilled = batch.ids % 3 > 0, batch.ids % 4 > 0
+    return batch
+
+
+class PartlyData(Data):
+    def train_dataloader(self) -> SeededLoader:
+        return SeededLoader(Patterns(64, "train", self.seed), 16, self.seed, partly, train=True)
+
+
+class Partly(Plain):
+    """Some samples are not supervised, others not distilled, and rows weigh differently."""
+
+    def data(self, seed: int) -> Any:
+        return PartlyData(seed)
+
+    def describe(self, outputs: Tensor, taps: Mapping[str, Tensor], batch: Batch) -> dict[str, Feature]:
+        weight = 1.0 + batch.ids % 5
+        logits = Logits(outputs, mask=batch.distilled, weight=weight, target=batch.targets)
+        return super().describe(outputs, taps, batch) | {"logits": logits}
+
+    def loss(self, model: nn.Module, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if batch.supervised is None:
+            return super().loss(model, outputs, batch)
+        rows = F.cross_entropy(outputs, batch.targets, reduction="none")[batch.supervised]
+        return {"ce": rows.sum() / normalizer(batch.supervised.sum())}
+
+
+class Projected(plugins.Hint):
+    """A hint without dropout."""
+
+    def build(self, probe: Signals) -> None:
+        s, t = probe.pair("body")
+        self.project = nn.Sequential(nn.Conv2d(s.values.shape[1], t.values.shape[1], 1))
+
+
+class Drawn(plugins.KD):
+    """What it draws for the whole batch is the same in all processes, and by name that of a single process."""
+
+    over_batch: ClassVar[bool] = True
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        loss = super().terms(signals, ctx)["kd"]
+        named, unnamed = torch.rand(1, generator=ctx.generator("drawn")), torch.rand(1)
+        assert torch.equal(average([named])[0], named)
+        assert torch.equal(average([unnamed])[0], unnamed)
+        return {"kd": named.sum() * loss}
+
+
+class DrawnAlone(plugins.KD):
+    """What it draws for its own samples is not."""
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        if share()[1] > 1:
+            own = torch.rand(1, generator=ctx.generator("drawn"))
+            assert not torch.equal(average([own])[0], own)
+        return super().terms(signals, ctx)
+
+
+def training(folder: Path, method: str | None = None, task: Any = None, **keys: Any) -> Any:
+    """``method`` is a class of ``tests.plugins`` or of this module, or the file of a method."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with rng.scope(7, "toy", "teacher"):
+        save_weights(Smooth(8), folder / "teacher.safetensors")
+    keys = {"precision": "64-true", **keys}
+    if method is None or hasattr(plugins, method):
+        made = recipe(method, **keys)
+    else:
+        here = {"Projected": {"hint": 0.5}, "Drawn": {"kd": 1.0}, "DrawnAlone": {"kd": 1.0}}
+        spec = {"_target_": f"{__name__}.{method}", "weights": here[method]} if method in here else yaml(method)
+        made = replace(recipe("KD", **keys), plugins={"method": spec})
+    return Training(made, task or Plain(), folder / "teacher.safetensors")
+
+
+def state(folder: Path, trained: Any) -> dict[str, Tensor]:
+    """Everything that trained and every bank, in float64."""
+    return torch.load(folder / "scratch" / trained.stages[-1].name / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(stream)]
+
+
+def both(folder: Path, method: str | None, **keys: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Trains in one and in two processes; returns both outcomes after checking what is recorded."""
+    outcomes, tables, manifests = [], [], []
+    for devices in (1, 2):
+        work = folder / str(devices)
+        trained = training(work, method, devices=devices, **keys)
+        manifests.append(trained.run(work))
+        outcomes.append(state(work, trained))
+        tables.append(rows(work))
+    for one, two in zip(*tables, strict=True):
+        assert two == pytest.approx(one, rel=1e-6, abs=1e-9)
+    for manifest in manifests:
+        manifest["cost"] = {k: v for k, v in manifest["cost"].items() if k not in ("wall_s", "peak_rss_mb")}
+    assert manifests[0]["cost"] == manifests[1]["cost"]
+    assert manifests[1]["scores"]["test"] == pytest.approx(manifests[0]["scores"]["test"])
+    assert {row["val/seen"] for row in tables[1]} == {40}
+    return outcomes[0], outcomes[1]
+
+
+def assert_equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor], tolerance: float = 1e-9) -> None:
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=tolerance, atol=tolerance), name
+
+
+# ---- trainings ------------------------------------------------------------------------------------------------
+
+
+SINGLE = [None, "KD", "Projected", "MeanTeacher", "Bank", "Reuse", "Generations", "Drawn", "DrawnAlone"]
+
+
+@pytest.mark.parametrize("method", [*SINGLE, "Mutual", "Balanced", "Twice", "Adversary", "Occasional", "Bilevel"])
+def test_two_processes_train_what_one_trains(tmp_path, method):
+    assert_equal(*both(tmp_path, method))
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_gradients_are_clipped_after_they_are_averaged(tmp_path, manual):
+    adam = {"_target_": "torch.optim.AdamW", "lr": 0.01}
+    assert_equal(*both(tmp_path, "Projected", clip=0.05, manual=manual, optimizer=adam))
+
+
+METHODS = sorted(path.stem for path in (config.folder() / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_what_one_process_trains(tmp_path, method):
+    """Fails for a method that compares the samples of a batch and does not say so (``Plugin.over_batch``)."""
+    if "_target_" not in yaml(method):
+        pytest.skip("no method")
+    try:
+        trained = training(tmp_path, method)
+    except KDBenchError as error:
+        pytest.skip(str(error))
+    trained.distiller(trained.stages[0]).rehearse(trained.first_batch())
+    if any(isinstance(module, _BatchNorm) for module in trained.plugins["method"].modules()):
+        pytest.skip("has batch norm, whose statistics are each process's own")
+    if method == "mgd":
+        pytest.skip("draws its masks for each sample, in each process")
+    assert_equal(*both(tmp_path, method, epochs=1))
+
+
+@pytest.mark.parametrize("method", [None, "KD", "dkd", "nkd", "dist", "bdkd", "tf_kd", "Mutual"])
+def test_normalisers_are_those_of_the_whole_batch(tmp_path, method):
+    assert_equal(*both(tmp_path, method, task=Partly(), epochs=1))
+
+
+# ---- what is exchanged ----------------------------------------------------------------------------------------
+
+
+def together(job: Callable[[], None]) -> None:
+    """Runs a function of this module in a group of two processes."""
+    with helped(2, functools.partial(grouped, job)) as place:
+        grouped(job, place)
+
+
+def grouped(job: Callable[[], None], place: Place) -> None:
+    with group(place, job.__name__, CPU):
+        job()
+
+
+def mine(value: Tensor) -> Tensor:
+    rank, size = share()
+    return value[rank::size]
+
+
+def a_gathered_gradient() -> None:
+    """First and second derivative of a loss over the batch, against the same loss of a single process."""
+    samples = torch.randn(6, 3, generator=rng.generator(0, "ddp"), dtype=torch.float64)
+
+    def loss(weight: Tensor, rows: Tensor) -> Tensor:
+        features = Vector(rows @ weight.tanh())
+        values = whole_feature(features).values if len(rows) < 6 else features.values
+        return (values @ values.T).softmax(1).square().sum() + values[:-1].mul(values[1:]).sum().sin()
+
+    weights = [torch.full((3, 2), 0.3, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    found = []
+    for weight, rows, shared in zip(weights, (samples, mine(samples)), (False, True), strict=True):
+        value = loss(weight, rows)
+        (first,) = torch.autograd.grad(value, weight, create_graph=True)
+        if shared:
+            (first,) = average([first])
+        # The outer loss reads the stepped weight on this process's own rows.
+        outer = (rows @ (weight - first)).square().mean()
+        (second,) = torch.autograd.grad(outer, weight)
+        found.append((value, first, average([second])[0] if shared else second))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_pass_through_what_is_gathered():
+    together(a_gathered_gradient)
+
+
+def whole_features() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(6, 4, 3)
+    mask, weight = values[:, 0] > 0, values[:, 1].abs().bfloat16()
+    assert_same(whole_feature(Logits(mine(values), 1, mine(mask), mine(weight))), Logits(values, 1, mask, weight))
+    activated = Activated(values.relu(), (2.0,), pre=values)
+    assert_same(whole_feature(Activated(mine(values.relu()), (2.0,), pre=mine(values))), activated)
+    batch = Batch(values, torch.arange(6) % 3, torch.arange(6), torch.arange(6) > 2)
+    names = ("targets", "ids", "supervised")
+    part = batch.with_inputs(mine(values), **{name: mine(getattr(batch, name)) for name in names})
+    whole = whole_batch(part)
+    assert whole.inputs is whole.distilled is None
+    for name in names:
+        assert torch.equal(getattr(whole, name), getattr(batch, name))
+    # Three quarters of a turn of every sample, one after another, as SSKD makes them.
+    thrice = Vector(torch.cat([values[:, 0], 2 * values[:, 0], 3 * values[:, 0]]))
+    own = mine(values[:, 0])
+    assert_same(whole_feature(Vector(torch.cat([own, 2 * own, 3 * own]))), thrice)
+
+
+def assert_same(found: Feature, expected: Feature) -> None:
+    assert type(found) is type(expected)
+    for name, value in vars(expected).items():
+        other = getattr(found, name)
+        assert torch.equal(other, value) if isinstance(value, Tensor) else other == value, name
+
+
+def test_a_whole_batch_is_in_the_order_of_a_single_process():
+    together(whole_features)
+
+
+def ragged_features() -> None:
+    torch.manual_seed(0)
+    rank = share()[0]
+    sample = torch.tensor([0, 0, 0, 1, 3, 3])  # none of sample 2: the second process has fewer rows
+    own = sample % 2 == rank
+    points = Points(torch.randn(6, 2).requires_grad_(), torch.randn(6, 3), sample, torch.arange(6))
+    part = Points(points.values[own], points.coords[own], sample[own] // 2, torch.arange(6)[own])
+    whole = whole_feature(part)
+    assert_same(whole, points)
+    whole.values[4].sum().backward()
+    expected = torch.zeros(6, 2)
+    expected[4] = 2.0 * (rank == 1)  # both processes have a loss
+    assert torch.equal(points.values.grad, expected)  # type: ignore[arg-type]
+
+    edges = torch.tensor([[0, 1, 2, 4, 5], [1, 2, 0, 5, 4]])
+    nodes = Nodes(points.values.detach(), edges, sample, torch.arange(5), sample > 0)
+    number = own.cumsum(0) - 1
+    kept = own[edges[0]]
+    local = Nodes(nodes.values[own], number[edges[:, kept]], sample[own] // 2, torch.arange(5)[kept], (sample > 0)[own])
+    assert_same(whole_feature(local), nodes)
+    assert whole_feature(replace(local, edges=None, edge_values=None)).edges is None  # type: ignore[attr-defined]
+
+
+def test_rows_that_know_their_sample_are_merged():
+    together(ragged_features)
+
+
+def small_exchanges() -> None:
+    rank = share()[0]
+    assert normalizer(torch.tensor(3 - 3 * rank)) == 1.5
+    assert normalizer(torch.tensor(0)) == 0.5
+    none, vector, scalar = average([None, torch.tensor([1.0, 2.0]) + rank, torch.tensor(4.0 * rank)])
+    assert (none, vector.tolist(), scalar.item()) == (None, [1.5, 2.5], 2.0)
+    module = nn.BatchNorm1d(2)
+    module.get_buffer("running_mean").add_(rank + 1)
+    bank = torch.full((2, 2, 2, 2), rank, dtype=torch.bfloat16)
+    module.register_buffer("bank", bank.contiguous(memory_format=torch.channels_last))
+    share_buffers(module)
+    assert module.get_buffer("running_mean").tolist() == [1, 1]
+    assert not module.get_buffer("bank").any()
+    check_same(module.named_parameters())
+    module.bias.data += rank
+    with pytest.raises(KDBenchError, match="bias starts from other values in each process"):
+        check_same(module.named_parameters())
+
+
+def test_normalisers_means_and_buffers():
+    together(small_exchanges)
+
+
+def test_alone_nothing_is_exchanged():
+    values = torch.randn(4, 2)
+    feature, batch = Vector(values), Batch(values, None, torch.arange(4))
+    assert whole_feature(feature) is feature
+    assert whole_batch(batch) is batch
+    assert average([values])[0] is values
+    assert normalizer(torch.tensor(0)) == 1
+
+
+# ---- processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "batch"), [(3, 16), (3, 100)])
+def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch, size, batch):
+    monkeypatch.setattr("kdbench.data.share", lambda: (0, size))
+    line = f"data.batch_size: found batches of {min(64, batch)} samples for 3 processes, expected equal parts"
+    with pytest.raises(KDBenchError, match=line):
+        SeededLoader(Patterns(64, "train", 0), batch, 0, collate, train=True)
+    assert SeededLoader(Patterns(64, "val", 0), batch, 0, collate).batch_size == batch
+
+
+def test_more_devices_than_there_are_is_one_line(tmp_path, monkeypatch):
+    trained = training(tmp_path, devices=2, accelerator="auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(KDBenchError, match="trainer.devices=2: found 1 GPU: ask for fewer"):
+        trained.run(tmp_path)
+
+
+# ---- the command line -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kdbench(tmp_path, monkeypatch, capsys) -> CommandLine:
+    return CommandLine(tmp_path, monkeypatch, capsys)
+
+
+def test_a_run_with_several_processes_leaves_one_record(kdbench):
+    ran = kdbench("method=crd", "method.embed_dim=8", "trainer=ddp", "trainer.accelerator=cpu")
+    assert ran.code == 0, ran.err
+    assert ran.out.count("student: epoch 2/2") == 1
+    (record,) = kdbench.records()
+    assert record.status == "ok"
+    assert len(kdbench.manifests()) == 3
+    assert {path.name for path in kdbench.cache.iterdir()} == {"model", "locks"}
+    again = kdbench("method=crd", "method.embed_dim=8", "trainer=ddp", "trainer.accelerator=cpu")
+    assert "This run has its record" in again.out
+
+
+def test_several_devices_in_a_local_sweep_are_refused(kdbench):
+    ran = kdbench("-m", "method=kd", "seed=0,1", "trainer=ddp")
+    assert ran.code == 1
+    lines = [line for line in ran.err.splitlines() if line]
+    assert len(lines) == 2
+    assert all("trainer.devices=2: a local sweep gives each job one device: run this without -m" in x for x in lines)
+    assert not kdbench.manifests()
+
+
+@pytest.mark.parametrize("where", ["trainer", "teacher.trainer", "student.trainer"])
+def test_a_role_with_several_devices_is_found(where):
+    composed = config.load([f"++{where}.devices=3"])
+    with pytest.raises(KDBenchError, match=rf"^{where}.devices=3: a local sweep"):
+        config.one_device(composed)
+    config.one_device(config.load())
+
+
+def test_another_strategy_is_refused(kdbench):
+    assert "trainer.strategy=fsdp: input should be 'auto' or 'ddp'" in kdbench("trainer.strategy=fsdp").error
+
+
+# ---- what ends the other process ------------------------------------------------------------------------------
+
+
+class Stop(Callback):
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if trainer.current_epoch == 1 and index == 1:
+            raise InterruptedError
+
+
+def test_a_resumed_training_is_an_uninterrupted_one(tmp_path):
+    """Bit for bit, also of a network with batch norm and dropout that one update reads in eval mode."""
+
+    def trained(folder: Path, callbacks: Sequence[Callback] = ()) -> Any:
+        made = toy_training(folder, "Adversary", devices=2, epochs=3)
+        made.run(folder, callbacks)
+        return state(folder, made)
+
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        trained(tmp_path / "resumed", [Stop()])
+    resumed = trained(tmp_path / "resumed")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert (tmp_path / "whole" / MODEL).read_bytes() == (tmp_path / "resumed" / MODEL).read_bytes()
+
+
+class Broken(Plain):
+    """Goes wrong in the second process alone."""
+
+    def loss(self, model: nn.Module, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if share()[0] == 1:
+            raise KDBenchError("the second process has a line to say")
+        return super().loss(model, outputs, batch)
+
+
+def test_the_error_of_a_helper_is_the_error_of_the_run(tmp_path):
+    with pytest.raises(KDBenchError, match="the second process has a line to say"):
+        training(tmp_path, task=Broken(), devices=2).run(tmp_path)
+    assert not processes._helpers
+
+
+@pytest.mark.slow
+def test_a_killed_run_takes_its_helpers_along_and_is_resumed(tmp_path):
+    site = install(tmp_path / "site")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    command = [sys.executable, "-m", "kdbench", "task=toy", "preset=smoke", "method=none", "role=student"]
+    command += [f"results={tmp_path}/r", f"cache={tmp_path}/c", "trainer=ddp", "trainer.accelerator=cpu"]
+    command += ["trainer.epochs=400"]
+    given: dict[str, Any] = {"cwd": tmp_path, "env": environment, "text": True}
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, **given)
+    assert run.stdout is not None
+    for line in run.stdout:
+        if "epoch 2/400" in line:
+            break
+    helpers = [child for child in psutil.Process(run.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert len(helpers) == 1
+    run.kill()
+    run.wait()
+    psutil.wait_procs(helpers, timeout=30)
+    assert not any(helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE for helper in helpers)
+    done = subprocess.run([*command, "trainer.max_minutes=0.02"], capture_output=True, check=False, **given)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/400" not in done.stdout
+    assert done.stderr == ""
