@@ -80,6 +80,6 @@ def methods(rounds: int = 3, steps: int = 6, names: Sequence[str] = (), override
                 "x",
                 times["method"].over(times["kd"]),
                 times["twin"].over(times["kd"]),
-                detail=f"stage {stage!r}; kd {times['kd'].median:.0f} ms, {name} {times['method'].median:.0f} ms a step, "
-                f"peak memory {times['method'].peak:.0f} MiB",
+                detail=f"stage {stage!r}; kd {times['kd'].median:.0f} ms, {name} {times['method'].median:.0f} ms a "
+                f"step, peak memory {times['method'].peak:.0f} MiB",
             )

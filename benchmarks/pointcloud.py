@@ -20,8 +20,7 @@ from kdbench.cache import Store
 from kdbench.config import load
 from kdbench.fit import Training
 from kdbench.methods.pointdistiller import as_points
-from kdbench.stages import make_task
-from kdbench.stages import Stages
+from kdbench.stages import Stages, make_task
 from tasks.pointcloud.boxes import rotated_nms
 from tasks.pointcloud.detector import PointPillars
 from tasks.pointcloud.kitti import Objects

@@ -67,7 +67,8 @@ def test_gradients_reach_features_and_branches_and_no_teacher(kind, batch):
 def test_branches_term_is_the_sum_over_exits(kind):
     made = bench(kind)
     made.method.eval()
-    target = made.given["student"]["logits"].target
+    logits: Any = made.given["student"]["logits"]
+    target = logits.target
     exits = [branch(s) for branch, s in zip(made.method.branches, made.student[1:], strict=True)]
     assert all(scores.shape == (3, 5) for scores in exits)
     expected = sum(ofa_loss(scores, made.teacher[0], target, 1.5).item() for scores in exits)

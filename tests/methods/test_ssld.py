@@ -140,7 +140,9 @@ def test_masks_and_weights_of_rows_hold_beside_the_choice():
     kept = made.method.kept()
     mask, weight = torch.arange(SIZE) % 2 == 0, torch.arange(SIZE) + 1.0
     for role, given in made.given.items():
-        made.cast.sources[role].features = {"logits": replace(given["logits"], mask=mask, weight=weight)}  # type: ignore[assignment]
+        source: Any = made.cast.sources[role]
+        logits: Any = given["logits"]
+        source.features = {"logits": replace(logits, mask=mask, weight=weight)}
     w = weight[mask] * kept[mask]
     assert at(made, 1).item() == pytest.approx(((w * rows[mask]).sum() / w.sum()).item(), rel=1e-6)
 
