@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdbench.errors import KDBenchError, nearest
-from kdbench.features import Kind
 from kdbench.plugin import Bindings, Need, Plugin, kind_names, serves
 from kdbench.task import Task
 
@@ -43,11 +42,8 @@ def _bind(
     need: Need, plugin: type[Plugin], task: type[Task], pair: Mapping[str, Any], override: str | list[str] | None
 ) -> str | list[str]:
     sides = sorted({plugin.roles[role].side for role in need.roles})
-    kinds: dict[str, Kind] = {}
-    for position, side in enumerate(sides):
-        given = task.kinds(pair[side])
-        kinds = given if position == 0 else {n: k for n, k in kinds.items() if n in given and serves(given[n], need)}
-    fitting = [name for name, kind in kinds.items() if serves(kind, need)]
+    kinds, *others = (task.kinds(pair[side]) for side in sides)
+    fitting = [n for n, k in kinds.items() if all(n in g and serves(g[n], need) for g in (kinds, *others))]
     if override is not None:
         for name in [override] if isinstance(override, str) else override:
             if name not in fitting:

@@ -258,7 +258,7 @@ def test_each_job_is_a_run_on_wandb(kdbench, offline):
         media = next(row for row in run.history if "preview/_type" in row)
         assert media["preview/_type"] == "image-file"
         assert media["object3d/_type"] == "object3D-file"
-        assert run.artifacts == {f"result-{record.run_id}": "result"}
+        assert run.artifacts[f"result-{record.run_id}"] == "result"
         assert run.exit_code == 0
 
 

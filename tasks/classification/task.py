@@ -19,6 +19,7 @@ from torchmetrics import MetricCollection
 
 from kdbench.build import build, locate
 from kdbench.cache import Store
+from kdbench.distributed import normalizer
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Activated, Feature, Grid, Kind, Logits, Tokens, Vector
 from kdbench.functional.divergence import upcast
@@ -190,7 +191,7 @@ class Classification(Task):
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        return {"ce": total / (targets >= 0).sum().clamp(min=1)}
+        return {"ce": total / normalizer((targets >= 0).sum())}
 
     # ---- scores -----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from kdbench.distributed import normalizer
 from tasks.pointcloud.anchors import IGNORED, YAWS, Anchors, encode, heading_bin
 from tasks.pointcloud.detector import PillarOutputs
 
@@ -27,7 +28,7 @@ def detection_loss(outputs: PillarOutputs, anchors: Anchors, boxes: Tensor, matc
     classes = len(anchors.classes)
     positive = matched >= 0
     sample, anchor = positive.nonzero(as_tuple=True)
-    count = max(len(anchor), 1)
+    count = normalizer(positive.sum())
 
     # Over (B, sites, class, yaw): an anchor's label can only be the class it belongs to.
     own = torch.eye(classes, device=matched.device)[:, None]

@@ -61,7 +61,7 @@ class KittiAP(Metric):
 
     def _gathered(self) -> list[tuple[Objects, Objects]]:
         # Frames are not tensors, so that torchmetrics' own reduction does not see them.
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not self.distributed_available_fn():
             return self._frames
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, self._frames)

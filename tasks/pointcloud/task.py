@@ -20,6 +20,7 @@ from torchmetrics import MetricCollection
 from kdbench.build import build, check
 from kdbench.cache import SCRATCH, Store
 from kdbench.digest import digest, source_digest
+from kdbench.distributed import normalizer
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature, Grid, Kind, Logits, Points
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
@@ -205,7 +206,7 @@ class PointCloud(Task):
             value = value[-1] if isinstance(value, list) else value
             features[name] = Grid(value, (canvas[0] / value.shape[2], canvas[1] / value.shape[3]))
         foreground = self._matched(batch) >= 0
-        positives = foreground.sum().clamp(min=1)
+        positives = normalizer(foreground.sum())
         weight = torch.where(foreground, 1.0 / positives, 1.0 / (foreground.numel() - positives).clamp(min=1))
         mask = None if batch.distilled is None else batch.distilled[:, None].expand(weight.shape)
         return features | {"logits": Logits(outputs.cls, mask=mask, weight=weight, law="bernoulli")}
