@@ -67,7 +67,13 @@ class Store:
         self.root = (default_root() if root is None else Path(root)).absolute()
 
     def product(
-        self, kind: str, key: str, make: Callable[[Path], dict[str, Any]], *, wait_message: str | None = None
+        self,
+        kind: str,
+        key: str,
+        make: Callable[[Path], dict[str, Any]],
+        *,
+        wait_message: str | None = None,
+        since: datetime | None = None,
     ) -> Product:
         """Returns the product, making it first if it is absent.
 
@@ -77,21 +83,22 @@ class Store:
             make: Fills the folder that it is given and returns the manifest, as JSON. The folder may hold what an
                 interrupted maker of this product left. What lies in its ``scratch/`` is not part of the product.
             wait_message: What another process is making, for the one line that is logged while this one waits.
+            since: A product that was made earlier is made again; whoever reads it keeps it until the new one is whole.
 
         Raises:
             KDBenchError: The cache folder cannot be written, or its disk is full.
             Exception: Whatever ``make`` raises; its folder stays.
         """
         found = self.find(kind, key)
-        if found is not None:
+        if found is not None and not _older(found, since):
             return found
         final = self._folder(kind, key)
         work = final.with_name(f"{key}.work")
         with self._locked(kind, key, wait_message or f"{kind} {key}"), full_disk_is_one_line(self.root):
             found = self.find(kind, key)
-            if found is not None:
+            if found is not None and not _older(found, since):
                 return found
-            if final.exists():
+            if found is None and final.exists():
                 _log.warning("%s has no whole %s: it is removed and made again", final, MANIFEST)
                 shutil.rmtree(final)
             work.mkdir(parents=True, exist_ok=True)
@@ -102,7 +109,13 @@ class Store:
                 manifest = _write_manifest(work, kind, key, make(work))
             shutil.rmtree(work / SCRATCH, ignore_errors=True)
             _sync(work)
+            if found is not None:
+                old = final.with_name(f"{key}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                final.rename(old)
             work.rename(final)
+            if found is not None:
+                shutil.rmtree(old, ignore_errors=True)
             return Product(final, manifest, fresh)
 
     def find(self, kind: str, key: str) -> Product | None:
@@ -198,6 +211,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _older(product: Product, since: datetime | None) -> bool:
+    return since is not None and datetime.fromisoformat(product.manifest["created"]) < since.replace(microsecond=0)
 
 
 def _write_manifest(folder: Path, kind: str, key: str, details: dict[str, Any]) -> dict[str, Any]:

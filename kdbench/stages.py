@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,14 @@ class Stages:
         task: The task, its data prepared.
         store: Where products live.
         follow: Makes what follows a training (progress bar, loggers).
+        started: When; with ``rerun`` a product that was made earlier is made again.
     """
 
     config: Mapping[str, Any]
     task: Task
     store: Store
     follow: Followers
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @functools.cached_property
     def plugins(self) -> dict[str, Mapping[str, Any]]:
@@ -163,8 +166,7 @@ class Stages:
 
     def _make(self, recipe: Recipe, name: str, main: bool = False) -> Product:
         """Returns the product of a recipe; with ``rerun`` the one that the run is about is made again."""
-        if main and self.config["rerun"]:
-            self.store.remove("model", recipe.key)
+        since = self.started if main and self.config["rerun"] else None
 
         def make(work: Path) -> dict[str, Any]:
             from kdbench.fit import train
@@ -175,4 +177,4 @@ class Stages:
             return train(recipe, task, work, teacher, callbacks, loggers)
 
         message = f"the {name} of {self.config['task']['name']}"
-        return self.store.product("model", recipe.key, make, wait_message=message)
+        return self.store.product("model", recipe.key, make, wait_message=message, since=since)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,17 @@ def test_another_process_takes_over_from_a_killed_one(
     finally:
         os.kill(child, signal.SIGKILL)
     assert store.find("teacher", "held") is not None
+
+
+def test_an_earlier_product_is_made_again_and_read_until_the_new_one_is_whole(tmp_path):
+    store, later = Store(tmp_path), datetime.now(UTC) + timedelta(hours=1)
+    store.product("model", "k", lambda work: {"made": 1})
+
+    def again(work: Path) -> dict[str, Any]:
+        assert store.find("model", "k").manifest["made"] == 1
+        return {"made": 2}
+
+    assert store.product("model", "k", again, since=datetime.now(UTC) - timedelta(hours=1)).manifest["made"] == 1
+    assert store.product("model", "k", again, since=later).manifest["made"] == 2
+    assert store.find("model", "k").manifest["made"] == 2
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["k"]
