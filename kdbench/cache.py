@@ -124,29 +124,13 @@ class Store:
         manifest = _read_manifest(folder, kind, key)
         return None if manifest is None else Product(folder, manifest, fresh=False)
 
-    def remove(self, kind: str, key: str) -> bool:
-        """Removes a product and the work on it; returns whether there was any.
-
-        Raises:
-            KDBenchError: A process is making it.
-        """
-        final = self._folder(kind, key)
-        folders = [folder for folder in (final, final.with_name(f"{key}.work")) if folder.exists()]
-        if not folders:
-            return False
-        with self._locked(kind, key, f"{kind} {key}", wait=False):
-            for folder in folders:
-                (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a product is never half there
-                shutil.rmtree(folder, ignore_errors=True)
-        return True
-
     def _folder(self, kind: str, key: str) -> Path:
         if not _NAME.fullmatch(kind) or not _NAME.fullmatch(key) or kind == "locks":
             raise KDBenchError(f"no product can be called {kind!r} / {key!r}: use letters, digits, '_' and '-'")
         return self.root / kind / key
 
     @contextmanager
-    def _locked(self, kind: str, key: str, what: str, wait: bool = True) -> Iterator[None]:
+    def _locked(self, kind: str, key: str, what: str) -> Iterator[None]:
         # A lock of the operating system is free once its holder is killed; with filelock >= 4 also where children that
         # the holder forked (data loading workers) live on. The file stays: removing it would let two processes lock
         # two files of one name.
@@ -157,8 +141,6 @@ class Store:
             try:
                 lock.acquire(timeout=0.2)
             except Timeout:
-                if not wait:
-                    raise KDBenchError(f"{what} is in use by {_read_holder(holder)}: wait for it or end it") from None
                 _log.warning("waiting for %s, held by %s", what, _read_holder(holder))
                 lock.acquire()
         except OSError as error:

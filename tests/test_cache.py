@@ -163,19 +163,6 @@ def test_the_manifest_is_json_without_nan(store: Store, caplog: pytest.LogCaptur
     assert store.find("teacher", "k2") is None
 
 
-def test_remove(store: Store, start: Callable[..., subprocess.Popen[str]]) -> None:
-    assert not store.remove("teacher", "k")
-    store.product("teacher", "k", maker())
-    assert store.remove("teacher", "k")
-    assert store.find("teacher", "k") is None
-    assert store.product("teacher", "k", maker()).fresh
-    holder = start(HOLD, store.root)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "inside\n"
-    with pytest.raises(KDBenchError, match=f"teacher held is in use by process {holder.pid} on"):
-        store.remove("teacher", "held")
-
-
 @pytest.mark.parametrize(
     ("kind", "key"), [("teacher", "../x"), ("a/b", "k"), ("", "k"), ("teacher", "k.work"), ("locks", "k")]
 )
