@@ -173,7 +173,9 @@ def simulate(
             write = partial(_write_frame, training, simulate_one)
             with ExitStack() as stack:
                 done: Iterable[None] = map(write, frames)
-                if workers > 1:
+                # A worker of joblib has a start method of its own, which children that it starts do not know.
+                known = (None, *multiprocessing.get_all_start_methods())
+                if workers > 1 and multiprocessing.get_start_method(allow_none=True) in known:
                     # Not fork: the parent may run threads (Lightning, BLAS) that a forked child would wait for.
                     context = multiprocessing.get_context("forkserver")
                     pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
