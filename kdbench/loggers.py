@@ -33,6 +33,9 @@ from kdbench.run import PREVIEW
 STEP = "trainer/global_step"
 """W&B's x axis, named as Lightning names it. W&B's own step restarts when a run is resumed offline."""
 
+FINISH_S = 60
+"""Seconds that a run's end waits for W&B to send what it has; the rest stays in the offline file."""
+
 CONTENT = "content_hash"
 """Key of the summary that tells which record a W&B run holds whole."""
 
@@ -232,7 +235,7 @@ def start(info: RunInfo, folder: Path, *, project: str, entity: str | None, mode
         mode=mode,  # type: ignore[arg-type]
         reinit="create_new",
         # Output stays ours (a live progress bar is no log), and a dead network costs a bounded time.
-        settings=wandb.Settings(console="off", silent=True, init_timeout=20, finish_timeout=60, **settings),
+        settings=wandb.Settings(console="off", silent=True, init_timeout=20, finish_timeout=FINISH_S, **settings),
     )
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP, step_sync=True)

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
         wandb.teardown()
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def follow(cfg: dict[str, Any], record: Record, path: Path, folder: Path) -> None:
     """What a run does with its logger."""
     with open_loggers(cfg, run=RUN, folder=folder) as loggers:
@@ -293,3 +300,32 @@ def test_offline_is_the_default_and_wandb_sync_uploads_it(tmp_path: Path, server
     assert_whole(server, record, path)
     assert sync([str(tmp_path / "results")]) == 0  # and there is nothing left to push
     assert_whole(server, record, path)
+
+
+@pytest.mark.slow  # W&B's own client asks for half a minute
+def test_a_server_that_dies_during_a_run_costs_a_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kdbench.loggers.FINISH_S", 3)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    record, path = made(tmp_path)
+    before = (path / "run.json").read_bytes()
+    with serve() as (address, received):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        with open_loggers(ONLINE, run=RUN, folder=tmp_path) as (logger,):
+            logger.log_metrics({"val/acc": 0.1}, step=4)
+            wait_for(lambda: "r1" in received.runs)
+            received.closed.set()
+            start = time.monotonic()
+            logger.log_metrics({"val/acc": 0.9}, step=8)
+            logger.log_metrics({"val/acc": 0.3}, step=12)
+            logger.publish(record, path)
+    assert time.monotonic() - start < 60
+    assert [r.message.endswith("complete without it") for r in caplog.records if r.name == "kdbench.loggers"] == [True]
+    wandb.teardown()
+    assert (path / "run.json").read_bytes() == before
+    with serve() as (address, received):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        assert sync([str(path)]) == 0
+        assert_whole(received, record, path)
+        wandb.teardown()

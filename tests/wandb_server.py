@@ -143,7 +143,7 @@ def _payloads(data: bytes) -> Iterator[bytes]:
 
 @dataclass
 class Received:
-    """What the stand-in server was sent, by run id."""
+    """What the stand-in server was sent, by run id; once ``closed`` is set, it drops every connection."""
 
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -151,6 +151,7 @@ class Received:
     exit_codes: dict[str, int] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
+    closed: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
@@ -176,6 +177,10 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     received: Received
+
+    def parse_request(self) -> bool:
+        self.close_connection = self.received.closed.is_set()
+        return not self.close_connection and super().parse_request()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
