@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -30,7 +31,12 @@ class Hand(Source):
         self.features = features
 
     def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:
-        return Answer(batch, None, {name: replace(f, values=f.values * 1) for name, f in self.features.items()})
+        return by_hand(self.features, batch)
+
+
+def by_hand(features: Features, batch: Batch) -> Answer:
+    """Answers with features, on the graph of their leaves."""
+    return Answer(batch, None, {name: replace(f, values=f.values * 1) for name, f in features.items()})
 
 
 def normal(*shape: int, name: str = "x", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -78,15 +84,16 @@ class Bench:
         with rng.scope(0, "init", "method"):
             self.method = build("method", spec | options)
             self.student, self.teacher = leaves(student), leaves(teacher)
-            size = len(next(iter(student.values())).values)
-            batch = Batch(None, None, torch.arange(size))
             self.given = {"student": student, "teacher": teacher}
-            sources = {role: Hand(features) for role, features in self.given.items()}
-            self.cast = Cast(Task(), self.method.roles, sources)
+            self.cast = self.make_cast()
+            batch = Batch(None, None, torch.arange(len(self.student[0])))
             self.views = {role: {"main": batch} for role in self.method.roles}
             self.bindings = bindings or {}
             with torch.no_grad():
                 self.method.build(self.signals())
+
+    def make_cast(self) -> Cast:
+        return Cast(Task(), self.method.roles, {role: Hand(features) for role, features in self.given.items()})
 
     def signals(self, step: int = 0) -> Signals:
         return Signals(self.cast, self.views, self.bindings, step)
@@ -95,14 +102,19 @@ class Bench:
         context = Context(State(0, step, 0.0), 0, frozenset({EVERY}))
         return self.method.terms(self.signals(step), context)
 
-    def loss(self, step: int = 0) -> Tensor:
-        """The one term, after checking that it is the one that the YAML file weighs."""
+    def checked(self, step: int = 0) -> dict[str, Tensor]:
+        """The terms, after checking that they are those that the YAML file weighs."""
         terms = self.terms(step)
         assert set(terms) == set(yaml(self.name)["weights"]) - {"task"}
-        (value,) = terms.values()
-        assert value.shape == ()
-        assert value.dtype in (torch.float32, torch.float64)
-        assert value.isfinite()
+        for value in terms.values():
+            assert value.shape == ()
+            assert value.dtype in (torch.float32, torch.float64)
+            assert value.isfinite()
+        return terms
+
+    def loss(self, step: int = 0) -> Tensor:
+        """The one term, checked."""
+        (value,) = self.checked(step).values()
         return value
 
     def trainable(self) -> dict[str, Tensor]:
@@ -146,3 +158,45 @@ def check_deterministic(bench: Bench) -> None:
     torch.rand(7)
     again = bench.outcome()
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+class Invariants:
+    """What holds of every method, as tests: a test class inherits them and says how its bench is made.
+
+    Attributes:
+        name: As in ``method=``.
+        other: Another value for each of the method's own options.
+        apart: Those options that a test of their own changes.
+        variants: Options under which a gradient must reach everything.
+        autocast: Whether low precision is that of autocast, as for methods with layers of their own.
+    """
+
+    name: str
+    other: Mapping[str, Any] = {}
+    apart: Sequence[str] = ()
+    variants: Sequence[Mapping[str, Any]] = ({},)
+    autocast = False
+
+    def bench(self, batch: int = 3, dtype: torch.dtype = torch.float32, **options: Any) -> Bench:
+        raise NotImplementedError
+
+    def test_gradients_and_determinism(self):
+        for options in self.variants:
+            check_gradients(self.bench(**options))
+            check_gradients(self.bench(batch=1, **options))
+        check_deterministic(self.bench())
+
+    def test_every_knob_counts(self):
+        assert set(knobs(self.name)) == {*self.other, *self.apart}
+        for knob, value in self.other.items():
+            assert differ(self.bench().outcome(), self.bench(**{knob: value}).outcome()), knob
+
+    def test_no_rows(self):
+        empty = self.bench(batch=0)
+        assert empty.loss() == 0
+        assert empty.loss().requires_grad
+
+    def test_low_precision(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
+            low, full = self.bench(dtype=torch.bfloat16).loss(), self.bench().loss()
+        assert low.item() == pytest.approx(full.item(), rel=0.05)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from kdbench import rng
-from kdbench.build import build
-from kdbench.fit import ENGINE_KEYS
 from kdbench.signals import Cast
 from kdbench.sources import Answer, Network
 from kdbench.task import Batch, Task
-from tests.methods.harness import Bench, Features, leaves, yaml
+from tests.methods.harness import Bench, Features, by_hand
 
 CLASSES = 5
 
@@ -29,30 +24,25 @@ class HandNetwork(Network):
         self.features = features
 
     def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:
-        return Answer(batch, None, {name: replace(f, values=f.values * 1) for name, f in self.features.items()})
+        return by_hand(self.features, batch)
 
 
 class PartBench(Bench):
-    """A :class:`Bench` whose roles have a classifier; the teacher's is frozen."""
+    """A :class:`Bench` whose roles have a classifier; the teacher's is frozen.
+
+    Args:
+        widths: Features that a role's classifier reads; the channels of its first feature by default.
+    """
 
     def __init__(
         self, name: str, student: Features, teacher: Features, widths: Mapping[str, int] | None = None, **options: Any
     ) -> None:
-        self.name, self.bindings = name, {}
-        spec = {k: v for k, v in yaml(name).items() if k not in ENGINE_KEYS}
-        self.given = {"student": student, "teacher": teacher}
-        with rng.scope(0, "init", "method"):
-            self.method = build("method", spec | options)
-            self.student, self.teacher = leaves(student), leaves(teacher)
-            self.heads = {
-                role: nn.Linear((widths or {}).get(role, next(iter(features.values())).values.shape[1]), CLASSES)
-                for role, features in self.given.items()
-            }
-            self.heads["teacher"].requires_grad_(False)
-            sources = {role: HandNetwork(self.given[role], head) for role, head in self.heads.items()}
-            parts = {role: {"classifier": "classifier"} for role in sources}
-            self.cast = Cast(Task(), self.method.roles, sources, parts)
-            batch = Batch(None, None, torch.arange(len(self.student[0])))
-            self.views = {role: {"main": batch} for role in self.method.roles}
-            with torch.no_grad():
-                self.method.build(self.signals())
+        self.widths = widths or {}
+        super().__init__(name, student, teacher, **options)
+
+    def make_cast(self) -> Cast:
+        channels = {role: next(iter(found.values())).values.shape[1] for role, found in self.given.items()}
+        self.heads = {role: nn.Linear(width, CLASSES) for role, width in (channels | dict(self.widths)).items()}
+        self.heads["teacher"].requires_grad_(False)
+        sources = {role: HandNetwork(self.given[role], head) for role, head in self.heads.items()}
+        return Cast(Task(), self.method.roles, sources, {role: {"classifier": "classifier"} for role in sources})

@@ -15,31 +15,12 @@ from torch import nn
 
 from kdbench import config, rng
 from kdbench.build import build
-from kdbench.cache import Store
 from kdbench.errors import KDBenchError
-from kdbench.features import Activated, Grid, Logits, Tokens, Vector
-from kdbench.fit import Training
-from kdbench.recipe import Recipe
-from kdbench.signals import total
-from kdbench.sources import Network, find_module
+from kdbench.features import Logits
 from kdbench.task import Batch
 from kdbench.weights import load_weights, save_weights
-from tasks.classification.task import Classification, Outputs, rotate
+from tasks.classification.task import Classification, rotate
 from tests.tasks.classification import tiny
-
-SAME = ["wrn40_2_wrn16_2", "wrn40_2_wrn40_1", "resnet56_resnet20", "resnet110_resnet20", "resnet110_resnet32"]
-SAME += ["resnet32x4_resnet8x4", "vgg13_vgg8"]
-CROSS = ["vgg13_mobilenetv2", "resnet50_mobilenetv2", "resnet50_vgg8", "resnet32x4_shufflenetv1"]
-CROSS += ["resnet32x4_shufflenetv2", "wrn40_2_shufflenetv1"]
-OTHER = ["resnet8_w16_w4", "cnn_vit_small", "resnet34_resnet18"]
-
-
-def pairs() -> list[str]:
-    return sorted({*SAME, *CROSS, *OTHER})
-
-
-def loaded(pair: str, *overrides: str) -> dict[str, Any]:
-    return config.load(["task=classification", f"pair={pair}", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -64,77 +45,36 @@ def first(task: Classification, split: str = "test") -> Batch:
     return batch
 
 
-# ---- pairs --------------------------------------------------------------------------------------------------------
-
-
-def test_these_are_the_pairs():
-    assert {p for p in config.options("pair") if not p.startswith("point")} == {*pairs(), "classification"}
-    assert config.load(["task=classification"])["pair"]["name"] == "resnet8_w16_w4"
-
-
-@pytest.mark.parametrize("name", pairs())
-def test_taps_and_parts_of_a_pair(name):
-    """Every tap gives what the configuration says, at a resolution that falls, and both sides have as many stages."""
-    pair = loaded(name)["pair"]
-    task = tiny.shaped((8, 8), 1, 10) if name in ("resnet8_w16_w4", "cnn_vit_small") else tiny.shaped((32, 32))
-    stages = []
-    for side in ("teacher", "student"):
-        kinds = Classification.kinds(pair[side])
-        with rng.scope(0, name, side):
-            model = task.build(pair[side]["architecture"])
-        network = Network(task, model, pair[side]["taps"]).eval()
-        with torch.no_grad():
-            features = network.answer(tiny.batch(task)).features
-        assert [*features] == [*kinds]
-        assert all(type(features[n]) is kind for n, kind in kinds.items())
-        classifier = find_module(model, pair[side]["parts"]["classifier"])
-        torch.testing.assert_close(classifier(features["pooled"].values), features["logits"].values)
-        own = [n for n in kinds if n.startswith("stage")]
-        assert own == sorted(own)
-        stages.append(own)
-        grids = [features[n] for n in own]
-        if side == "student" and name == "cnn_vit_small":
-            assert all(isinstance(f, Tokens) and f.prefix == 1 and f.grid == (4, 4) for f in grids)
-            continue
-        strides = [f.stride[0] for f in grids if isinstance(f, Grid) and f.stride]
-        assert strides == sorted(strides)
-        for feature in grids:
-            assert isinstance(feature, Activated)
-            assert feature.pre.shape == feature.values.shape
-            if "wrn" in model_name(pair, side):
-                continue  # its stages are sums; the activation belongs to the next
-            expected = feature.pre if "mobilenet" in model_name(pair, side) else feature.pre.relu()
-            torch.testing.assert_close(feature.values, expected)
-            # timm starts the last norm of a block at zero: only the shortcut passes, which is positive.
-            assert feature.pre.min() < 0 or name == "resnet34_resnet18"
-    assert stages[0] == stages[1]
-
-
-def model_name(pair: dict[str, Any], side: str) -> str:
-    return str(pair[side]["architecture"]["model_name"])
-
-
-def test_kinds_are_read_from_the_configuration_alone():
-    taps = {"a": "x", "a.pre": "x:input", "b": "y", "pooled": "fc:input"}
-    kinds = Classification.kinds({"taps": taps, "kinds": {"b": "tokens"}})
-    assert [*kinds.items()] == [("a", Activated), ("b", Tokens), ("pooled", Vector), ("logits", Logits)]
-    assert Classification.kinds({}) == {"logits": Logits}
+# ---- configuration and data -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("side", "line"),
+    ("data", "line"),
     [
-        ({"taps": {"a": "x"}, "kinds": {"a": "token"}}, r"kinds.a=token: there is no such kind: did you mean 'tokens'"),
-        ({"taps": {"stage1": "x"}, "kinds": {"stage2": "grid"}}, r"there is no tap 'stage2': did you mean 'stage1'"),
-        ({"taps": {"stage1": "x", "stage2.pre": "x"}}, r"there is no tap 'stage2': did you mean"),
+        ({"batchsize": 2}, r"data.batchsize: unknown key: did you mean 'batch_size'"),
+        ({"root": "/nonexistent"}, r"data.root=/nonexistent: digits is embedded and reads no files"),
     ],
 )
-def test_wrong_kinds_are_one_line(side, line):
+def test_bad_data_options_are_one_line(data, line, tmp_path):
     with pytest.raises(KDBenchError, match=line):
-        Classification.kinds(side)
+        tiny.task(tmp_path, data).prepare()
 
 
-# ---- models -------------------------------------------------------------------------------------------------------
+def test_bad_task_options_are_one_line(tmp_path):
+    spec = config.load(["task=classification", "task.label_smoothing=-1"])
+    own = {k: v for k, v in spec["task"].items() if k != "name"}
+    with pytest.raises(KDBenchError, match=r"task.label_smoothing: found -1"):
+        build("task", own, data=spec["data"], store=None)
+
+
+def test_what_it_says_of_the_data(made, tmp_path):
+    info = made.dataset()
+    assert (info.name, info.embedded) == ("digits", True)
+    assert dict(info.sizes) == {"train": 50, "val": 20, "test": 60}
+    assert tiny.task(Path(tmp_path), {"batch_size": 8}).dataset().digest == info.digest
+
+
+# ---- models ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_data_decides_on_classes_channels_and_size(made):
@@ -197,65 +137,7 @@ def test_weights_for_other_classes_are_one_line(made, tmp_path):
         load_weights(made.build(tiny.NET), tmp_path / "hundred.safetensors")
 
 
-# ---- what the roles see -------------------------------------------------------------------------------------------
-
-
-def described(task: Classification, **taps: torch.Tensor) -> dict[str, Any]:
-    batch = tiny.batch(task)
-    outputs = Outputs(torch.zeros(2, len(task.images.classes)), prefix=1, grid=(4, 4))
-    return task.describe(outputs, taps, batch)
-
-
-def test_describe_goes_by_the_axes():
-    task = tiny.shaped((8, 16), 1, 10)
-    found = described(task, a=torch.zeros(2, 3, 4, 4), b=torch.zeros(2, 17, 6), c=torch.zeros(2, 9, 6))
-    assert found["a"].stride == (2, 4)
-    assert (found["b"].prefix, found["b"].grid) == (1, (4, 4))
-    assert (found["c"].prefix, found["c"].grid) == (1, None)  # merged tokens: the grid is another
-    assert isinstance(described(task, proj=torch.zeros(2, 5))["proj"], Vector)
-    assert [*task.describe(torch.zeros(2, 10), {}, tiny.batch(task))] == ["logits"]
-
-
-@pytest.mark.parametrize(("name", "shape"), [("pooled", (2, 3, 1, 1)), ("pooled", (2, 4, 3)), ("a", (2, 3, 4, 4, 4))])
-def test_a_tap_of_other_axes_is_one_line(name, shape):
-    with pytest.raises(KDBenchError, match=rf"tap '{name}' has shape \(2, .*, expected a .*: tap another module"):
-        described(tiny.shaped((8, 8)), **{name: torch.zeros(shape)})
-
-
-def test_a_map_and_what_its_activation_reads_are_of_one_shape():
-    task = tiny.shaped((8, 8))
-    fitting = {"a": torch.zeros(2, 3, 4, 4), "a.pre": torch.ones(2, 3, 4, 4)}
-    found = described(task, **fitting)["a"]
-    assert isinstance(found, Activated)
-    assert found.pre is fitting["a.pre"]
-    with pytest.raises(KDBenchError, match=r"taps 'a' and 'a.pre' have shapes .*, expected equal ones"):
-        described(task, **fitting | {"a.pre": torch.zeros(2, 3, 8, 8)})
-    with pytest.raises(KDBenchError, match=r"tap 'a' has shape \(2, 3\), expected a grid \(B, C, H, W\): tap another"):
-        described(task, **fitting | {"a": torch.zeros(2, 3)})
-
-
-def test_tokens_and_channels_last_maps_of_timm():
-    task = tiny.shaped((32, 32))
-    swin = {
-        "_target_": tiny.NET["_target_"],
-        "model_name": "swin_tiny_patch4_window7_224",
-        "embed_dim": 8,
-        "depths": [1, 1],
-        "num_heads": [1, 1],
-        "window_size": 4,
-    }
-    network = Network(task, task.build(swin), {"stage1": "layers[0]", "stage2": "layers[1]"}).eval()
-    features = network.answer(tiny.batch(task)).features
-    assert features["stage1"].values.shape == (2, 8, 8, 8)
-    deep = features["stage2"]
-    assert isinstance(deep, Grid)
-    assert (deep.values.shape, deep.stride) == ((2, 16, 4, 4), (8, 8))
-    deit = {**tiny.VIT, "model_name": "vit_small_patch14_reg4_dinov2", "patch_size": 4}
-    network = Network(task, task.build(deit), {"stage1": "blocks[0]"}).eval()
-    tokens = network.answer(tiny.batch(task)).features["stage1"]
-    assert isinstance(tokens, Tokens)
-    assert (tokens.prefix, tokens.grid) == (5, (8, 8))
-    assert tokens.values.shape[1] == 5 + 64
+# ---- labels and loss ------------------------------------------------------------------------------------------------
 
 
 def test_true_classes_are_given_where_all_are_known(made, model):
@@ -266,9 +148,6 @@ def test_true_classes_are_given_where_all_are_known(made, model):
     logits = made.describe(made.forward(model, batch.inputs), {}, some)["logits"]
     assert logits.target is None
     assert len(logits.rows()) == (batch.targets < 5).sum()
-
-
-# ---- loss ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -318,7 +197,22 @@ def test_the_unlabelled_part_of_the_data(tmp_path):
     assert task.loss(model, outputs, batch)["ce"].isfinite()
 
 
-# ---- scores -------------------------------------------------------------------------------------------------------
+def test_the_loss_falls_on_one_batch(made):
+    with rng.scope(1, "fall"):
+        net = made.build(tiny.NET)
+    batch = first(made, "train")
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+    losses = []
+    for _ in range(15):
+        loss = made.loss(net, made.forward(net, batch.inputs), batch)["ce"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
 
 
 def changed(loader: Iterable[Batch], targets: int) -> list[Batch]:
@@ -366,7 +260,7 @@ def test_agreement_with_the_teacher(made, model):
     assert made.compare({"student": model}, loader) == {}
 
 
-# ---- operations, pictures, predictions ----------------------------------------------------------------------------
+# ---- operations, pictures, predictions ------------------------------------------------------------------------------
 
 
 def test_rotate_turns_by_quarters(made):
@@ -425,114 +319,3 @@ def test_predictions_of_a_file(made, model, tmp_path):
     assert probabilities == sorted(probabilities, reverse=True)
     expected = made.forward(model, batch.inputs).logits.softmax(1).max().item()
     assert probabilities[0] == pytest.approx(expected, abs=1e-4)
-
-
-# ---- configuration ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("data", "line"),
-    [
-        ({"batchsize": 2}, r"data.batchsize: unknown key: did you mean 'batch_size'"),
-        ({"root": "/nonexistent"}, r"data.root=/nonexistent: digits is embedded and reads no files"),
-    ],
-)
-def test_bad_data_options_are_one_line(data, line, tmp_path):
-    with pytest.raises(KDBenchError, match=line):
-        tiny.task(tmp_path, data).prepare()
-
-
-def test_bad_task_options_are_one_line(tmp_path):
-    spec = config.load(["task=classification", "task.label_smoothing=-1"])
-    own = {k: v for k, v in spec["task"].items() if k != "name"}
-    with pytest.raises(KDBenchError, match=r"task.label_smoothing: found -1"):
-        build("task", own, data=spec["data"], store=None)
-
-
-@pytest.mark.parametrize("preset", ["smoke", "quick", "paper"])
-@pytest.mark.parametrize("data", ["classification", "cifar100", "mnist1d"])
-def test_presets_compose(preset, data):
-    composed = config.load(["task=classification", f"data={data}", f"preset={preset}"])
-    assert composed["task"]["name"] == "classification"
-    assert (composed["trainer"]["epochs"] == 240) is (preset == "paper")
-
-
-@pytest.mark.parametrize("name", [*SAME, *CROSS])
-def test_the_published_protocol(name):
-    composed = loaded(name, "preset=paper", "data=cifar100", "data.root=/data")
-    assert (composed["trainer"]["epochs"], composed["data"]["batch_size"]) == (240, 64)
-    assert composed["data"]["augment"] == {"crop": 4, "flip": True, "scale": None}
-    sgd = {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
-    assert composed["trainer"]["optimizer"] == sgd
-    student_lr = 0.01 if name.endswith(("netv1", "netv2")) else 0.05
-    assert composed["student"]["trainer"]["optimizer"] == sgd | {"lr": student_lr}
-    milestones = composed["trainer"]["scheduler"]["milestones"]
-    assert [m * 240 for m in milestones] == [150, 180, 210]
-
-
-def test_the_published_protocol_on_imagenet():
-    composed = loaded("resnet34_resnet18", "preset=paper", "data=imagefolder", "data.root=/data")
-    assert (composed["trainer"]["epochs"], composed["data"]["batch_size"]) == (100, 256)
-    for optimizer in (composed["trainer"]["optimizer"], composed["student"]["trainer"]["optimizer"]):
-        assert (optimizer["lr"], optimizer["weight_decay"]) == (0.1, 1e-4)
-    assert [m * 100 for m in composed["trainer"]["scheduler"]["milestones"]] == [30, 60, 90]
-
-
-@pytest.mark.parametrize("name", pairs())
-def test_methods_read_what_is_published_for_the_pair(name):
-    """Every number below ``published`` arrives in the method's options, and no other pair's does."""
-    published = loaded(name)["pair"].get("published") or {}
-    for method, given in published.items():
-        found = loaded(name, f"method={method}")["method"]
-        for key, value in given.items():
-            places = [found.get(key), (found["weights"].get(key))]
-            places += [w.get(key) for w in found["weights"].values() if isinstance(w, dict)]
-            assert value in [p["value"] if isinstance(p, dict) else p for p in places], (method, key)
-    beta = loaded(name, "method=dkd")["method"]["weights"]["nckd"]["value"]
-    assert beta == (published.get("dkd") or {}).get("nckd", 8.0)
-
-
-@pytest.mark.parametrize("name", ["resnet56_resnet20", "cnn_vit_small"])
-def test_the_paper_preset_takes_two_steps(name, tmp_path):
-    composed = loaded(name, "preset=paper", "method=kd", "data.workers=0", "data.batch_size=8", "data.labels=50")
-    spec = {k: v for k, v in composed["task"].items() if k != "name"}
-    task = build("task", spec, data=composed["data"], store=Store(tmp_path / "cache"))
-    save_weights(task.build(composed["pair"]["teacher"]["architecture"]), tmp_path / "teacher.safetensors")
-    recipe = Recipe("student", "student", composed, {"method": composed["method"]}, 0, "tiny", "teacher")
-    training = Training(recipe, task, tmp_path / "teacher.safetensors")
-    distiller = training.distiller()
-    batch = training.first_batch()
-    distiller.rehearse(batch)
-    distiller.train()
-    before = {n: p.detach().clone() for n, p in distiller.trainable()}
-    optimizer = torch.optim.SGD([p for _, p in distiller.trainable()], 0.05)
-    for _ in range(2):
-        terms = {n: v for found in distiller.every_term(batch).values() for n, v in found.items()}
-        assert set(terms) == {"task", "kd"}
-        optimizer.zero_grad()
-        total(terms.values()).backward()
-        optimizer.step()
-    assert all(p.isfinite().all() for _, p in distiller.trainable())
-    assert any(not torch.equal(p, before[n]) for n, p in distiller.trainable())
-
-
-def test_the_loss_falls_on_one_batch(made):
-    with rng.scope(1, "fall"):
-        net = made.build(tiny.NET)
-    batch = first(made, "train")
-    optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
-    losses = []
-    for _ in range(15):
-        loss = made.loss(net, made.forward(net, batch.inputs), batch)["ce"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_what_it_says_of_the_data(made, tmp_path):
-    info = made.dataset()
-    assert (info.name, info.embedded) == ("digits", True)
-    assert dict(info.sizes) == {"train": 50, "val": 20, "test": 60}
-    assert tiny.task(Path(tmp_path), {"batch_size": 8}).dataset().digest == info.digest

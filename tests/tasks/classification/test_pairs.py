@@ -1,0 +1,148 @@
+"""The pairs of ``conf/`` and the protocols that their presets follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdbench import config, rng
+from kdbench.build import build
+from kdbench.cache import Store
+from kdbench.features import Activated, Grid, Tokens
+from kdbench.fit import Training
+from kdbench.recipe import Recipe
+from kdbench.signals import total
+from kdbench.sources import Network, find_module
+from kdbench.weights import save_weights
+from tasks.classification.task import Classification
+from tests.tasks.classification import tiny
+
+SAME = ["wrn40_2_wrn16_2", "wrn40_2_wrn40_1", "resnet56_resnet20", "resnet110_resnet20", "resnet110_resnet32"]
+SAME += ["resnet32x4_resnet8x4", "vgg13_vgg8"]
+CROSS = ["vgg13_mobilenetv2", "resnet50_mobilenetv2", "resnet50_vgg8", "resnet32x4_shufflenetv1"]
+CROSS += ["resnet32x4_shufflenetv2", "wrn40_2_shufflenetv1"]
+OTHER = ["resnet8_w16_w4", "cnn_vit_small", "resnet34_resnet18"]
+
+
+def pairs() -> list[str]:
+    return sorted({*SAME, *CROSS, *OTHER})
+
+
+def loaded(pair: str, *overrides: str) -> dict[str, Any]:
+    return config.load(["task=classification", f"pair={pair}", *overrides])
+
+
+def test_these_are_the_pairs():
+    assert {p for p in config.options("pair") if not p.startswith("point")} == {*pairs(), "classification"}
+    assert config.load(["task=classification"])["pair"]["name"] == "resnet8_w16_w4"
+
+
+@pytest.mark.parametrize("name", pairs())
+def test_taps_and_parts_of_a_pair(name):
+    """Every tap gives what the configuration says, at a resolution that falls, and both sides have as many stages."""
+    pair = loaded(name)["pair"]
+    task = tiny.shaped((8, 8), 1, 10) if name in ("resnet8_w16_w4", "cnn_vit_small") else tiny.shaped((32, 32))
+    stages = []
+    for side in ("teacher", "student"):
+        kinds = Classification.kinds(pair[side])
+        with rng.scope(0, name, side):
+            model = task.build(pair[side]["architecture"])
+        network = Network(task, model, pair[side]["taps"]).eval()
+        with torch.no_grad():
+            features = network.answer(tiny.batch(task)).features
+        assert [*features] == [*kinds]
+        assert all(type(features[n]) is kind for n, kind in kinds.items())
+        classifier = find_module(model, pair[side]["parts"]["classifier"])
+        torch.testing.assert_close(classifier(features["pooled"].values), features["logits"].values)
+        own = [n for n in kinds if n.startswith("stage")]
+        assert own == sorted(own)
+        stages.append(own)
+        grids = [features[n] for n in own]
+        if side == "student" and name == "cnn_vit_small":
+            assert all(isinstance(f, Tokens) and f.prefix == 1 and f.grid == (4, 4) for f in grids)
+            continue
+        strides = [f.stride[0] for f in grids if isinstance(f, Grid) and f.stride]
+        assert strides == sorted(strides)
+        for feature in grids:
+            assert isinstance(feature, Activated)
+            assert feature.pre.shape == feature.values.shape
+            if "wrn" in model_name(pair, side):
+                continue  # its stages are sums; the activation belongs to the next
+            expected = feature.pre if "mobilenet" in model_name(pair, side) else feature.pre.relu()
+            torch.testing.assert_close(feature.values, expected)
+            # timm starts the last norm of a block at zero: only the shortcut passes, which is positive.
+            assert feature.pre.min() < 0 or name == "resnet34_resnet18"
+    assert stages[0] == stages[1]
+
+
+def model_name(pair: dict[str, Any], side: str) -> str:
+    return str(pair[side]["architecture"]["model_name"])
+
+
+@pytest.mark.parametrize("preset", ["smoke", "quick", "paper"])
+@pytest.mark.parametrize("data", ["classification", "cifar100", "mnist1d"])
+def test_presets_compose(preset, data):
+    composed = config.load(["task=classification", f"data={data}", f"preset={preset}"])
+    assert composed["task"]["name"] == "classification"
+    assert (composed["trainer"]["epochs"] == 240) is (preset == "paper")
+
+
+@pytest.mark.parametrize("name", [*SAME, *CROSS])
+def test_the_published_protocol(name):
+    composed = loaded(name, "preset=paper", "data=cifar100", "data.root=/data")
+    assert (composed["trainer"]["epochs"], composed["data"]["batch_size"]) == (240, 64)
+    assert composed["data"]["augment"] == {"crop": 4, "flip": True, "scale": None}
+    sgd = {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+    assert composed["trainer"]["optimizer"] == sgd
+    student_lr = 0.01 if name.endswith(("netv1", "netv2")) else 0.05
+    assert composed["student"]["trainer"]["optimizer"] == sgd | {"lr": student_lr}
+    milestones = composed["trainer"]["scheduler"]["milestones"]
+    assert [m * 240 for m in milestones] == [150, 180, 210]
+
+
+def test_the_published_protocol_on_imagenet():
+    composed = loaded("resnet34_resnet18", "preset=paper", "data=imagefolder", "data.root=/data")
+    assert (composed["trainer"]["epochs"], composed["data"]["batch_size"]) == (100, 256)
+    for optimizer in (composed["trainer"]["optimizer"], composed["student"]["trainer"]["optimizer"]):
+        assert (optimizer["lr"], optimizer["weight_decay"]) == (0.1, 1e-4)
+    assert [m * 100 for m in composed["trainer"]["scheduler"]["milestones"]] == [30, 60, 90]
+
+
+@pytest.mark.parametrize("name", pairs())
+def test_methods_read_what_is_published_for_the_pair(name):
+    """Every number below ``published`` arrives in the method's options, and no other pair's does."""
+    published = loaded(name)["pair"].get("published") or {}
+    for method, given in published.items():
+        found = loaded(name, f"method={method}")["method"]
+        for key, value in given.items():
+            places = [found.get(key), (found["weights"].get(key))]
+            places += [w.get(key) for w in found["weights"].values() if isinstance(w, dict)]
+            assert value in [p["value"] if isinstance(p, dict) else p for p in places], (method, key)
+    beta = loaded(name, "method=dkd")["method"]["weights"]["nckd"]["value"]
+    assert beta == (published.get("dkd") or {}).get("nckd", 8.0)
+
+
+@pytest.mark.parametrize("name", ["resnet56_resnet20", "cnn_vit_small"])
+def test_the_paper_preset_takes_two_steps(name, tmp_path):
+    composed = loaded(name, "preset=paper", "method=kd", "data.workers=0", "data.batch_size=8", "data.labels=50")
+    spec = {k: v for k, v in composed["task"].items() if k != "name"}
+    task = build("task", spec, data=composed["data"], store=Store(tmp_path / "cache"))
+    save_weights(task.build(composed["pair"]["teacher"]["architecture"]), tmp_path / "teacher.safetensors")
+    recipe = Recipe("student", "student", composed, {"method": composed["method"]}, 0, "tiny", "teacher")
+    training = Training(recipe, task, tmp_path / "teacher.safetensors")
+    distiller = training.distiller()
+    batch = training.first_batch()
+    distiller.rehearse(batch)
+    distiller.train()
+    before = {n: p.detach().clone() for n, p in distiller.trainable()}
+    optimizer = torch.optim.SGD([p for _, p in distiller.trainable()], 0.05)
+    for _ in range(2):
+        terms = {n: v for found in distiller.every_term(batch).values() for n, v in found.items()}
+        assert set(terms) == {"task", "kd"}
+        optimizer.zero_grad()
+        total(terms.values()).backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for _, p in distiller.trainable())
+    assert any(not torch.equal(p, before[n]) for n, p in distiller.trainable())
