@@ -253,6 +253,9 @@ def check(composed: DictConfig) -> dict[str, Any]:
         config["pair"]["student"]["architecture"] = own if "_target_" in own else {**architecture, **own}
     if config["role"] is not None and "_target_" in config["method"]:
         raise KDBenchError(f"role={config['role']} trains one role alone and goes with method=none")
+    trials, factors = config["tuning"]["trials"], config["tuning"]["factors"]
+    if trials > len(factors):
+        raise KDBenchError(f"tuning.trials={trials}: there are {len(factors)} in tuning.factors: give it more")
     return config
 
 

@@ -84,6 +84,7 @@ def test_overrides_of_a_sweep_are_checked_by_their_first_job():
         (("rerun=perhaps",), "rerun=perhaps: input should be a valid boolean"),
         (("tuning.factors=[]",), r"tuning.factors=\[\]: list should have at least 1 item"),
         (("tuning.factors=[a]",), r"tuning.factors.0=a: input should be a valid number"),
+        (("tuning.trials=3", "tuning.factors=[1, 2]"), "tuning.trials=3: there are 2 in tuning.factors"),
         (("data=pointcloud",), "data=kitti belongs to task pointcloud, not to toy: leave data= out"),
         (("role=student", "method=kd"), "role=student trains one role alone and goes with method=none"),
         (("seed=${nowhere}",), "nowhere"),
