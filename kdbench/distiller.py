@@ -23,6 +23,8 @@ from kdbench.signals import EVERY, Cast, Context, Signals, total
 from kdbench.sources import Answer
 from kdbench.task import Batch, Task, move, scalars
 
+CONSTANT = {"_target_": "kdbench.optim.constant"}
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -232,7 +234,8 @@ class Distiller(LightningModule):
             optimizer = make_optimizer(spec, [{"params": p, "name": o} for o, p in owners.items()])
             for group in optimizer.param_groups:
                 group["lr"] *= self.stage.lr
-            scheduler = make_scheduler(self.optimization.scheduler, optimizer, self.plan.steps(members, batches))
+            schedule = CONSTANT if self.stage.constant else self.optimization.scheduler
+            scheduler = make_scheduler(schedule, optimizer, self.plan.steps(members, batches))
             configured.append({"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}})
             self._members.append(members)
         return configured

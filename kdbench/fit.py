@@ -187,9 +187,12 @@ class Training:
         epochs = max(1, round(config["epochs"] * stage.epochs))
         # Only here there is a group: the rehearsal before it saw the whole first batch in every process.
         with _quiet(), group(place, stage.name, _device(config["accelerator"])):
-            loaders: Any = self.data.train_dataloader()
             if any(u.batch == "meta" for u in distiller.plan.updates):
-                loaders = CombinedLoader({"train": loaders, "meta": self.data.meta_dataloader()}, "max_size_cycle")  # type: ignore[attr-defined]
+                data: Any = self.data
+                cuts = {"train": data.train_dataloader(without_meta=True), "meta": data.meta_dataloader()}
+                loaders: Any = CombinedLoader(cuts, "max_size_cycle")
+            else:
+                loaders = self.data.train_dataloader()
             trainer = Trainer(
                 max_epochs=epochs,
                 max_time={"minutes": config["max_minutes"]} if config["max_minutes"] else None,

@@ -120,6 +120,7 @@ class Stage:
         trains: Parameter globs that train; None means everything trainable.
         roles: Role rebindings, e.g. ``{"teacher": "student"}``: the teacher is the student as the last stage left it.
         lr: Scales the learning rates.
+        constant: Keeps the learning rate, whatever the run's schedule.
         fresh: Puts the student back to its initial weights, after ``roles`` has copied it (generations of students).
     """
 
@@ -129,6 +130,7 @@ class Stage:
     trains: tuple[str, ...] | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
     lr: float = 1.0
+    constant: bool = False
     fresh: bool = False
 
 

@@ -112,7 +112,11 @@ class Task:
         raise NotImplementedError
 
     def data(self, seed: int) -> LightningDataModule:
-        """Returns train, val and test loaders (and ``meta_dataloader``); order and augmentation follow ``seed``."""
+        """Returns train, val and test loaders; order and augmentation follow ``seed``.
+
+        For bilevel methods also ``meta_dataloader()``, a further cut of train, and what is left of train by
+        ``train_dataloader(without_meta=True)``.
+        """
         raise NotImplementedError
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:

@@ -51,6 +51,13 @@ class Staged(Hint):
         return Stage("first", 0.5), Stage("second", 0.5)
 
 
+class Steady(Hint):
+    """Keeps its learning rate in the first of two stages."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        return Stage("first", 0.5, constant=True), Stage("second", 0.5)
+
+
 class Silent(Hint):
     """Adds modules that train under a term of weight 0: the student must not notice."""
 
@@ -341,5 +348,6 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "Rounded": {"kd": 1.0},
     "Silent": {"hint": 0.0},
     "Staged": {"hint": 1.0},
+    "Steady": {"hint": 1.0},
     "Twice": {"kd": 1.0},
 }

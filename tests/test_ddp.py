@@ -92,7 +92,7 @@ def partly(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
 
 
 class PartlyData(Data):
-    def train_dataloader(self) -> SeededLoader:
+    def train_dataloader(self, without_meta: bool = False) -> SeededLoader:
         return SeededLoader(Patterns(64, "train", self.seed), 16, self.seed, partly, train=True)
 
 

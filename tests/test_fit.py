@@ -124,6 +124,15 @@ def test_a_killed_training_is_resumed_by_another_process(tmp_path):
     assert_resumed(tmp_path / "whole", tmp_path / "resumed", whole, resumed)
 
 
+def test_a_constant_stage_keeps_the_rate_that_the_schedule_of_the_others_starts_from(tmp_path):
+    rates = Rates()
+    training(tmp_path, "Steady", epochs=2, scheduler={"_target_": "kdbench.optim.cosine"}).run(tmp_path, [rates])
+    first, second = rates.rates[:4], rates.rates[4:]
+    assert set(first) == {second[0]}
+    assert second == sorted(set(second), reverse=True)
+    assert len(second) == 4
+
+
 def test_a_finished_training_is_not_trained_again(tmp_path):
     first = training(tmp_path, "Hint").run(tmp_path)
     rates = Rates()

@@ -73,7 +73,7 @@ class Data(LightningDataModule):
     def _loader(self, split: str, size: int) -> SeededLoader:
         return SeededLoader(Patterns(size, split, self.seed), 16, self.seed, collate, train=split in ("train", "meta"))
 
-    def train_dataloader(self) -> SeededLoader:
+    def train_dataloader(self, without_meta: bool = False) -> SeededLoader:
         return self._loader("train", 64)
 
     def meta_dataloader(self) -> SeededLoader:

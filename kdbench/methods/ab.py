@@ -3,8 +3,8 @@
 Paper: Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
 AAAI 2019: the alternative loss with layer weights ``2^(i-n+1)``, i = 0..n-1, deepest 1, and 0.003 over all.
 Deviations: after the initial stage the student learns from labels alone, as in RepDistiller's tables, where the paper
-also tries KD. In the initial stage the student is in train mode, as in the authors' code (RepDistiller: eval). Grids of
-different sizes are pooled to the smaller one before the loss.
+also tries KD. The initial stage keeps its learning rate, as there. In it the student is in train mode, as in the
+authors' code (RepDistiller: eval). Grids of different sizes are pooled to the smaller one before the loss.
 """
 
 from __future__ import annotations
@@ -54,6 +54,6 @@ class AB(Method):
     def stages(self) -> tuple[Stage, ...]:
         """Returns the boundary stage and the task stage."""
         return (
-            Stage("init", self.init_epochs, terms=("ab",)),
+            Stage("init", self.init_epochs, terms=("ab",), constant=True),
             Stage("distil", terms=("task",), trains=("student",)),
         )

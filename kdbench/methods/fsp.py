@@ -2,8 +2,9 @@
 
 Paper: Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
 Learning", CVPR 2017, eq. 1 and 2.
-Deviations: the mean over the Gram matrix instead of the squared norm, and average pooling, as in RepDistiller, which
-in the first stage leaves the student in eval mode, though; here it is in train mode.
+Deviations: the mean over the Gram matrix instead of the squared norm, average pooling, and a first stage of constant
+learning rate, as in RepDistiller, which begins with the stem's grid, though, where here the first stage's is the first,
+and leaves the student in eval mode in the first stage; here it is in train mode.
 Paper and tables need students as wide as the teacher; ``project=true`` serves other pairs with a 1x1 convolution at
 each level whose widths differ, which trains in the first stage and then falls away. Where widths agree it changes
 nothing.
@@ -51,6 +52,6 @@ class FSP(Method):
     def stages(self) -> tuple[Stage, ...]:
         """Returns the flow stage and the task stage."""
         return (
-            Stage("init", self.init_epochs, terms=("fsp",)),
+            Stage("init", self.init_epochs, terms=("fsp",), constant=True),
             Stage("distil", terms=("task",), trains=("student",)),
         )

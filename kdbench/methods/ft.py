@@ -4,8 +4,8 @@ Paper: Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via F
 squared reconstruction error of the paraphraser, then the p-norm between normalised factors.
 Deviations: ``faithful=code`` (default, weight 200) compares the energies of the factors, as RepDistiller and the tables
 made with it do; ``faithful=paper`` compares whole factors, as the authors' code does with weight 500. As in
-RepDistiller the translator has batch normalisation, the paraphraser none, and the paraphraser learns at a fifth of the
-learning rate.
+RepDistiller the translator has batch normalisation, the paraphraser none, and the paraphraser learns at a constant
+rate, a fifth of the run's (there for ResNets and WRNs; the whole of it for other students).
 """
 
 from __future__ import annotations
@@ -95,6 +95,6 @@ class FT(Method):
     def stages(self) -> tuple[Stage, ...]:
         """Returns the paraphraser's stage and the student's."""
         return (
-            Stage("paraphraser", self.init_epochs, ("reconstruction",), ("method.paraphraser",), lr=0.2),
+            Stage("paraphraser", self.init_epochs, ("reconstruction",), ("method.paraphraser",), lr=0.2, constant=True),
             Stage("distil", terms=("task", "factor"), trains=("student", "method.translator")),
         )

@@ -3,7 +3,9 @@
 Paper: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021: residual learning framework,
 attention-based fusion (ABF) and hierarchical context loss (HCL), as in the released code.
 Its constants: fusions as wide as the student's deepest level, at most 512; kernels drawn by
-``kaiming_uniform(a=1)``; the pooled vector is the deepest level, one cell large; the teacher's stem does not teach.
+``kaiming_uniform(a=1)``; the pooled vector is the deepest level, one cell large; the teacher's stem does not teach; the
+teacher's grids are those before their activation, where a task tells, and the student's those after it (on ImageNet the
+release takes the student's before it too).
 Deviations: the weight grows linearly by step over a share of training, 20 of 240 epochs, where the code grows it by
 epoch. A task without pooled vectors (dense prediction) has its grids alone, as the paper's detectors do.
 """
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from kdbench.features import Grid, Vector
+from kdbench.features import Activated, Grid, Vector
 from kdbench.functional.reviewkd import hierarchical_context_loss
 from kdbench.methods.blocks import BatchNorm, conv
 from kdbench.plugin import Method, Need
@@ -86,7 +88,8 @@ class ReviewKD(Method):
     @staticmethod
     def levels(signals: Signals, role: str) -> list[Tensor]:
         """Returns the levels of a role from deep to shallow, the pooled vector as a grid of one cell."""
-        levels = [feature.values for feature in signals.features("stages", role)]
+        features = signals.features("stages", role)
+        levels = [f.pre if role == "teacher" and isinstance(f, Activated) else f.values for f in features]
         pooled = signals.feature("pooled", role)
         if isinstance(pooled, Vector):
             levels.append(pooled.values.reshape(*pooled.values.shape, *(1 for _ in levels[-1].shape[2:])))

@@ -4,9 +4,9 @@ Paper: Xu et al., "Knowledge Distillation Meets Self-Supervision", ECCV 2020: a 
 to find the sample that a rotated one was made from; its similarities are then transferred, beside the classes of the
 samples and of their rotations.
 Deviations: samples and rotations pass through each network one after the other, not in one batch, so that batch
-statistics are those of either; the authors crop after turning, here the batch as it was augmented is turned. The head's
-stage takes a quarter of the configured epochs (60 of 240), under the run's own schedule. Equations as in the authors'
-code.
+statistics are those of either; the authors crop after turning and do not flip, here the batch is turned as it was
+augmented (``data.augment.flip=false`` for theirs). The head's stage takes a quarter of the configured epochs (60 of
+240), under the run's own schedule. Equations as in the authors' code.
 """
 
 from __future__ import annotations

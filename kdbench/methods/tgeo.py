@@ -2,8 +2,9 @@
 
 Paper: Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024.
 Inner problem, of the student: ``mean_x [a(x) T^2 KL(p_t || p_s) + (1 - a(x)) CE]`` with ``a = sigmoid(MLP(state))``;
-outer problem, of the MLP: the supervised loss of the stepped student on held-out (``meta``) samples. State and MLP as
-in the authors' code; the gradient of the MLP goes through one plain gradient step of the student, of second order.
+outer problem, of the MLP: the supervised loss of the stepped student on the ``meta`` cut of the training samples, which
+the inner problem then goes without (``control: learned``). State and MLP as in the authors' code; the gradient of the
+MLP goes through one plain gradient step of the student, of second order.
 Deviations: in the released code no gradient reaches the MLP, whose ratio stays that of its random initial weights
 (``control: frozen_random``), and cross-entropy is applied to probabilities; neither is done here. The step of the MLP's
 optimizer is chosen here for the same reason. The paper does not say how its bilevel problem is solved, so the fidelity

@@ -20,7 +20,7 @@ from kdbench.cache import Store
 from kdbench.data import Key, SeededLoader
 from kdbench.digest import digest, source_digest
 from kdbench.errors import KDBenchError
-from kdbench.splits import cut
+from kdbench.splits import SHARE, cut
 from kdbench.task import Batch
 from tasks.classification.augment import Augment, rand_augment
 from tasks.classification.choice import balanced, keys_of, labelled, noisy, shuffled
@@ -257,17 +257,20 @@ class ImageData(LightningDataModule):
         samples = Samples(self.images, self.images.train, positions, self.images.augment, seed)
         return self._loader(samples, seed, train=True)
 
-    def train_dataloader(self) -> SeededLoader:
-        """Returns augmented training samples in the order of the seed."""
-        return self._train(self.seed)
-
-    def meta_dataloader(self) -> SeededLoader:
-        """Returns the further cut of the labelled training samples that bilevel methods use; as noisy as they are."""
+    def _meta(self) -> np.ndarray:
         train = self.images.train
         known = np.flatnonzero(train.targets >= 0)
         names = [train.split.names[i] for i in train.rows[known]]
-        meta = known[cut(names, purpose="meta", labels=train.targets[known].tolist())]
-        return self._train(rng.derive(self.seed, "meta"), meta)
+        return known[cut(names, purpose="meta", labels=train.targets[known].tolist())]
+
+    def train_dataloader(self, without_meta: bool = False) -> SeededLoader:
+        """Returns augmented training samples in the order of the seed, ``without_meta`` the rest of that cut."""
+        rest = np.setdiff1d(np.arange(len(self.images.train)), self._meta()) if without_meta else None
+        return self._train(self.seed, rest)
+
+    def meta_dataloader(self) -> SeededLoader:
+        """Returns the further cut of the labelled training samples that bilevel methods use; as noisy as they are."""
+        return self._train(rng.derive(self.seed, "meta"), self._meta())
 
     def val_dataloader(self) -> SeededLoader:
         """Returns the validation samples."""
@@ -295,32 +298,42 @@ def open_images(options: Mapping[str, Any], store: Store) -> Images:
         source = source.resized(given.size)
     pool, val = _held_out(source, given)
     train = _training(source, given, keep, pool, store)
-    test = _limited(source.test, given.test, "test")
+    test = _limited(source.test, np.arange(len(source.test.labels)), given.test, "test")
     first = len(train)
     val = Cut(val.split, val.rows, val.targets, first)
     return Images(source, given, train, val, Cut(source.test, test, source.test.labels[test], first + len(val)))
 
 
-def _limited(split: Split, most: int | None, purpose: str) -> np.ndarray:
-    if most is None or most >= len(split.labels):
-        return np.arange(len(split.labels))
-    return balanced(keys_of(split.names), split.labels, most, purpose)
+def _limited(split: Split, rows: np.ndarray, most: int | None, purpose: str) -> np.ndarray:
+    """Returns rows of a split, at most so many of them, as many of each class as of any other."""
+    if most is None or most >= len(rows):
+        return rows
+    return rows[balanced(keys_of([split.names[i] for i in rows]), split.labels[rows], most, purpose)]
 
 
 def _held_out(source: Source, options: DataOptions) -> tuple[np.ndarray, Cut]:
-    """Cuts validation, which therefore does not move when fewer labels are asked for; returns the pool and it."""
-    split, rows = source.train, _limited(source.train, options.train, "train")
+    """Cuts validation, from all there is: it never meets the training samples of a run with more or fewer of them.
+
+    Returns:
+        The pool of training samples and validation.
+    """
+    split = source.train
+    rows = np.arange(len(split.labels))
     if source.val is not None:
-        return rows, Cut(source.val, np.arange(len(source.val.labels)), source.val.labels)
-    labels = split.labels[rows]
-    chosen = cut([split.names[i] for i in rows], labels=labels.tolist())
-    if not chosen:
+        pool = _limited(split, rows, options.train, "train")
+        return pool, Cut(source.val, np.arange(len(source.val.labels)), source.val.labels)
+    held_out = np.array(cut(split.names, labels=split.labels.tolist()), dtype=np.int64)
+    pool, most = np.setdiff1d(rows, held_out), min(options.train or len(rows), len(rows))
+    classes = len(np.unique(split.labels[held_out]))
+    # A share of what is asked for, and each class.
+    few = most - len(pool) if most == len(rows) else max(round(SHARE * most), classes)
+    if not 0 < classes <= most - few:
         raise KDBenchError(
-            f"data.train={options.train}: {len(rows)} training samples of {len(source.classes)} classes; "
+            f"data.train={options.train}: {most} training samples of {len(source.classes)} classes; "
             "expected two of a class at least, as validation is cut from them"
         )
-    held_out = rows[chosen]
-    return np.delete(rows, chosen), Cut(split, held_out, split.labels[held_out])
+    held_out, pool = _limited(split, held_out, few, "val"), _limited(split, pool, most - few, "train")
+    return pool, Cut(split, held_out, split.labels[held_out])
 
 
 def _training(source: Source, options: DataOptions, keep: Keep, pool: np.ndarray, store: Store) -> Cut:

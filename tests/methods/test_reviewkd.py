@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kdbench.compat import bind
-from kdbench.features import Grid, Vector
+from kdbench.features import Activated, Grid, Vector
 from kdbench.functional.reviewkd import hierarchical_context_loss
 from kdbench.methods.reviewkd import ReviewKD
 from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal, yaml
@@ -109,6 +109,21 @@ def test_each_level_reviews_itself_and_the_deeper_ones():
         assert output.shape == guide.shape
         grads = torch.autograd.grad(output.square().sum(), made.student, retain_graph=True, allow_unused=True)
         assert [grad is not None for grad in grads[::-1]] == [i <= depth for i in range(3)]
+
+
+def test_the_teacher_is_read_before_its_activations_and_the_student_after_them():
+    def made(role: str) -> dict[str, Any]:
+        given = features(role, 3, SHAPES[role], True, torch.float32)
+        grids = {n: Activated(given[n].values.relu(), pre=given[n].values) for n in STAGES}
+        return {**grids, "pooled": given["pooled"]}
+
+    plain = bench()
+    active = Bench("reviewkd", made("student"), made("teacher"), {"stages": STAGES, "pooled": "pooled"})
+    student, teacher = (ReviewKD.levels(active.signals(), role) for role in ("student", "teacher"))
+    for level, raw in zip(student[1:], ReviewKD.levels(plain.signals(), "student")[1:], strict=True):
+        assert torch.equal(level, raw.relu())
+    for level, raw in zip(teacher, ReviewKD.levels(plain.signals(), "teacher"), strict=True):
+        assert torch.equal(level, raw)
 
 
 @pytest.mark.parametrize("space", [((8,), (4,)), ((4, 6, 2), (2, 3, 1))])

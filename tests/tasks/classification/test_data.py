@@ -113,6 +113,9 @@ def test_unlabelled_samples_join_behind_the_labelled_ones(tmp_path):
     meta = joined(epoch(images.module(0).meta_dataloader()))
     assert (meta.targets >= 0).all()
     assert meta.ids.max() < 300
+    rest = joined(epoch(images.module(0).train_dataloader(without_meta=True)))
+    assert len(rest.ids) == 700  # whole batches
+    assert not set(rest.ids.tolist()) & set(meta.ids.tolist())
 
 
 def test_noise_is_an_exact_share_uniform_over_the_other_classes(tmp_path):
@@ -169,10 +172,20 @@ def test_an_imbalanced_training_set(tmp_path):
 
 def test_most_samples_of_training_and_test_for_trials(tmp_path):
     images = digits(tmp_path, train=60, test=30)
-    assert images.sizes == {"train": 49, "val": 11, "test": 30}  # one more, as there is one of each class
+    assert images.sizes == {"train": 50, "val": 10, "test": 30}  # ten, as there is one of each class
     assert set(np.bincount(images.test.targets)) == {3}
     assert set(np.bincount([*images.train.targets, *images.val.targets])) == {6}
     assert digits(tmp_path, train=10**6, test=10**6).digest == digits(tmp_path).digest
+
+
+@pytest.mark.parametrize("count", [40, 300, 600, 899])
+def test_no_other_number_of_training_samples_reaches_validation(tmp_path, count):
+    """A teacher may see more samples than its student, whose epochs and weights validation chooses."""
+    few, all_of_it = digits(tmp_path, train=count), digits(tmp_path)
+    assert len(few.train) + len(few.val) == count
+    assert len(few.val) == max(10, round(0.1 * count))
+    assert not set(few.val.rows) & set(all_of_it.train.rows)
+    assert set(few.val.targets) == set(few.train.targets) == set(range(10))
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
