@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from importlib.util import find_spec
@@ -58,7 +59,11 @@ def main() -> None:
             sys.argv[1:] = ["--multirun"] * multirun + configuration.opened(plain)
     except KDBenchError as error:
         _fail(error)
-    hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)()
+    except SystemExit as end:
+        # Lightning ends a training at SIGTERM by an exit without a code, which would stand for success.
+        sys.exit(128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code)
     if sweep.failed or any(status != "ok" for status in outcomes):
         sys.exit(1)
 

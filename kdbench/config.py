@@ -40,14 +40,14 @@ class TrainerConfig(_Strict):
     val_every: int = Field(ge=1)
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
-    clip: float | None
+    clip: float | None = Field(gt=0)
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
     channels_last: bool
-    accelerator: str
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: int = Field(ge=1)
     strategy: Literal["auto", "ddp"]  # several devices are always DDP
-    threads: int | None
-    max_minutes: float | None
+    threads: int | None = Field(ge=1)
+    max_minutes: float | None = Field(gt=0)
     manual: bool
 
 

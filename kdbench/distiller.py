@@ -363,8 +363,10 @@ class Distiller(LightningModule):
             self.manual_backward(loss, inputs=reached, retain_graph=position < len(losses) - 1)
         average_gradients(dict.fromkeys(p for reached in inputs for p in reached))
         if self.optimization.clip is not None:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            scale = scaler.get_scale() if scaler is not None else 1.0  # of the gradients, until the optimizer steps
             for reached in inputs:
-                nn.utils.clip_grad_norm_(reached, self.optimization.clip)
+                nn.utils.clip_grad_norm_(reached, self.optimization.clip * scale)
         for i in stepping:
             optimizers[i].step()
             schedulers[i].step()

@@ -117,7 +117,7 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     teacher = store.find("model", stages.teacher_recipe.key)
     console.print("teacher: " + ("trained, from the cache" if teacher else "not trained yet: fresh weights stand in"))
     training = Training(recipe, task, teacher.path / "model.safetensors" if teacher else None, untrained=True)
-    distiller = training.distiller()
+    distiller = training.distiller(training.stages[0])
     batch = training.first_batch()
     terms = distiller.rehearse(batch)
     with distiller.rehearsal():

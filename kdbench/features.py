@@ -121,6 +121,14 @@ class Activated(Grid):
 
 
 @dataclass(frozen=True)
+class Last(Feature):
+    """The grid that global average pooling reads, ``values`` of shape ``(B, C, *space)``; the classifier sees its mean.
+
+    It is no :class:`Grid`: it repeats the deepest one or lies behind it, so that methods over grids leave it out.
+    """
+
+
+@dataclass(frozen=True)
 class Tokens(Feature):
     """A sequence of tokens.
 

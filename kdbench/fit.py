@@ -7,7 +7,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdbench import rng
 from kdbench.build import build
@@ -89,6 +90,10 @@ class Training:
         # A model trained alone starts from the stream of its side: a student and its scratch twin are twins.
         with rng.scope(self.recipe.seed, "init", name if self.plugins else self.recipe.role):
             model = self.task.build(self.recipe.config["pair"][role.side]["architecture"])
+        if not isinstance(model, nn.Module):
+            raise KDBenchError(
+                f"the {role.side}'s architecture makes a {type(model).__name__}, expected a torch.nn.Module"
+            )
         start = (self.recipe.config.get(role.side) or {}).get("init_from")
         if start and role.init == "fresh":
             load_weights(model, Path(start))
@@ -156,6 +161,8 @@ class Training:
     ) -> History:
         """Trains all stages, as one of the processes of this training."""
         history = History()
+        if self.recipe.given:
+            return history
         with threads(self.recipe.trainer["threads"], place.size):
             for stage in self.stages:
                 folder = work / "scratch" / stage.name
@@ -187,7 +194,8 @@ class Training:
         epochs = max(1, round(config["epochs"] * stage.epochs))
         # Only here there is a group: the rehearsal before it saw the whole first batch in every process.
         with _quiet(), group(place, stage.name, _device(config["accelerator"])):
-            if any(u.batch == "meta" for u in distiller.plan.updates):
+            bilevel = any(u.batch == "meta" for u in distiller.plan.updates)
+            if bilevel:
                 data: Any = self.data
                 cuts = {"train": data.train_dataloader(without_meta=True), "meta": data.meta_dataloader()}
                 loaders: Any = CombinedLoader(cuts, "max_size_cycle")
@@ -211,13 +219,19 @@ class Training:
                 use_distributed_sampler=False,
             )
             last = folder / "last.ckpt"
-            trainer.fit(
-                distiller,
-                loaders,
-                self.data.val_dataloader(),
-                ckpt_path=str(last) if last.exists() else None,
-                weights_only=True,
-            )
+            if last.exists():
+                _set_epoch(loaders, torch.load(last, map_location="cpu", weights_only=True)["epoch"] + 1)
+            if config["precision"] == "64-true":
+                distiller.double()  # as Lightning does, but before it loads the checkpoint
+            # Only the plain kernels of attention have a second derivative.
+            with sdpa_kernel(SDPBackend.MATH) if bilevel else nullcontext():
+                trainer.fit(
+                    distiller,
+                    loaders,
+                    self.data.val_dataloader(),
+                    ckpt_path=str(last) if last.exists() else None,
+                    weights_only=True,
+                )
         return history
 
     def _finish(self, work: Path, history: History, best: Path, device: torch.device) -> dict[str, Any]:
@@ -318,7 +332,17 @@ def _scaled(weight: Any, factor: float, term: str) -> Any:
     return {**weight, "value": weight["value"] * factor} if isinstance(weight, Mapping) else weight * factor
 
 
+def _set_epoch(loaders: Any, epoch: int) -> None:
+    """Tells loaders where a resumed training begins: their workers prefetch before Lightning says so."""
+    for loader in getattr(loaders, "flattened", [loaders]):
+        loader.sampler.set_epoch(epoch)
+
+
 def _device(accelerator: str) -> torch.device:
-    if accelerator == "cpu" or not torch.cuda.is_available():
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise KDBenchError(
+            f"trainer.accelerator={accelerator}: there is no GPU that torch can use: leave it auto, or cpu"
+        )
     return torch.device("cuda")

@@ -27,6 +27,8 @@ def make_scheduler(spec: Mapping[str, Any], optimizer: Optimizer, total_steps: i
 
 
 def _create(where: str, spec: Mapping[str, Any], *arguments: Any) -> Any:
+    if "_target_" not in spec:
+        raise KDBenchError(f"{where}: the key _target_ is missing, e.g. torch.optim.AdamW")
     target = locate(spec["_target_"])
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "_target_"}
     known = inspect.signature(target).parameters

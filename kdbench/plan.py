@@ -23,12 +23,11 @@ class Schedule:
     @classmethod
     def of(cls, name: str, weight: Weight) -> Schedule:
         """Reads ``0.5`` or ``{value: 0.5, ramp: 0.1}`` from the configuration."""
-        if isinstance(weight, Mapping):
-            unknown = set(weight) - {"value", "ramp"}
-            if unknown or "value" not in weight:
-                raise KDBenchError(f"weight of term {name!r} is {dict(weight)}: expected a number or {{value, ramp}}")
-            return cls(float(weight["value"]), float(weight.get("ramp", 0.0)))
-        return cls(float(weight))
+        given = weight if isinstance(weight, Mapping) else {"value": weight}
+        try:
+            return cls(**{key: float(number) for key, number in given.items()})
+        except (TypeError, ValueError):
+            raise KDBenchError(f"weight of term {name!r} is {weight!r}: expected a number or {{value, ramp}}") from None
 
     def at(self, progress: float) -> float:
         """Returns the weight at a share of training done."""

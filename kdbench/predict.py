@@ -26,9 +26,11 @@ def predict(run: Path, source: Path, out: Path | None = None) -> list[dict[str, 
         KDBenchError: The record or the input cannot be read.
     """
     from omegaconf import OmegaConf
+    from yaml import YAMLError
 
     from kdbench.cache import Store
     from kdbench.deployment import load_deployed
+    from kdbench.digest import digest
     from kdbench.record import CONFIG, read_record
     from kdbench.stages import make_task
 
@@ -36,7 +38,12 @@ def predict(run: Path, source: Path, out: Path | None = None) -> list[dict[str, 
     folder = run if run.is_dir() else run.parent
     if record.status != "ok":
         raise KDBenchError(f"{folder} is a run that {record.status} ({record.reason}): it has no student")
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise KDBenchError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())}") from None
+    if digest(config) != record.provenance.config_digest:  # it names the classes that are built
+        raise KDBenchError(f"{folder / CONFIG}: this is not the configuration of the run: it was edited")
     task = make_task(config, Store(Path(config["cache"]) if config["cache"] else None))
     side = "teacher" if record.scores.student is None else "student"
     batch = task.read(source)

@@ -15,9 +15,11 @@ DEPLOYED = "deployed.safetensors"
 BEST = "best.safetensors"
 
 #: Keys of ``trainer`` that change how a training is run but not what comes out.
-_RUNNING = ("accelerator", "threads", "max_minutes")
+_RUNNING = ("accelerator", "threads")
 #: Those of ``data``; what lies at the root is in the digest of the data.
 _READING = ("root", "workers")
+#: Those of ``task``: what is made of the scores.
+_JUDGING = ("noise",)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Recipe:
         factor: On the weights of all distillation terms.
         scored: Whether the test set is read at the end (tuning trials are scored on validation alone).
         length: Share of the configured epochs (tuning trials may be shorter).
+        files: Digests of the weights files that it starts from.
+        given: Whether those weights are the product as they are: a teacher from elsewhere.
     """
 
     role: str
@@ -48,6 +52,7 @@ class Recipe:
     scored: bool = True
     length: float = 1.0
     files: Mapping[str, str] = field(default_factory=dict)
+    given: bool = False
 
     @property
     def trainer(self) -> dict[str, Any]:
@@ -59,6 +64,8 @@ class Recipe:
     def modules(self) -> set[str]:
         """Dotted modules whose sources decide the outcome."""
         targets = [self.config["task"], self.config["pair"][self.side]["architecture"], *self.plugins.values()]
+        targets += [self.trainer["optimizer"], self.trainer["scheduler"]]
+        targets += [plugin["optimizer"] for plugin in self.plugins.values() if plugin.get("optimizer")]
         names = {t["_target_"].rpartition(".")[0] for t in targets if "_target_" in t}
         return names | {"kdbench.fit"}
 
@@ -72,7 +79,7 @@ class Recipe:
                 "side": self.side,
                 "pair": {side: self.config["pair"][side] for side in sides},
                 "files": dict(self.files),
-                "task": self.config["task"],
+                "task": {k: v for k, v in self.config["task"].items() if k not in _JUDGING},
                 "dataset": self.dataset,
                 "data": {k: v for k, v in self.config["data"].items() if k not in _READING},
                 "plugins": {owner: dict(spec) for owner, spec in self.plugins.items()},
@@ -81,6 +88,7 @@ class Recipe:
                 "teacher": self.teacher,
                 "factor": self.factor,
                 "scored": self.scored,
+                "given": self.given,
                 "code": source_digest(self.modules),
             }
         )

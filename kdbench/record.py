@@ -40,7 +40,19 @@ CONFIG = "config.yaml"
 
 #: Keys of the resolved config that do not change the number, dotted; what :func:`spec_hash` leaves out. Where the data
 #: lie does not: ``dataset.digest`` says what they are.
-SPEC_EXCLUDE = ("seed", "results", "cache", "logger", "hydra", "rerun", "data.root", "data.workers", "trainer.threads")
+SPEC_EXCLUDE = (
+    "seed",
+    "results",
+    "cache",
+    "logger",
+    "hydra",
+    "rerun",
+    "data.root",
+    "data.workers",
+    "teacher.data.root",
+    "teacher.data.workers",
+    "trainer.threads",
+)
 
 #: Fields that differ between two equal runs, dotted, ``*`` for any key; what :func:`content_hash` leaves out. Two
 #: records of one content hash therefore hold the same result, made twice or copied.

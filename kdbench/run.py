@@ -103,8 +103,7 @@ class Run:
         self.task.prepare()
         stages = Stages(self.config, self.task, self.store, self._follow)
         run_id = f"{self.spec[:10]}-s{self.config['seed']}-{stages.main_recipe.key[:8]}"
-        names = self.config["task"]["name"], self.config["method"]["name"]
-        folder = Path(self.config["results"]).joinpath(*names, run_id)
+        folder = self._folder(run_id)
         if not self.config["rerun"] and (folder / RUN).is_file():
             record = read_record(folder)
             if record.status == "ok":
@@ -117,6 +116,14 @@ class Run:
         if outcome.status == "ok":
             show(outcome.record, outcome.path, self.console)
         return outcome
+
+    def _folder(self, run_id: str) -> Path:
+        return Path(self.config["results"]).joinpath(self.config["task"]["name"], self.config["method"]["name"], run_id)
+
+    def _succeeded(self, run_id: str) -> bool:
+        """Says whether an earlier run left its record."""
+        folder = self._folder(run_id)
+        return (folder / RUN).is_file() and read_record(folder).status == "ok"
 
     def _attempt(self, stages: Stages, run_id: str) -> Outcome:
         from kdbench.history import Diverged
@@ -267,6 +274,8 @@ class Run:
         return Models(**sizes), stream.getvalue(), self.task.compare(networks, tests)
 
     def _failed(self, run_id: str, status: str, reason: str) -> Outcome:
+        if self._succeeded(run_id):
+            run_id += "-failed"  # what was there stays
         record = Record(
             run_id=run_id,
             spec_hash=self.spec,

@@ -87,7 +87,8 @@ class Stages:
         if start and not Path(start).is_file():
             raise KDBenchError(f"{side}.init_from={start}: there is no such file")
         files = {"init_from": file_digest(start)} if start else {}
-        return Recipe(side, side, config, {}, seed, task.dataset().digest, files=files)
+        given = side == "teacher" and bool(start)
+        return Recipe(side, side, config, {}, seed, task.dataset().digest, files=files, given=given)
 
     def student_recipe(self, factor: float = 1.0) -> Recipe:
         """The distilled student."""
@@ -145,17 +146,26 @@ class Stages:
         factors = tuning["factors"][: tuning["trials"]]
         if not factors or not self.distils:
             return None
-        scores = {}
+        from kdbench.history import Diverged
+
+        scores: dict[float, float | None] = {}
         # Seeds that run side by side begin at different ends instead of waiting for each other.
         for factor in factors if self.config["seed"] % 2 == 0 else reversed(factors):
             recipe = self.student_recipe().trial(factor, tuning["seed"], tuning["length"])
-            product = self._make(recipe, f"trial ×{factor:g}")
+            try:
+                product = self._make(recipe, f"trial ×{factor:g}")
+            except Diverged:
+                scores[factor] = None
+                continue
             score = product.manifest["scores"]["val"].get(self.task.selection)
             if score is None:
                 raise KDBenchError(f"tuning needs {self.task.selection} on validation, which holds nothing to score")
             scores[factor] = score
         sign = 1.0 if self.task.higher_is_better else -1.0
-        best = max(factors, key=lambda f: sign * scores[f])
+        finite = {f: sign * s for f in factors if (s := scores[f]) is not None}
+        if not finite:
+            raise Diverged("every tuning trial diverged: lower trainer.optimizer.lr or the factors")
+        best = max(finite, key=finite.__getitem__)
         return Tuning(
             trials=len(factors), factor=best, seed=tuning["seed"], scores={f"{f:g}": scores[f] for f in factors}
         )

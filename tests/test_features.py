@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from kdbench.features import Grid, Logits
+from kdbench.features import Grid, Last, Logits
 
 
 def test_rows_follow_class_axis_and_mask():
@@ -52,3 +52,4 @@ def test_adapters_keep_the_gradient():
 
 def test_signature():
     assert Grid(torch.zeros(1, 2, 3, 4)).signature() == "Grid(1, 2, 3, 4) float32"
+    assert Last(torch.zeros(1, 2, 3, 4)).signature() == "Last(1, 2, 3, 4) float32"

@@ -194,14 +194,13 @@ def test_options_for_own_work(kdbench, tmp_path):
     ran = kdbench(
         "method=kd",
         f"teacher.init_from={teacher}",
-        "teacher.trainer.epochs=1",
         "student._target_=tests.toy.Net",
         "student.width=6",
         "student.dropout=0.1",
         "student.trainer.optimizer.lr=0.01",
     )
     assert ran.code == 0
-    assert "teacher: epoch 1/1" in ran.out
+    assert "teacher: epoch" not in ran.out  # it is taken as it is
     assert "student: epoch 2/2" in ran.out
 
 

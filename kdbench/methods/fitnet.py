@@ -1,6 +1,7 @@
 """Hints from an intermediate feature.
 
-Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3.
+Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3. The hint is a layer from the middle: which
+one, the pair says (``published.fitnet``; layer 2 in the released code of Tian et al.).
 Deviation: hint and task are trained together, as the later literature does, instead of one after the other.
 """
 

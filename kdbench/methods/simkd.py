@@ -8,8 +8,9 @@ projected; no supervised loss.
 
 At inference the projector and the teacher's classifier must be kept. For maps of S and T channels, factor f and C
 classes they add ST/f + 9(T/f)^2 + T^2/f kernel weights, 2(2T/f + T) of the normalisation and TC + C of the classifier.
-Deviation: a pooled student map is pooled by the ratio of the sizes on the probed batch, so that inference needs no
-teacher; on inputs of one size that is the same.
+Deviations: a pooled student map is pooled by the ratio of the sizes on the probed batch, so that inference needs no
+teacher; on inputs of one size that is the same. Where a student has one more convolution between its last stage and the
+pooling (MobileNetV2, ShuffleNetV2), the map behind it is projected, in the released code the one before it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
-from kdbench.features import Grid
+from kdbench.features import Grid, Last, Logits
+from kdbench.functional.divergence import upcast
 from kdbench.functional.pool import average_pool, global_average
 from kdbench.functional.simkd import simkd_loss
 from kdbench.methods.blocks import BatchNorm, conv
 from kdbench.plugin import Method, Need, Part
 from kdbench.signals import Context, Signals
 from kdbench.sources import Tapped
+
+#: Share of the logits' norm by which those of the pooled map may differ: low precision, but no other map.
+TOLERANCE = 0.02
+
+
+def check_pooled(probe: Signals, need: str, role: str) -> None:
+    """Checks that a role's classifier reads the global average of the grid that is bound to a need.
+
+    Raises:
+        KDBenchError: It reads something else, so that what it says of the grid means nothing.
+    """
+    grid, logits = (probe.feature(name, role).values for name in (need, "logits"))
+    classifier = probe.part("classifier", role)
+    weight, bias = upcast(classifier.get_parameter("weight").flatten(1)), getattr(classifier, "bias", None)
+    found = f"the {role}'s classifier reads {weight.shape[1]} channels and its map {probe.bindings.get(need, need)!r}"
+    fix = f"expected the map right before global average pooling: set method.bind.{need}"
+    if weight.shape[1] != grid.shape[1]:
+        raise KDBenchError(f"{found} has {grid.shape[1]}, {fix}")
+    answer = F.linear(global_average(upcast(grid)), weight, None if bias is None else upcast(bias))
+    said = upcast(logits).flatten(1)
+    if answer.shape != said.shape or (answer - said).norm() > TOLERANCE * said.norm():
+        raise KDBenchError(f"{found}, averaged, does not give its logits, {fix}")
 
 
 class Projector(nn.Module):
@@ -83,7 +108,7 @@ class SimKD(Method):
         factor: Narrows the hidden layers of the projector: fewer parameters, less accuracy.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("feature", Grid),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("feature", (Last, Grid)), Need("logits", Logits, roles=("teacher",)))
     parts: ClassVar[tuple[Part, ...]] = (Part("classifier"),)
 
     def __init__(self, factor: PositiveInt = 2) -> None:
@@ -93,17 +118,12 @@ class SimKD(Method):
     def build(self, probe: Signals) -> None:
         """Makes the projector and notes what inference needs."""
         student, teacher = (feature.values for feature in probe.pair("feature"))
-        classifier: Any = probe.part("classifier")
-        if classifier.in_features != teacher.shape[1]:
-            raise KDBenchError(
-                f"SimKD: the teacher's classifier reads {classifier.in_features} channels and its map has "
-                f"{teacher.shape[1]}, expected the map right before global average pooling: set method.bind.feature"
-            )
+        check_pooled(probe, "feature", "teacher")
         ratio = [t / s for s, t in zip(student.shape[2:], teacher.shape[2:], strict=True)]
         self.projector = Projector(student.shape[1], teacher.shape[1], self.factor, ratio)
         self.tap = probe.tap("feature", "student")
         # In a tuple, because it stays the teacher's.
-        self.classifier = (classifier,)
+        self.classifier = (probe.part("classifier"),)
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``simkd``."""

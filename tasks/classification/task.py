@@ -21,7 +21,7 @@ from kdbench.build import build, locate
 from kdbench.cache import Store
 from kdbench.distributed import normalizer
 from kdbench.errors import KDBenchError, nearest
-from kdbench.features import Activated, Feature, Grid, Kind, Logits, Tokens, Vector
+from kdbench.features import Activated, Feature, Grid, Kind, Last, Logits, Tokens, Vector
 from kdbench.functional.divergence import upcast
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task, move, scalars
 from tasks.classification import picture
@@ -31,7 +31,9 @@ from tasks.classification.metrics import Scores, fit_temperature
 #: Keys of ``data`` that the engine reads.
 ENGINE = ("name", "task")
 #: Kinds that a pair may declare for a tap.
-KINDS: dict[str, Kind] = {"grid": Grid, "tokens": Tokens, "vector": Vector}
+KINDS: dict[str, Kind] = {"grid": Grid, "last": Last, "tokens": Tokens, "vector": Vector}
+#: Taps whose name says their kind.
+NAMED = {"pooled": "vector", "last": "last"}
 #: What a tensor is by its number of axes.
 AXES = {2: "a vector (B, D)", 3: "tokens (B, L, D)", 4: "a grid (B, C, H, W)"}
 #: ``<tap>.pre`` is what the activation behind ``<tap>`` reads.
@@ -79,7 +81,7 @@ class Classification(Task):
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
-        """Taps are grids, ``pooled`` is a vector, and ``kinds`` of a pair's side says what is otherwise."""
+        """Taps are grids, ``pooled`` is a vector, ``last`` what is pooled; ``kinds`` of a side says what else is."""
         taps, declared = side.get("taps") or {}, side.get("kinds") or {}
         kinds: dict[str, Kind] = {}
         for name in (*taps, *declared):
@@ -87,9 +89,11 @@ class Classification(Task):
                 raise KDBenchError(f"pair: there is no tap {name.removesuffix(PRE)!r}: {nearest(name, taps)}")
             if name.endswith(PRE):
                 continue
-            kind = declared.get(name, "vector" if name == "pooled" else "grid")
+            kind = declared.get(name, NAMED.get(name, "grid"))
             if kind not in KINDS:
                 raise KDBenchError(f"pair: kinds.{name}={kind}: there is no such kind: {nearest(str(kind), KINDS)}")
+            if (kind == "last") != (name == "last"):
+                raise KDBenchError(f"pair: kinds.{name}={kind}: the tap named 'last', and no other, is of kind 'last'")
             kinds[name] = Activated if kind == "grid" and name + PRE in taps else KINDS[kind]
         return kinds | {"logits": Logits}
 
@@ -161,7 +165,7 @@ class Classification(Task):
 
     def _feature(self, name: str, value: Tensor, pre: Tensor | None, outputs: Outputs) -> Feature:
         axes = value.dim()
-        possible = [2] if name == "pooled" else [2, 3, 4] if pre is None else [4]
+        possible = [2] if name == "pooled" else [2, 3, 4] if pre is None and name != "last" else [4]
         if axes not in possible:
             expected = " or ".join(AXES[n] for n in possible)
             raise KDBenchError(f"tap {name!r} has shape {tuple(value.shape)}, expected {expected}: tap another module")
@@ -176,6 +180,8 @@ class Classification(Task):
             return Tokens(value, outputs.prefix, grid)
         if outputs.channels_last:
             value, pre = value.permute(0, 3, 1, 2), None if pre is None else pre.permute(0, 3, 1, 2)
+        if name == "last":
+            return Last(value)
         stride = tuple(of_image / cells for of_image, cells in zip(self.images.size, value.shape[2:], strict=True))
         return Grid(value, stride) if pre is None else Activated(value, stride, pre=pre)
 

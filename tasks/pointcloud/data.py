@@ -22,7 +22,7 @@ from kdbench import rng
 from kdbench.data import Key, SeededLoader
 from kdbench.digest import digest
 from kdbench.errors import KDBenchError
-from kdbench.splits import cut
+from kdbench.splits import SHARE, cut
 from kdbench.task import Batch
 from tasks.pointcloud import kitti
 from tasks.pointcloud.augment import Augment
@@ -145,24 +145,26 @@ class Split:
         """Reads ``ImageSets`` and cuts val; ``train`` and ``test`` bound the number of frames.
 
         Raises:
-            KDBenchError: One frame to train on, of which val cannot be cut, or a frame of both sets; and those of
-                :func:`~tasks.pointcloud.kitti.read_split`.
+            KDBenchError: Fewer than two frames to train on, of which val cannot be cut, or a frame of both sets; and
+                those of :func:`~tasks.pointcloud.kitti.read_split`.
         """
         labelled, tested = kitti.read_split(root, "train"), kitti.read_split(root, "val")
         both = sorted({*labelled} & {*tested})
         if both:
             sets = root / "ImageSets"
             raise KDBenchError(f"{sets}: frame {both[0]} is in train.txt and in val.txt, which is our test; keep one")
-        labelled = labelled[:train]
-        if len(labelled) < 2:
-            found = f"{root / 'ImageSets' / 'train.txt'}: 1 frame to train on (data.train={train})"
+        most = min(len(labelled) if train is None else train, len(labelled))
+        if most < 2:
+            found = f"{root / 'ImageSets' / 'train.txt'}: {most} frame to train on (data.train={train})"
             raise KDBenchError(f"{found}; expected at least 2, as validation is cut from them")
-        held_out = set(cut(labelled))
-        kept = [n for i, n in enumerate(labelled) if i not in held_out]
+        # Of all frames: validation never meets the training frames of a run with more or fewer of them.
+        held_out = cut(labelled)
+        few = len(held_out) if most == len(labelled) else max(1, round(SHARE * most))
+        kept = [n for i, n in enumerate(labelled) if i not in set(held_out)][: most - few]
         meta = set(cut(kept, purpose="meta"))
         return cls(
             train=tuple(kept),
-            val=tuple(labelled[i] for i in sorted(held_out)),
+            val=tuple(labelled[i] for i in held_out[:few]),
             test=tuple(tested[:test]),
             meta=tuple(kept[i] for i in sorted(meta)),
         )
@@ -290,9 +292,10 @@ class KittiData(LightningDataModule):
     def _loader(self, scans: Scans, seed: int = 0, train: bool = False) -> SeededLoader:
         return SeededLoader(scans, self.batch_size, seed, self.collate, train, self.workers)
 
-    def train_dataloader(self) -> SeededLoader:
-        """Returns augmented training frames in the order of the seed."""
-        return self._train(self.split.train, self.seed)
+    def train_dataloader(self, without_meta: bool = False) -> SeededLoader:
+        """Returns augmented training frames in the order of the seed, ``without_meta`` the rest of that cut."""
+        meta = set(self.split.meta) if without_meta else set()
+        return self._train([name for name in self.split.train if name not in meta], self.seed)
 
     def meta_dataloader(self) -> SeededLoader:
         """Returns the further cut of the training frames that bilevel methods use."""

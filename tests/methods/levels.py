@@ -52,7 +52,10 @@ def check_init_then_distil(name: str, task: Task, folder: Path) -> None:
     """The method's term trains its own layers and the student first, the supervised loss the student alone after it."""
     spec = {k: v for k, v in yaml(name).items() if k in ("_target_", "weights")}
     training: Any = Training(recipe("KD", **spec), task, teacher_file(folder))
-    assert training.stages == (Stage("init", 0.125, (name,), constant=True), Stage("distil", 1.0, ("task",), ("student",)))
+    assert training.stages == (
+        Stage("init", 0.125, (name,), constant=True),
+        Stage("distil", 1.0, ("task",), ("student",)),
+    )
     plans = []
     for stage in training.stages:
         distiller = training.distiller(stage)

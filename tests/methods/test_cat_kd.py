@@ -10,8 +10,8 @@ from kdbench.errors import KDBenchError
 from kdbench.features import Grid
 from kdbench.functional.cat_kd import class_activation_maps, class_attention_loss
 from kdbench.methods.cat_kd import CATKD
-from tests.methods.harness import check_deterministic, check_gradients, differ, knobs, normal
-from tests.methods.parts import PartBench
+from tests.methods.harness import check_deterministic, check_gradients, differ, knobs, normal, yaml
+from tests.methods.test_simkd import ClassifiedBench
 from tests.toy import Toy
 
 OTHER: dict[str, Any] = {"resolution": 3, "normalize": False}
@@ -19,15 +19,15 @@ OTHER: dict[str, Any] = {"resolution": 3, "normalize": False}
 
 def bench(
     batch: int = 3, space: tuple[int, ...] = (4, 5), dtype: torch.dtype = torch.float32, **options: Any
-) -> PartBench:
+) -> ClassifiedBench:
     grids = [Grid(normal(batch, c, *space, name=n).to(dtype)) for c, n in ((4, "s"), (8, "t"))]
-    return PartBench("cat_kd", {"feature": grids[0]}, {"feature": grids[1]}, **options)
+    return ClassifiedBench("cat_kd", {"feature": grids[0]}, {"feature": grids[1]}, **options)
 
 
 def test_binds_to_the_deepest_grid_and_needs_both_classifiers():
     side = {"taps": {"stem": "stem", "body": "body", "pooled": "head:input"}, "parts": {"classifier": "head"}}
     pair = {"name": "toy", "student": side, "teacher": side}
-    assert bind(CATKD, Toy, pair) == {"feature": "body"}
+    assert bind(CATKD, Toy, pair) == {"feature": "body", "logits": "logits"}
     with pytest.raises(KDBenchError, match="calls the part 'classifier'"):
         bind(CATKD, Toy, {**pair, "student": {"taps": side["taps"]}})
 
@@ -64,7 +64,7 @@ def test_is_the_loss_of_the_classifiers_maps(space, normalize):
 
 def test_zero_for_equal_networks():
     grid = {"feature": Grid(normal(3, 4, 4, 4))}
-    made = PartBench("cat_kd", grid, grid)
+    made = ClassifiedBench("cat_kd", grid, grid)
     made.heads["student"].load_state_dict(made.heads["teacher"].state_dict())
     assert made.loss().item() == 0
 
@@ -79,5 +79,10 @@ def test_empty_batch_and_low_precision():
 
 def test_a_grid_that_the_classifier_does_not_read_is_one_line():
     grids = {"feature": Grid(normal(2, 4, 4, 4))}
-    with pytest.raises(KDBenchError, match="reads 7 channels and the grid has 4"):
-        PartBench("cat_kd", grids, grids, widths={"student": 7}).loss()
+    with pytest.raises(KDBenchError, match="student's classifier reads 7 channels and its map 'feature' has 4"):
+        ClassifiedBench("cat_kd", grids, grids, widths={"student": 7})
+
+
+def test_a_pair_without_published_values_has_the_defaults():
+    found = yaml("cat_kd")
+    assert (found["resolution"], found["normalize"], found["weights"]["cat"]) == (2, True, 15.0)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from kdbench.compat import bind
 from kdbench.features import Grid
 from kdbench.methods.fitnet import FitNet
-from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal
+from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal, yaml
 from tests.toy import Toy
 
 OTHER: dict[str, Any] = {}
@@ -23,6 +23,14 @@ def bench(student: tuple[int, ...] = (3, 4, 6, 5), teacher: tuple[int, ...] = (3
 def test_binds_to_the_deepest_grid():
     side = {"taps": {"stem": "stem", "body": "body", "pooled": "head:input"}}
     assert bind(FitNet, Toy, {"name": "toy", "student": side, "teacher": side}) == {"feature": "body"}
+
+
+def test_a_binding_to_nothing_is_that_to_the_deepest_grid():
+    assert yaml("fitnet")["bind"] == {"feature": None}
+    side = {"taps": {"stem": "stem", "body": "body", "pooled": "head:input"}}
+    pair = {"name": "toy", "student": side, "teacher": side}
+    assert bind(FitNet, Toy, pair, {"feature": None}) == {"feature": "body"}
+    assert bind(FitNet, Toy, pair, {"feature": "stem"}) == {"feature": "stem"}
 
 
 @pytest.mark.parametrize("space", [(7,), (6, 5), (3, 4, 5)])

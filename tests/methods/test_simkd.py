@@ -4,6 +4,7 @@ on the same weights, with the student's map larger than, smaller than and as lar
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,61 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from kdbench import config
+from kdbench.build import build
+from kdbench.cache import Store
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
-from kdbench.features import Grid
+from kdbench.features import Grid, Last, Logits
 from kdbench.fit import MODEL, Training
+from kdbench.functional.pool import global_average
+from kdbench.methods.cat_kd import CATKD
+from kdbench.methods.fitnet import FitNet
+from kdbench.methods.ofd import OFD
 from kdbench.methods.simkd import Reused, SimKD
-from kdbench.sources import Tapped
+from kdbench.recipe import Recipe
+from kdbench.signals import Cast
+from kdbench.sources import Answer, Tapped
+from kdbench.task import Batch
+from tasks.classification.task import Classification
 from tests.methods.harness import check_deterministic, check_gradients, differ, knobs, normal, yaml
-from tests.methods.parts import PartBench
+from tests.methods.parts import HandNetwork, PartBench
 from tests.toy import Net, Toy, recipe, same, teacher_file, weights
 
 OTHER: dict[str, Any] = {"factor": 4}
+
+
+class Classified(HandNetwork):
+    """Hand-made features with the logits that the classifier gives for the average of ``feature``."""
+
+    shift = 0.0
+
+    def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:
+        answer, head = super().answer(batch), self.model.get_submodule("classifier")
+        pooled = global_average(answer.features["feature"].values).to(head.get_parameter("weight").dtype)
+        values = torch.zeros(len(pooled), 5) if pooled.shape[1] != head.in_features else head(pooled) + self.shift
+        return replace(answer, features={**answer.features, "logits": Logits(values)})
+
+
+class ClassifiedBench(PartBench):
+    """A :class:`PartBench` whose roles answer with logits too.
+
+    Args:
+        shifts: By how much a role's logits are off what its classifier says of the map.
+    """
+
+    def __init__(self, *args: Any, shifts: Mapping[str, float] | None = None, **options: Any) -> None:
+        self.shifts = shifts or {}
+        super().__init__(*args, **options)
+
+    def make_cast(self) -> Cast:
+        cast = super().make_cast()
+        sources = {role: Classified(self.given[role], head) for role, head in self.heads.items()}
+        for role, shift in self.shifts.items():
+            sources[role].shift = shift
+        return replace(cast, sources=sources)
 
 
 def bench(
@@ -31,9 +75,9 @@ def bench(
     teacher: tuple[int, ...] = (4, 4),
     dtype: torch.dtype = torch.float32,
     **options: Any,
-) -> PartBench:
+) -> ClassifiedBench:
     grids = [Grid(normal(batch, c, *s, name=n).to(dtype)) for c, s, n in ((4, student, "s"), (8, teacher, "t"))]
-    return PartBench("simkd", {"feature": grids[0]}, {"feature": grids[1]}, **options)
+    return ClassifiedBench("simkd", {"feature": grids[0]}, {"feature": grids[1]}, **options)
 
 
 def trained(folder: Path, **keys: Any) -> Training:
@@ -43,9 +87,19 @@ def trained(folder: Path, **keys: Any) -> Training:
     return Training(replace(recipe("KD", **keys), plugins={"method": spec}), Toy(), teacher_file(folder))
 
 
-def test_binds_to_the_deepest_grid():
+@pytest.mark.parametrize("method", [SimKD, CATKD])
+def test_binds_to_the_last_map_else_to_the_deepest_grid(method):
     side = {"taps": {"stem": "stem", "body": "body", "pooled": "head:input"}, "parts": {"classifier": "head"}}
-    assert bind(SimKD, Toy, {"name": "toy", "student": side, "teacher": side}) == {"feature": "body"}
+    assert bind(method, Toy, {"name": "toy", "student": side, "teacher": side}) == {
+        "feature": "body",
+        "logits": "logits",
+    }
+    side = {**side, "taps": {"last": "act", "stage1": "layer1", "stage1.pre": "x", "pooled": "head:input"}}
+    pair = {"name": "images", "student": side, "teacher": side}
+    assert bind(method, Classification, pair)["feature"] == "last"
+    assert bind(method, Classification, pair, {"feature": "stage1"})["feature"] == "stage1"
+    assert bind(FitNet, Classification, pair) == {"feature": "stage1"}
+    assert bind(OFD, Classification, pair)["stages"] == ["stage1"]
 
 
 @pytest.mark.parametrize("teacher", [(4, 4), (2, 4), (8, 4), (2, 8)])
@@ -96,8 +150,51 @@ def test_empty_batch_and_low_precision():
 
 def test_a_classifier_of_other_features_is_one_line():
     grids = {"feature": Grid(normal(2, 4, 4, 4))}
-    with pytest.raises(KDBenchError, match=r"reads 7 channels and its map has 4.*method\.bind\.feature"):
-        PartBench("simkd", grids, grids, widths={"teacher": 7})
+    line = r"teacher's classifier reads 7 channels and its map 'feature' has 4, expected .*: set method\.bind\.feature"
+    with pytest.raises(KDBenchError, match=line):
+        ClassifiedBench("simkd", grids, grids, widths={"teacher": 7})
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "refused"),
+    [("simkd", "teacher", True), ("simkd", "student", False), ("cat_kd", "teacher", True), ("cat_kd", "student", True)],
+)
+@pytest.mark.parametrize("kind", [Grid, Last])
+def test_a_map_of_the_right_width_that_the_classifier_does_not_read_is_one_line(name, role, refused, kind):
+    grids = [{"feature": kind(normal(2, 4, 4, 4, name=n))} for n in "st"]
+    ClassifiedBench(name, *grids, shifts={role: 1e-4})
+    if not refused:  # its own classifier is not used
+        ClassifiedBench(name, *grids, shifts={role: 0.5})
+        return
+    line = rf"{role}'s classifier reads 4 channels and its map 'feature', averaged, .*: set method\.bind\.feature"
+    with pytest.raises(KDBenchError, match=line):
+        ClassifiedBench(name, *grids, shifts={role: 0.5})
+
+
+@pytest.mark.parametrize("method", ["simkd", "cat_kd"])
+def test_a_pre_activation_sum_is_refused_on_real_networks(method, tmp_path):
+    """The last stage of a wide ResNet has the width that the classifier reads, but norm and activation follow it."""
+    with pytest.raises(KDBenchError, match="map 'stage3', averaged, does not give its logits"):
+        built("wrn40_2_wrn16_2", f"method={method}", "method.bind.feature=stage3", cache=tmp_path)
+
+
+@pytest.mark.parametrize("method", ["simkd", "cat_kd"])
+@pytest.mark.parametrize("pair", ["wrn40_2_wrn16_2", "vgg13_mobilenetv2", "resnet32x4_shufflenetv2"])
+def test_builds_on_real_networks(pair, method, tmp_path):
+    terms = built(pair, f"method={method}", cache=tmp_path)
+    assert all(value.isfinite() for value in terms.values())
+
+
+def built(pair: str, *overrides: str, cache: Path) -> dict[str, Tensor]:
+    """Rehearses a method on a pair, on a few digits, with an untrained teacher."""
+    composed = config.load(["task=classification", f"pair={pair}", "preset=smoke", *overrides])
+    composed["data"] |= {"train": 40, "labels": 20, "test": 20, "batch_size": 4}
+    task = build(
+        "task", {k: v for k, v in composed["task"].items() if k != "name"}, data=composed["data"], store=Store(cache)
+    )
+    made = Recipe("student", "student", composed, {"method": composed["method"]}, 0, "tiny", "teacher")
+    training = Training(made, task, untrained=True)
+    return training.distiller().rehearse(training.first_batch())
 
 
 def trio(made: Training) -> tuple[Any, Any, Any]:

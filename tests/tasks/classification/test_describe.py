@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdbench.errors import KDBenchError
-from kdbench.features import Activated, Grid, Logits, Tokens, Vector
+from kdbench.features import Activated, Grid, Last, Logits, Tokens, Vector
 from kdbench.sources import Network
 from tasks.classification.task import Classification, Outputs
 from tests.tasks.classification import tiny
@@ -19,12 +19,18 @@ def test_kinds_are_read_from_the_configuration_alone():
     kinds = Classification.kinds({"taps": taps, "kinds": {"b": "tokens"}})
     assert [*kinds.items()] == [("a", Activated), ("b", Tokens), ("pooled", Vector), ("logits", Logits)]
     assert Classification.kinds({}) == {"logits": Logits}
+    # What is pooled is no grid, or it would be the deepest one of methods over grids.
+    kinds = Classification.kinds({"taps": {"a": "x", "last": "y", "last.pre": "y:input"}})
+    assert kinds == {"a": Grid, "last": Last, "logits": Logits}
+    assert not issubclass(Last, Grid)
 
 
 @pytest.mark.parametrize(
     ("side", "line"),
     [
         ({"taps": {"a": "x"}, "kinds": {"a": "token"}}, r"kinds.a=token: there is no such kind: did you mean 'tokens'"),
+        ({"taps": {"a": "x"}, "kinds": {"a": "last"}}, r"kinds.a=last: the tap named 'last', and no other, is of kind"),
+        ({"taps": {"last": "x"}, "kinds": {"last": "grid"}}, r"kinds.last=grid: the tap named 'last', and no other"),
         ({"taps": {"stage1": "x"}, "kinds": {"stage2": "grid"}}, r"there is no tap 'stage2': did you mean 'stage1'"),
         ({"taps": {"stage1": "x", "stage2.pre": "x"}}, r"there is no tap 'stage2': did you mean"),
     ],
@@ -47,10 +53,16 @@ def test_describe_goes_by_the_axes():
     assert (found["b"].prefix, found["b"].grid) == (1, (4, 4))
     assert (found["c"].prefix, found["c"].grid) == (1, None)  # merged tokens: the grid is another
     assert isinstance(described(task, proj=torch.zeros(2, 5))["proj"], Vector)
+    last = described(task, last=torch.zeros(2, 3, 4, 4))["last"]
+    assert isinstance(last, Last)
+    assert last.values.shape == (2, 3, 4, 4)
     assert [*task.describe(torch.zeros(2, 10), {}, tiny.batch(task))] == ["logits"]
 
 
-@pytest.mark.parametrize(("name", "shape"), [("pooled", (2, 3, 1, 1)), ("pooled", (2, 4, 3)), ("a", (2, 3, 4, 4, 4))])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("pooled", (2, 3, 1, 1)), ("pooled", (2, 4, 3)), ("last", (2, 3)), ("last", (2, 4, 3)), ("a", (2, 3, 4, 4, 4))],
+)
 def test_a_tap_of_other_axes_is_one_line(name, shape):
     with pytest.raises(KDBenchError, match=rf"tap '{name}' has shape \(2, .*, expected a .*: tap another module"):
         described(tiny.shaped((8, 8)), **{name: torch.zeros(shape)})
@@ -78,12 +90,15 @@ def test_tokens_and_channels_last_maps_of_timm():
         "num_heads": [1, 1],
         "window_size": 4,
     }
-    network = Network(task, task.build(swin), {"stage1": "layers[0]", "stage2": "layers[1]"}).eval()
+    network = Network(
+        task, task.build(swin), {"stage1": "layers[0]", "stage2": "layers[1]", "last": "layers[1]"}
+    ).eval()
     features = network.answer(tiny.batch(task)).features
     assert features["stage1"].values.shape == (2, 8, 8, 8)
     deep = features["stage2"]
     assert isinstance(deep, Grid)
     assert (deep.values.shape, deep.stride) == ((2, 16, 4, 4), (8, 8))
+    assert torch.equal(features["last"].values, deep.values)
     deit = {**tiny.VIT, "model_name": "vit_small_patch14_reg4_dinov2", "patch_size": 4}
     network = Network(task, task.build(deit), {"stage1": "blocks[0]"}).eval()
     tokens = network.answer(tiny.batch(task)).features["stage1"]

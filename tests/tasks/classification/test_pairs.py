@@ -10,13 +10,16 @@ import torch
 from kdbench import config, rng
 from kdbench.build import build
 from kdbench.cache import Store
-from kdbench.features import Activated, Grid, Tokens
+from kdbench.compat import bind
+from kdbench.features import Activated, Grid, Last, Tokens
 from kdbench.fit import Training
+from kdbench.methods.fitnet import FitNet
 from kdbench.recipe import Recipe
 from kdbench.signals import total
 from kdbench.sources import Network, find_module
 from kdbench.weights import save_weights
 from tasks.classification.task import Classification
+from tasks.pointcloud.task import PointCloud
 from tests.tasks.classification import tiny
 
 SAME = ["wrn40_2_wrn16_2", "wrn40_2_wrn40_1", "resnet56_resnet20", "resnet110_resnet20", "resnet110_resnet32"]
@@ -56,6 +59,10 @@ def test_taps_and_parts_of_a_pair(name):
         assert all(type(features[n]) is kind for n, kind in kinds.items())
         classifier = find_module(model, pair[side]["parts"]["classifier"])
         torch.testing.assert_close(classifier(features["pooled"].values), features["logits"].values)
+        if "vit" not in model_name(pair, side):
+            last = features["last"]
+            assert isinstance(last, Last)
+            torch.testing.assert_close(classifier(last.values.mean((2, 3))), features["logits"].values)
         own = [n for n in kinds if n.startswith("stage")]
         assert own == sorted(own)
         stages.append(own)
@@ -117,11 +124,51 @@ def test_methods_read_what_is_published_for_the_pair(name):
     for method, given in published.items():
         found = loaded(name, f"method={method}")["method"]
         for key, value in given.items():
-            places = [found.get(key), (found["weights"].get(key))]
+            places = [found.get(key), found["weights"].get(key), (found.get("bind") or {}).get(key)]
             places += [w.get(key) for w in found["weights"].values() if isinstance(w, dict)]
             assert value in [p["value"] if isinstance(p, dict) else p for p in places], (method, key)
     beta = loaded(name, "method=dkd")["method"]["weights"]["nckd"]["value"]
     assert beta == (published.get("dkd") or {}).get("nckd", 8.0)
+
+
+@pytest.mark.parametrize("name", [*SAME, *CROSS, "resnet8_w16_w4"])
+def test_the_hint_is_that_of_the_second_stage(name):
+    pair, method = (loaded(name, "method=fitnet")[key] for key in ("pair", "method"))
+    assert bind(FitNet, Classification, pair, method["bind"]) == {"feature": "stage2"}
+    method = loaded(name, "method=fitnet", "method.bind.feature=stage1")["method"]
+    assert bind(FitNet, Classification, pair, method["bind"]) == {"feature": "stage1"}
+
+
+def test_a_pair_without_a_hint_of_its_own_has_the_deepest_grid():
+    for overrides, task, feature in (
+        (["task=classification", "pair=resnet34_resnet18"], Classification, "stage4"),
+        (["task=pointcloud"], PointCloud, "neck"),
+    ):
+        composed = config.load([*overrides, "method=fitnet"])
+        assert composed["method"]["bind"] == {"feature": None}
+        assert bind(FitNet, task, composed["pair"], composed["method"]["bind"]) == {"feature": feature}
+
+
+CAT_KD = {  # Guo et al., their released configuration: weight, resolution, normalize
+    "resnet56_resnet20": (0.7, 2, False),
+    "resnet110_resnet32": (1.8, 2, False),
+    "resnet32x4_resnet8x4": (15.0, 2, False),
+    "vgg13_vgg8": (4.5, 2, False),
+    "wrn40_2_wrn16_2": (12.0, 2, False),
+    "wrn40_2_wrn40_1": (1.5, 2, False),
+    "vgg13_mobilenetv2": (15.0, 2, True),
+    "resnet50_mobilenetv2": (40.0, 2, True),
+    "resnet32x4_shufflenetv1": (600.0, 4, True),
+    "resnet32x4_shufflenetv2": (600.0, 4, True),
+    "wrn40_2_shufflenetv1": (80.0, 4, True),
+}
+
+
+@pytest.mark.parametrize("name", pairs())
+def test_class_attention_is_weighted_as_published_for_the_pair(name):
+    found = loaded(name, "method=cat_kd")["method"]
+    values = (found["weights"]["cat"], found["resolution"], found["normalize"])
+    assert values == CAT_KD.get(name, (15.0, 2, True))
 
 
 @pytest.mark.parametrize("name", ["resnet56_resnet20", "cnn_vit_small"])

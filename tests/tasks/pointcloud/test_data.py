@@ -216,6 +216,9 @@ def test_every_split_reads_its_own_frames(frames, root):
     assert set(seen) <= set(split.train)
     meta = [n for batch in epoch(made.meta_dataloader()) for n in batch.memo["names"]]
     assert meta == list(split.meta)
+    rest = {n for batch in epoch(made.train_dataloader(without_meta=True)) for n in batch.memo["names"]}
+    assert rest
+    assert rest <= set(split.train) - set(meta)
 
 
 def test_batches_belong_to_seed_and_epoch_alone(frames, root):
