@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -404,7 +405,7 @@ def _parse_json(text: bytes, path: Path | str) -> Any:
     if not text.strip():
         raise KDBenchError(f"{path}: the file is empty, expected a run record: remove the folder and run again")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
     except (ValueError, RecursionError) as error:
         raise KDBenchError(f"{path}: not valid JSON ({error}), expected a run record") from None
 
@@ -475,6 +476,13 @@ def _hash(record: Record) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is beyond every number")
+    return value
 
 
 def _git(*arguments: str) -> str | None:

@@ -84,7 +84,7 @@ def check(words: Sequence[str]) -> int:
     """Checks records; one line for each problem."""
     parser = argparse.ArgumentParser(
         prog="python -m leaderboard check",
-        description="Checks run records: schema, content hash, duplicates, names of tasks and methods, ranges.",
+        description="Checks run records: schema, content hash, duplicates, names, ranges, contradictions.",
     )
     parser.add_argument("paths", nargs="+", type=Path, help="folders of records, run folders or files")
     options = parser.parse_args(words)

@@ -9,11 +9,12 @@ The API that the pages are built on::
     board.cell          # Cell(task, pair, dataset, digest, fold, preset, augment, quant, protocol)
     board.groups        # list[Group], best first; board.primary, board.higher_is_better, board.metrics (names)
     board.teacher       # dict[str, float]: the teacher's test metrics; board.scratch: dict[str, Estimate] over seeds
+    board.metric == group.metric    # False: the group is scored by another metric, and the board shows no score of it
     group.score         # Estimate(n, mean, sd, low, high) of the primary metric; group.metrics: the same for each
     group.gap, group.gap_reason     # share of the gap closed (Estimate or None), and why it is None or partial
     group.vs_scratch, group.vs_kd   # Difference(estimate, verdict, reason, partner): paired over shared seeds
     group.rank          # (best, worst) place among the groups that it can be compared with, or None: group.unranked
-    group.enough        # False: fewer seeds than `minimum`, the row is grey and group.note says so
+    group.enough        # False: fewer seeds than `minimum` or of several codes: the row is grey, group.note says why
     group.reference     # True: the student trained alone (no method)
     group.rows          # the row that counts of each seed; group.superseded: the older ones; group.newest
     group.cost          # Cost: medians over seeds
@@ -55,7 +56,9 @@ class Board:
     Attributes:
         metrics: Names of the test metrics, the primary one first.
         teacher: Test metrics of the newest run's teacher; ``teachers`` counts the different ones in the records.
-        scratch: Test metrics of the student trained alone, over the seeds of all groups.
+        scratch: Test metrics of the student trained alone, over the seeds of one recipe: that of the reference, else
+            of the baseline, else of most seeds.
+        twins: Different scratch students of one seed in the records, at most; several are of several recipes.
     """
 
     cell: Cell
@@ -66,6 +69,12 @@ class Board:
     teacher: Mapping[str, float | None]
     teachers: int
     scratch: Mapping[str, Estimate]
+    twins: int
+
+    @property
+    def metric(self) -> tuple[str, bool]:
+        """Name and direction of the primary metric."""
+        return self.primary, self.higher_is_better
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +130,20 @@ def _board(cell: Cell, groups: list[Group], baseline: str) -> Board:
     groups = [replace(g, vs_scratch=_versus_scratch(g), vs_kd=_versus(g, baselines, baseline)) for g in groups]
     # Records are from strangers: the metric is what most groups say.
     metrics = Counter((g.primary, g.higher_is_better) for g in groups if g.primary)
+    lead = max(groups, key=lambda g: (g.reference, g.method == baseline, len(g.seeds), g.newest.finished, g.spec_hash))
     (primary, higher_is_better), _ = min(metrics.items(), key=lambda item: (-item[1], item[0]))
     sign = -1.0 if higher_is_better else 1.0
     ranked = _ranked(groups, primary, higher_is_better)
-    ranked.sort(key=lambda g: (sign * g.score.mean if g.score else np.inf, g.method, g.spec_hash))
+
+    def place(g: Group) -> tuple[float, str, str]:
+        shown = g.score if g.metric == (primary, higher_is_better) else None
+        return sign * shown.mean if shown else np.inf, g.method, g.spec_hash
+
+    ranked.sort(key=place)
     names = dict.fromkeys([primary, *(name for g in ranked for name in g.metrics)])
     teachers = [row for g in groups for row in g.scored if row.teacher is not None]
     teacher = max(teachers, key=lambda row: (row.finished, row.run_id)).teacher if teachers else None
-    twins: dict[int, Row] = {}
-    for row in sorted((row for g in groups for row in g.scored), key=lambda row: (row.finished, row.run_id)):
-        if row.scratch is not None:
-            twins[row.seed] = row
+    twins = {(row.seed, row.scratch_score) for g in groups for row in g.scored if row.scratch_score is not None}
     return Board(
         cell=cell,
         primary=primary,
@@ -140,7 +152,8 @@ def _board(cell: Cell, groups: list[Group], baseline: str) -> Board:
         groups=tuple(ranked),
         teacher=dict(teacher.items()) if teacher else {},
         teachers=len({row.teacher_score for row in teachers}),
-        scratch=summarise([row.scratch for row in twins.values()]),
+        scratch=summarise([row.scratch for row in lead.scored]),
+        twins=max(Counter(seed for seed, _ in twins).values(), default=0),
     )
 
 
@@ -166,7 +179,7 @@ def _unranked(g: Group, primary: str, higher_is_better: bool) -> str | None:
         return "the student was trained alone"
     if g.newest.origin != "measured":
         return f"its numbers are {g.newest.origin}, not measured"
-    if (g.primary, g.higher_is_better) != (primary, higher_is_better) or g.score is None:
+    if g.metric != (primary, higher_is_better):
         return f"it has no {primary}"
     return g.note
 
@@ -181,26 +194,26 @@ def _versus_scratch(g: Group) -> Difference:
 
 
 def _versus(g: Group, baselines: Sequence[Group], name: str) -> Difference:
-    """Compares with the baseline of equal tuning that has the same scratch twins, hence the same recipe."""
+    """Compares with the baseline of equal tuning by seeds of the same scratch twin, hence of the same recipe."""
     if g.reference:
         return Difference(reason="the student was trained alone")
     if g.method == name:
         return Difference(reason=f"{name} itself")
-    alike = [b for b in baselines if b.trials == g.trials and b.primary == g.primary]
+    alike = [b for b in baselines if b.trials == g.trials and b.metric == g.metric]
     if not alike:
         tuned = f"with {g.trials} tuning trials" if g.trials else "without tuning"
         return Difference(reason=f"no {name} {tuned} here")
-    own = {row.seed: row for row in g.scored if row.score is not None}
+    own = {row.seed: row for row in g.scored}
 
-    def fit(other: Group) -> tuple[int, int, float, str]:
-        shared = [row for row in other.scored if row.seed in own and row.score is not None]
-        twins = sum(row.scratch_score == own[row.seed].scratch_score for row in shared)
-        return twins, len(shared), other.newest.finished, other.spec_hash
+    def shared(other: Group) -> list[tuple[float | None, float | None]]:
+        rows = [(own[row.seed], row) for row in other.scored if row.seed in own]
+        return [(a.score, b.score) for a, b in rows if a.scratch_score == b.scratch_score is not None]
 
-    partner = max(alike, key=fit)
-    pairs = [(own[r.seed].score, r.score) for r in partner.scored if r.seed in own and r.score is not None]
+    partner = max(alike, key=lambda b: (len(shared(b)), b.newest.finished, b.spec_hash))
+    pairs = shared(partner)
     if not pairs:
-        return Difference(reason=f"no seed in common with {name}", partner=partner.spec_hash)
+        met = any(row.seed in own for b in alike for row in b.scored)
+        return Difference(reason=f"no {name} with the same scratch twins" if met else f"no seed in common with {name}")
     return replace(_difference(pairs, g.higher_is_better), partner=partner.spec_hash)
 
 

@@ -15,7 +15,7 @@ from kdbench.record import SCHEMA_VERSION
 from leaderboard.row import FIELDS, Interner, Metrics, Row, values_of
 
 #: Raised whenever rows of the same records would come out otherwise.
-VERSION = 1
+VERSION = 2
 
 State = tuple[int, int]
 

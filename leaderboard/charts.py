@@ -323,10 +323,10 @@ def curves(
         title: Of the chart.
 
     Returns:
-        None where no series has two points.
+        None where no series has points at two places.
     """
     series = [(label, [p for p in line if math.isfinite(p[1])]) for label, line in series]
-    series = [(label, line) for label, line in series if len(line) > 1]
+    series = [(label, line) for label, line in series if len({x for x, _ in line}) > 1]
     if not series:
         return None
     x = [p[0] for _, line in series for p in line]

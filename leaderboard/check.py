@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,12 +17,12 @@ from yaml import YAMLError
 
 from kdbench import config
 from kdbench.digest import digest
-from kdbench.errors import nearest
-from kdbench.record import CONFIG
+from kdbench.errors import KDBenchError, nearest
+from kdbench.record import CONFIG, Record, spec_hash
 from leaderboard.boards import lower_is_better
 from leaderboard.groups import cell_of
-from leaderboard.row import Metrics, Row
-from leaderboard.rows import Found, Problem, read
+from leaderboard.row import Row
+from leaderboard.rows import Found, Problem, full_record, read
 
 #: Metrics in percent by the words in their names.
 _PERCENT = re.compile(
@@ -51,6 +54,10 @@ _COSTS = (
 )
 #: Groups of the configuration whose options a record may name. Pairs, data and presets may be somebody's own.
 REGISTRY = ("task", "method", "augment", "quant")
+#: What the configuration names, beside the seed.
+NAMES = (*REGISTRY, "pair", "preset")
+#: What a command of the engine says as the record does.
+COMMANDED = ("task", "method", "seed")
 #: How far in the future a run may end: clocks differ.
 AHEAD = 86_400.0
 #: A student that closes the gap a hundred times over is a mistake.
@@ -61,13 +68,14 @@ def check(paths: Sequence[Path]) -> tuple[Found, list[Problem]]:
     """Reads the records below ``paths`` and looks for everything that is wrong with them.
 
     Returns:
-        What was found, and all problems by path: those of reading first, then names, ranges and specifications.
+        What was found, and all problems by path: those of reading first, then names, ranges, what contradicts the
+        configuration beside the record, and specifications.
     """
     found = read(paths)
     problems = list(found.problems)
     known = {group: config.options(group) for group in REGISTRY}
     for row in found.rows:
-        reasons = (*_names(row, known), *_ranges(row), *_config(row))
+        reasons = (*_names(row, known), *_ranges(row, full_record(row)), *_gap(row), *_command(row), *_config(row))
         problems += (Problem(row.path, reason) for reason in reasons)
     problems += _specs(found.rows)
     return found, sorted(problems, key=lambda problem: problem.path)
@@ -85,18 +93,20 @@ def _names(row: Row, known: dict[str, list[str]]) -> Iterator[str]:
             yield f"{group}: there is no {group} {name!r}: {nearest(name, options)}"
     if row.origin != "measured":
         yield f"origin: {row.origin!r}, expected 'measured': reported numbers belong into anchors.csv"
+    if row.dirty:
+        yield "provenance.dirty is true, expected a run of committed code: commit it and run again with rerun=true"
 
 
-def _ranges(row: Row) -> Iterator[str]:
-    for role in ("student", "scratch", "teacher"):
-        metrics: Metrics | None = getattr(row, role)
-        for name, value in metrics.items() if metrics else ():
-            high = 100.0 if percent(name) else float("inf")
-            low = 0.0 if percent(name) or lower_is_better(name) else -float("inf")
-            if value is not None and not low <= value <= high:
-                yield f"scores.{role}.test.{name} is {value:g}, expected {low:g} to {high:g}"
-    if row.gap_closed is not None and abs(row.gap_closed) > GAP:
-        yield f"gap_closed is {row.gap_closed:g}, expected -{GAP:g} to {GAP:g}"
+def _ranges(row: Row, record: Record) -> Iterator[str]:
+    for role, scores in record.scores:
+        for kind in ("test", "best_on_val"):
+            for name, value in (getattr(scores, kind, None) or {}).items():
+                high = 100.0 if percent(name) else float("inf")
+                low = 0.0 if percent(name) or lower_is_better(name) else -float("inf")
+                if value is not None and not low <= value <= high:
+                    yield f"scores.{role}.{kind}.{name} is {value:g}, expected {low:g} to {high:g}"
+    if row.ok and not row.has_score:
+        yield f"scores.{row.role}.test.{row.primary} is null, expected a number of a run that is ok"
     for name in _COSTS:
         value = getattr(row, name)
         if value is not None and value < 0:
@@ -107,19 +117,53 @@ def _ranges(row: Row) -> Iterator[str]:
         yield "provenance: the run ends in the future"
 
 
+def _gap(row: Row) -> Iterator[str]:
+    """The gap closed is that of the scores; where there is none, the record says why."""
+    if row.gap_closed is None:
+        return
+    expected = math.nan
+    if row.score is not None and row.scratch_score is not None and row.teacher_score is not None:
+        gap = row.teacher_score - row.scratch_score
+        if (gap > 0) if row.higher_is_better else (gap < 0):
+            expected = (row.score - row.scratch_score) / gap
+    if not math.isclose(row.gap_closed, expected, rel_tol=1e-6, abs_tol=1e-9):
+        yield f"gap_closed is {row.gap_closed:g}, the scores give {expected:g}"
+    elif abs(row.gap_closed) > GAP:
+        yield f"gap_closed is {row.gap_closed:g}, expected -{GAP:g} to {GAP:g}"
+
+
+def _command(row: Row) -> Iterator[str]:
+    words = dict(word.lstrip("+").partition("=")[::2] for word in shlex.split(row.command))
+    for key in COMMANDED:
+        if key in words and words[key] != str(getattr(row, key)):
+            yield f"{key} is {getattr(row, key)!r}, the command says {words[key]!r}"
+
+
 def _config(row: Row) -> Iterator[str]:
     """The command may hide what a file elsewhere said; ``config.yaml`` has everything, and the record its digest."""
     path = Path(row.path).with_name(CONFIG)
     try:
-        found = OmegaConf.to_container(OmegaConf.load(path))
+        loaded = OmegaConf.load(path)
+        plain: Any = OmegaConf.to_container(loaded)
+        found = plain if isinstance(plain, dict) else {}
+        edited = digest(found) != row.config_digest
+        said = {name: OmegaConf.select(loaded, f"{name}.name") for name in NAMES}
+        said["seed"] = OmegaConf.select(loaded, "seed")
     except OSError:
         yield f"{CONFIG} is not beside it"
         return
-    except (ValueError, RecursionError, YAMLError, OmegaConfBaseException):
+    except (ValueError, RecursionError, YAMLError, OmegaConfBaseException, KDBenchError):
         yield f"{CONFIG} beside it cannot be read"
         return
-    if digest(found) != row.config_digest:
+    if edited:
         yield f"{CONFIG} beside it is not that of the run: it was edited"
+        return
+    for name, value in said.items():
+        if value != getattr(row, name):
+            yield f"{name} is {getattr(row, name)!r}, {CONFIG} says {value!r}"
+    # A run that failed has no data in its record.
+    if row.digest is not None and spec_hash({**found, "dataset": row.digest}) != row.spec_hash:
+        yield f"spec_hash is not that of {CONFIG} and dataset.digest"
 
 
 def _specs(rows: Iterable[Row]) -> Iterator[Problem]:

@@ -81,10 +81,11 @@ class Group:
         role: ``student`` or ``teacher``.
         reference: The student was trained alone.
         trials: Tuning trials; 0 is untuned.
-        rows: The row that counts of each seed, by seed: the newest that is ok, else the newest.
+        rows: The row that counts of each seed, by seed: the newest with a score, else the newest.
         superseded: The others.
         seeds: Those that came to a score.
         failed: Seeds without a score because the run failed; ``diverged`` likewise.
+        enough: Enough seeds, all by the same code; else the row is grey and has no rank.
         note: Why the row is grey, or None.
         unranked: Why there is no rank, or None.
     """
@@ -123,14 +124,19 @@ class Group:
         return self.metrics.get(self.primary) if self.primary else None
 
     @property
+    def metric(self) -> tuple[str | None, bool]:
+        """Name and direction of what is scored; two groups that differ in it have no scores to compare."""
+        return self.primary, self.higher_is_better
+
+    @property
     def newest(self) -> Row:
         """The newest of the rows that count, one with a score if there is one."""
-        return max(self.rows, key=lambda row: (row.ok, row.finished, row.run_id))
+        return max(self.rows, key=lambda row: (row.has_score, row.finished, row.run_id))
 
     @property
     def scored(self) -> tuple[Row, ...]:
         """The rows behind the score."""
-        return tuple(row for row in self.rows if row.ok)
+        return tuple(row for row in self.rows if row.has_score)
 
 
 def cell_of(row: Row) -> Cell:
@@ -162,14 +168,14 @@ def group(rows: Sequence[Row], minimum: int = MINIMUM) -> list[Group]:
 
 def _group(rows: list[Row], minimum: int) -> Group:
     kept: dict[int, Row] = {}
-    for row in sorted(rows, key=lambda row: (row.ok, row.finished, row.run_id)):
+    for row in sorted(rows, key=lambda row: (row.has_score, row.finished, row.run_id)):
         kept[row.seed] = row
     chosen = tuple(kept[seed] for seed in sorted(kept))
-    scored = [row for row in chosen if row.ok]
+    scored = [row for row in chosen if row.has_score]
     model = max(scored or chosen, key=lambda row: (row.finished, row.run_id))
     gap, gap_reason = _gap(scored, model)
     counts = Counter(row.status for row in chosen)
-    enough = len(scored) >= minimum
+    note = _note(scored, minimum)
     return Group(
         cell=cell_of(model),
         method=model.method,
@@ -192,9 +198,16 @@ def _group(rows: list[Row], minimum: int) -> Group:
         gap=gap,
         gap_reason=gap_reason,
         cost=_cost(scored),
-        enough=enough,
-        note=None if enough else f"{len(scored)} of at least {minimum} seeds",
+        enough=note is None,
+        note=note,
     )
+
+
+def _note(scored: Sequence[Row], minimum: int) -> str | None:
+    revisions = len({row.code_digest for row in scored})
+    if len(scored) < minimum:
+        return f"{len(scored)} of at least {minimum} seeds"
+    return f"seeds of {revisions} code revisions" if revisions > 1 else None
 
 
 def _gap(scored: Sequence[Row], model: Row) -> tuple[Estimate | None, str | None]:

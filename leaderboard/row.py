@@ -51,7 +51,7 @@ class Row:
         path: Its ``run.json``; ``config.yaml``, ``metrics.csv`` and ``preview.png`` lie beside it.
         role: ``student``, or ``teacher`` for a record of the teacher alone; ``score`` and ``best_on_val`` are this
             role's.
-        reference: The student was trained alone: the method has no options, as ``none``.
+        reference: The student was trained alone: the method has no options and changed nothing, as ``none``.
         trials: Tuning trials that the run's weights were chosen by; 0 is untuned.
         factor: The factor on the weights that tuning chose.
         score: Primary metric; ``scratch_score``, ``teacher_score``, ``peer_score``, ``privileged_score`` (the teacher
@@ -131,8 +131,13 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the run came to a score."""
+        """Whether the run came to its end."""
         return self.status == "ok"
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the run came to a score; that of one which is ok may have been no number."""
+        return self.ok and self.score is not None
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -210,6 +215,7 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
     def packed(scored: RoleScores | None) -> Metrics | None:
         return intern(scored.test, scored.test.values()) if scored else None
 
+    alone = scores.scratch is None or score(scores.student) == score(scores.scratch)
     row = Row(
         path=path,
         run_id=label("run_id", record.run_id),
@@ -231,7 +237,7 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         origin=label("origin", record.origin),
         command=_command(record.command),
         role=role,
-        reference=role == "student" and not record.options,
+        reference=role == "student" and not record.options and alone,
         trials=tuning.trials if tuning else 0,
         factor=tuning.factor if tuning else 1.0,
         dataset=label("dataset.name", data.name) if data else None,

@@ -179,20 +179,31 @@ def _one_line(path: str, error: KDBenchError) -> str:
 def find(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yields the path of every ``run.json`` below ``root`` in a fixed order, with its size and time of change.
 
-    Folders whose names begin with a dot hold what is being written and the sweeps' notes.
+    Folders whose names begin with a dot hold what is being written and the sweeps' notes. A folder that links lead to
+    again, such as a link to a parent, is read once.
     """
     if root.is_file():
         state = root.stat()
         yield str(root), (state.st_size, state.st_mtime_ns)
-        return
+    else:
+        yield from _below(str(root), set())
+
+
+def _below(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
     try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+        state = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise KDBenchError(f"{root}: cannot be read ({error.strerror}), expected a folder of run records") from None
+        raise KDBenchError(f"{folder}: cannot be read ({error.strerror}), expected a folder of run records") from None
+    if (state.st_dev, state.st_ino) in seen:
+        return
+    seen.add((state.st_dev, state.st_ino))
     for entry in entries:
-        if entry.name == RUN and entry.is_file():
-            state = entry.stat()
+        if entry.name == RUN and os.path.isfile(entry.path):
+            state = os.stat(entry.path)
             yield entry.path, (state.st_size, state.st_mtime_ns)
     for entry in entries:
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield from find(Path(entry.path))
+        # What the entry says costs nothing; a link may lead to itself, which only os.path takes for no folder.
+        folds = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+        if folds and not entry.name.startswith("."):
+            yield from _below(entry.path, seen)

@@ -221,6 +221,7 @@ def test_the_content_hash_leaves_out_what_differs_between_equal_runs() -> None:
         (b"\xff\xfe\x00", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"schema_version": 1, "gap_closed": NaN}', "NaN is not JSON"),
+        (b'{"schema_version": 1, "gap_closed": -1e999}', "-1e999 is beyond every number"),
         (b"[]", "schema_version is None, expected 1"),
         (b'{"schema_version": 2}', "schema_version is 2, expected 1"),
         (b'{"schema_version": 1}', "Field required"),
@@ -292,6 +293,12 @@ def test_runs_that_differ_in_the_seed_alone_have_one_spec() -> None:
     assert spec_hash(config | {"seed": 1, "results": "b", "rerun": True, "data": {"name": "shapes"}}) == base
     assert spec_hash(config | {"teacher": {"seed": 1}}) != base
     assert spec_hash(config | {"data": {"name": "other", "workers": 0}}) != base
+    own = [
+        {"seed": 0, "data": {"labels": n, "root": r, "workers": w}}
+        for n, r, w in ((5, "a", 0), (5, "b", 2), (6, "a", 0))
+    ]
+    here, there, other = (spec_hash(config | {"teacher": teacher}) for teacher in own)
+    assert here == there != other
     assert spec_hash(config, exclude=("method.temperature",)) != base
     without = {**config, "method": {"name": "kd"}}
     assert spec_hash(config, exclude=("method.temperature",)) == spec_hash(without, exclude=())

@@ -70,12 +70,15 @@
   }
 
   /* ---- tables ---- */
+  /* absent values come last in both directions */
   const compare = (sign) => (a, b) => {
-    const x = parseFloat(a), y = parseFloat(b); /* absent values come last in both directions */
+    const x = parseFloat(a), y = parseFloat(b);
     if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y);
     return sign * (x - y);
   };
-  const words = (sign) => (a, b) => sign * a.localeCompare(b, "en", { numeric: true, sensitivity: "base" });
+  const bare = (html) => html.replace(/<[^>]*>/g, "").trim();
+  const words = (sign) => (a, b) => (a === NONE) - (b === NONE) ||
+    sign * a.localeCompare(b, "en", { numeric: true, sensitivity: "base" });
 
   const tables = [];
 
@@ -141,21 +144,19 @@
       if (count) count.textContent = shown === rows.length ? rows.length + " rows" : shown + " of " + rows.length + " rows";
     }
     function state() {
-      const order = api.order()[0] || [];
       return {
         q: search ? search.value : "",
-        sort: order.length && order[1] ? columns[order[0]].key + "." + order[1] : "",
+        sort: api.order().filter(([, direction]) => direction).map(([i, direction]) => [columns[i].key, direction]),
         cols: columns.filter((_, i) => api.column(i).visible()).map((column) => column.key),
         facets: { ...chosen },
       };
     }
-    const standard = { q: "", sort: "", cols: columns.filter((c) => c.shown).map((c) => c.key), facets: initial };
+    const standard = { q: "", sort: [], cols: columns.filter((c) => c.shown).map((c) => c.key), facets: initial };
     function set(view) {
       if (search) search.value = view.q;
       api.search(view.q);
-      const [key, direction] = view.sort.split(/\.(asc|desc)$/);
-      const index = columns.findIndex((column) => column.key === key);
-      api.order(index < 0 ? [] : [[index, direction]]);
+      const places = view.sort.map(([key, direction]) => [columns.findIndex((column) => column.key === key), direction]);
+      api.order(places.filter(([i, direction]) => i >= 0 && /^(asc|desc)$/.test(direction)));
       columns.forEach((column, i) => {
         const visible = !i || view.cols.includes(column.key);
         if (api.column(i).visible() !== visible) api.column(i).visible(visible, false);
@@ -216,14 +217,16 @@
   /* ---- permalink: what differs from the page as it opens ---- */
   let ready = false;
   const same = (a, b) => a.length === b.length && a.every((x) => b.includes(x));
+  const coded = encodeURIComponent; /* keys are names of metrics and may hold a comma or a space */
+  const decoded = (text) => { try { return decodeURIComponent(text); } catch (error) { return text; } };
 
   function remember() {
     const parts = new URLSearchParams();
     for (const table of tables) {
       const state = table.state();
       if (state.q) parts.set(table.name + ".q", state.q);
-      if (state.sort) parts.set(table.name + ".sort", state.sort);
-      if (!same(state.cols, table.standard.cols)) parts.set(table.name + ".cols", state.cols.join(","));
+      if (state.sort.length) parts.set(table.name + ".sort", state.sort.map(([key, way]) => coded(key) + "." + way).join(","));
+      if (!same(state.cols, table.standard.cols)) parts.set(table.name + ".cols", state.cols.map(coded).join(","));
       for (const key of Object.keys({ ...state.facets, ...table.standard.facets })) {
         const value = state.facets[key] || "";
         if (value !== (table.standard.facets[key] || "")) parts.set(table.name + ".f." + key, value);
@@ -241,10 +244,11 @@
         const start = table.name + ".f.";
         if (key.startsWith(start)) facets[key.slice(start.length)] = value;
       }
-      const cols = parts.get(table.name + ".cols");
+      const cols = parts.get(table.name + ".cols"), sort = parts.get(table.name + ".sort");
       table.set({
-        q: parts.get(table.name + ".q") || "", sort: parts.get(table.name + ".sort") || "",
-        cols: cols ? cols.split(",") : table.standard.cols, facets,
+        q: parts.get(table.name + ".q") || "",
+        sort: sort ? sort.split(",").map((part) => part.split(/\.(?=[^.]*$)/).map(decoded)) : [],
+        cols: cols ? cols.split(",").map(decoded) : table.standard.cols, facets,
       });
     }
   }
@@ -276,7 +280,7 @@
       mark.addEventListener("click", () => { location.href = mark.dataset.href; }));
     if (window.DataTable) {
       DataTable.type("measured", "order", { asc: compare(1), desc: compare(-1) });
-      DataTable.type("words", "order", { asc: words(1), desc: words(-1) });
+      DataTable.type("words", "order", { pre: bare, asc: words(1), desc: words(-1) });
       document.querySelectorAll(".table[data-rich]").forEach(enhance);
       restore();
       addEventListener("hashchange", () => { ready = false; restore(); ready = true; });

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from datetime import UTC, datetime
 from pathlib import PurePath
 
@@ -15,23 +16,12 @@ from leaderboard.groups import Difference, Group
 from leaderboard.row import Row
 from leaderboard.stats import Estimate
 
-#: Words of a command that the columns of a table say already, or that do not change a number.
-SAID = {
-    "task",
-    "method",
-    "pair",
-    "augment",
-    "quant",
-    "preset",
-    "seed",
-    "results",
-    "cache",
-    "logger",
-    "rerun",
-    "tuning.trials",
-    "data.root",
-}
-UNSAID = ("hydra", "trainer.threads", "data.workers", "logger.")
+#: Keys of a command that another run of its setting says anew, or that are its owner's.
+ANEW = {"task", "method", "pair", "preset", "seed", "results", "cache", "logger", "rerun"}
+#: Those that the columns of a table say already, or that do not change a number.
+SAID = ANEW | {"augment", "quant", "role", "tuning.trials", "data.root", "data.workers", "trainer.threads"}
+#: How the keys begin that say how it was started.
+OWN = ("-", "hydra", "logger.")
 
 
 def digits(values: Iterable[float | None]) -> int:
@@ -82,8 +72,8 @@ def gap(group: Group) -> Cell:
 
 
 def plain(value: float | None, places: int | None = None) -> Cell:
-    """Makes a cell of a number: rounded to ``places``, else short."""
-    if value is None:
+    """Makes a cell of a number: rounded to ``places``, else short; one that is not finite is absent."""
+    if value is None or not math.isfinite(value):
         return Cell()
     return Cell(short(value) if places is None else fixed(value, places), value)
 
@@ -122,14 +112,15 @@ def tail(path: str) -> str:
     return "/".join(PurePath(path).parts[-4:])
 
 
-def overrides(command: str) -> str:
-    """Returns the words of a command that make it differ from the defaults of its columns."""
+def overrides(command: str, said: Container[str] = SAID) -> str:
+    """Returns the words of a command but those whose keys are ``said``, quoted for a shell."""
     try:
         words = shlex.split(command)[3:]
     except ValueError:
         return ""
-    kept = [w for w in words if w.split("=")[0].lstrip("+") not in SAID and not w.lstrip("+").startswith(UNSAID)]
-    return " ".join(w for w in kept if "=" in w and not w.startswith("role="))
+    keys = [word.partition("=")[0].lstrip("+~") for word in words]
+    kept = (word for key, word in zip(keys, words, strict=True) if key not in said and not key.startswith(OWN))
+    return shlex.join(kept)
 
 
 def setting(board: Board) -> str:
@@ -202,4 +193,15 @@ def cost_cells(group: Group) -> list[Cell]:
 
 def state(row: Row) -> str:
     """Says what became of a run."""
-    return row.status if row.ok or not row.reason else f"{row.status}: {row.reason}"
+    if row.ok:
+        return row.status if row.has_score else f"{row.status}, but its {row.primary} is no number"
+    return f"{row.status}: {row.reason}" if row.reason else row.status
+
+
+def note(group: Group) -> str:
+    """Says why a row is grey or has no rank, and which of its seeds came to nothing."""
+    silent = len(group.rows) - len(group.seeds) - group.failed - group.diverged
+    counts = ((group.failed, "failed"), (group.diverged, "diverged"), (silent, "without a score"))
+    lost = [f"{n} {what}" for n, what in counts if n]
+    why = group.note or (group.unranked if group.rank is None else None)
+    return "; ".join(filter(None, [why, ", ".join(lost)]))

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leaderboard.boards import Board
+from leaderboard.boards import TRIALS, Board
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.groups import Group
 from leaderboard.pages import common
@@ -15,10 +15,10 @@ from leaderboard.site import Site
 #: What a cell of the matrix says, its class, and what it means.
 STATES = {
     "covered": ("cell-ok", "enough seeds"),
-    "few seeds": ("cell-part", "fewer seeds than the protocol asks for"),
+    "few seeds": ("cell-part", "fewer seeds of one code than the protocol asks for"),
     "diverged": ("cell-bad", "no seed came to a score: the loss was not finite"),
     "failed": ("cell-bad", "no seed came to a score: the run failed"),
-    "not run": ("cell-no", "it fits, and has no record"),
+    "not run": ("cell-no", "it fits, and has no record, or only trials of the code"),
     "not applicable": ("cell-no", "the task does not offer what the method needs"),
 }
 
@@ -43,7 +43,8 @@ def write(site: Site) -> None:
     methods = sorted({*site.methods, *(name for _, name in cells)} - {"none"})
     groups: dict[tuple[str, str], list[Group]] = {}
     for group in site.groups:
-        groups.setdefault((group.cell.task, group.method), []).append(group)
+        if group.cell.preset not in TRIALS:
+            groups.setdefault((group.cell.task, group.method), []).append(group)
     spots = {
         (method, task): _spot(site, method, task, groups.get((task, method), []), cells.get((task, method)))
         for method in methods
@@ -86,7 +87,7 @@ def write(site: Site) -> None:
 
 
 def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: object) -> Spot:
-    boards: Sequence[Board] = site.tasks.get(task, [])
+    boards: Sequence[Board] = [b for b in site.tasks.get(task, []) if b.cell.preset not in TRIALS]
     best = max(groups, key=lambda g: (len(g.seeds), g.newest.finished, g.spec_hash), default=None)
     if best is None:
         if cell is not None and not cell.ok:  # type: ignore[attr-defined]
@@ -99,16 +100,19 @@ def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: obj
     if best.enough:
         count = len(best.seeds)
         return Spot(method, task, "covered", str(count), f"{count} seeds", None, href)
-    missing = [s for s in range(10 * site.minimum) if s not in best.seeds][: site.minimum - len(best.seeds)]
-    words = _words(task, method, best.cell.pair, best.cell.preset, missing, common.overrides(best.newest.command))
+    old = [row.seed for row in best.scored if row.code_digest != best.newest.code_digest]
+    missing = [s for s in range(10 * site.minimum) if s not in best.seeds][: max(0, site.minimum - len(best.seeds))]
+    extra = common.overrides(best.newest.command, common.ANEW)
+    words = _words(task, method, best.cell.pair, best.cell.preset, [*old, *missing], extra)
     if best.seeds:
-        return Spot(method, task, "few seeds", str(len(best.seeds)), best.note or "", words, href)
+        count = len(best.seeds) - len(old)
+        return Spot(method, task, "few seeds", str(count), best.note or "", words, href)
     state = "diverged" if best.diverged and not best.failed else "failed"
-    return Spot(method, task, state, "✕", best.newest.reason or state, words, href)
+    return Spot(method, task, state, "✕", common.state(best.newest), words, href)
 
 
 def _words(task: str, method: str, pair: str | None, preset: str | None, seeds: Sequence[int], extra: str = "") -> str:
     words = [f"task={task}", f"method={method}"]
     words += [f"{key}={value}" for key, value in (("pair", pair), ("preset", preset)) if value]
-    quoted = [shlex.quote(word) for word in words]
-    return " ".join(["python -m kdbench -m", *quoted, *filter(None, [extra]), f"seed={','.join(map(str, seeds))}"])
+    said = ["python -m kdbench -m", shlex.join(words), extra, f"seed={','.join(map(str, seeds))}"]
+    return " ".join(filter(None, said))

@@ -9,7 +9,7 @@ from typing import Any
 from leaderboard import charts
 from leaderboard.charts import Dot
 from leaderboard.exports import NONE, Cell, Column, Table
-from leaderboard.groups import Group
+from leaderboard.groups import Group, summarise
 from leaderboard.pages import common
 from leaderboard.row import FIELDS, Row
 from leaderboard.site import Site
@@ -68,6 +68,7 @@ def _page(site: Site, group: Group, board: Any) -> None:
         rank=common.rank(group),
         method_page=site.method_pages[group.method],
         newest=group.newest,
+        state=common.state(group.newest),
         stem=stem,
         runs=_runs(site, f"runs-{stem}", group.rows, "Runs that count: the newest of each seed"),
         superseded=_runs(site, f"older-{stem}", group.superseded, "Older runs of the same seeds"),
@@ -123,12 +124,13 @@ def _metrics(group: Group, board: Any) -> Table:
         Column("metric", "Metric"),
         Column("student", group.role.capitalize(), "Mean and 95% t-interval over seeds.", "estimate"),
         Column("sd", "sd", kind="number"),
-        Column("scratch", "Scratch", "Over the seeds of the whole setting.", "estimate"),
+        Column("scratch", "Scratch", "The same student and seeds without a teacher.", "estimate"),
         Column("teacher", "Teacher", kind="number"),
         Column("n", "Seeds", kind="number", shown=False),
     )
     stem = f"{group.method[:40]}-{group.spec_hash[:16]}"
     table = Table(f"metrics-{stem}", "Every test metric after the last epoch", columns)
+    scratch = summarise([row.scratch for row in group.scored])
     for name, found in group.metrics.items():
         places = common.digits([found.mean])
         direction = ("high" if group.higher_is_better else "low") if name == group.primary else None
@@ -138,7 +140,7 @@ def _metrics(group: Group, board: Any) -> Table:
             Cell(name + {"high": " ↑", "low": " ↓", None: ""}[direction]),
             common.estimate(found, places),
             common.plain(found.sd, places),
-            common.estimate(board.scratch.get(name), places) if board is not None else Cell(),
+            common.estimate(scratch.get(name), places),
             common.plain(board.teacher.get(name), places) if board is not None else Cell(),
             common.count(found.n),
         )

@@ -236,7 +236,7 @@ def _table(site: Site, table_name: str, name: str, groups: list[Group]) -> Table
             common.count(group.trials),
             Cell(charts.clip(words, 340) or NONE),
             Cell(group.spec_hash[:10]),
-            Cell(group.note or group.unranked or NONE if group.seeds else common.state(group.newest)),
+            common.text(common.note(group) if group.seeds else common.state(group.newest)),
             grey=not group.enough,
         )
     return table

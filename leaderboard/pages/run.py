@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -16,13 +18,13 @@ from leaderboard import charts
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.groups import Group
 from leaderboard.pages import common
-from leaderboard.row import Row
+from leaderboard.row import LARGEST, Row
 from leaderboard.rows import full_record
 from leaderboard.site import Site
 
 METRICS, PREVIEW = "metrics.csv", "preview.png"
-#: Largest file that a page takes over.
-LARGEST = {CONFIG: 200_000, METRICS: 5_000_000, PREVIEW: 5_000_000, RUN: 8_000_000}
+#: Largest size of a file that a page takes over.
+SIZES = {CONFIG: 200_000, METRICS: 5_000_000, PREVIEW: 5_000_000, RUN: 8_000_000}
 ROLES = ("student", "scratch", "teacher", "peer", "teacher_privileged", "converted")
 
 Epochs = list[dict[str, float]]
@@ -42,9 +44,9 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
     path = site.run_page[row.path]
     stem = path.removesuffix(".html")
     folder = Path(row.path).parent
-    files = {name: _read(folder / name, size) for name, size in LARGEST.items()}
+    files = {name: _read(folder / name, size) for name, size in SIZES.items()}
     if Path(row.path).name != RUN:  # a single file, with nothing beside it
-        files = dict.fromkeys(LARGEST) | {RUN: _read(Path(row.path), LARGEST[RUN])}
+        files = dict.fromkeys(SIZES) | {RUN: _read(Path(row.path), SIZES[RUN])}
     picture = files[PREVIEW] if (files[PREVIEW] or b"").startswith(b"\x89PNG\r\n") else None
     for suffix, content in (("json", files[RUN]), ("csv", files[METRICS]), ("png", picture)):
         if content is not None:
@@ -88,17 +90,21 @@ def _read(path: Path, largest: int) -> bytes | None:
 
 
 def _epochs(content: bytes | None) -> Epochs:
-    """Reads ``metrics.csv``; what is no number is left out."""
+    """Reads ``metrics.csv`` as far as it can be read; what is no number that makes sense is left out."""
     rows: Epochs = []
-    for line in csv.DictReader(io.StringIO((content or b"").decode("utf-8", "replace"))):
-        values = {}
-        for key, text in line.items():
-            try:
-                values[str(key)] = float(text)
-            except (TypeError, ValueError):
-                continue
-        rows.append(values)
+    with contextlib.suppress(csv.Error):
+        for line in csv.DictReader(io.StringIO((content or b"").decode("utf-8", "replace"))):
+            values = {str(key): _number(text) for key, text in line.items()}
+            rows.append({key: value for key, value in values.items() if abs(value) < LARGEST})
     return rows
+
+
+def _number(text: Any) -> float:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return math.nan
+    return 0.0 if abs(value) < 1 / LARGEST else value  # no axis has room for less
 
 
 def _line(epochs: Epochs, column: str) -> list[tuple[float, float]]:

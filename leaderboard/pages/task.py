@@ -129,7 +129,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
         Column("setting", "Setting", "Pair, preset, data set, augment, quant.", shown=many, facet=many),
         Column("overrides", "Options", "What else the command sets.", shown=any(words.values()), code=True),
         Column("tuning", "Tuning trials", "Ranks are among rows of equal tuning.", "number", shown=tuned),
-        Column("note", "Note", "Why the row is grey or has no rank."),
+        Column("note", "Note", "Why the row is grey or has no rank, and seeds that came to nothing."),
         Column("best_on_val", "Best on val", "Of the epoch best on validation.", "estimate", high, False),
         Column("teacher", "Teacher", "", "estimate", high, False),
         Column("scratch", "Scratch", "The same student trained without a teacher.", "estimate", high, False),
@@ -148,22 +148,21 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
     for board, setting in zip(boards, names, strict=True):
         for group in board.groups:
             main = places[primary]
+            same = group.metric == boards[0].metric
             table.add(
                 Cell(group.method, href=site.group_page(group)),
                 common.rank(group),
-                common.estimate(group.score, main),
-                common.difference(group.vs_scratch, main),
-                common.difference(group.vs_kd, main),
-                common.gap(group),
+                *(_scores(group, main) if same else [Cell(note=f"scored by {group.primary}") for _ in range(4)]),
                 common.count(len(group.seeds)),
                 *(costs := common.cost_cells(group))[:4],
                 Cell(setting),
                 Cell(charts.clip(words[id(group)], 340) or NONE, note=words[id(group)] or None),
                 common.count(group.trials),
-                Cell(group.note or (group.unranked if group.rank is None else None) or NONE),
-                common.estimate(group.best_on_val, main),
-                common.estimate(group.teacher, main),
-                common.estimate(group.scratch, main),
+                common.text(common.note(group)),
+                *(
+                    common.estimate(e if same else None, main)
+                    for e in (group.best_on_val, group.teacher, group.scratch)
+                ),
                 *costs[4:],
                 *(Cell(getattr(group.cell, k)) for k in ("pair", "preset", "augment", "quant")),
                 Cell(group.newest.fidelity),
@@ -172,6 +171,15 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
                 grey=not group.enough,
             )
     return table
+
+
+def _scores(group: Group, places: int) -> list[Cell]:
+    return [
+        common.estimate(group.score, places),
+        common.difference(group.vs_scratch, places),
+        common.difference(group.vs_kd, places),
+        common.gap(group),
+    ]
 
 
 def _words(boards: Sequence[Board]) -> dict[int, str]:
@@ -191,7 +199,9 @@ def _settings(name: str, boards: Sequence[Board]) -> Table:
         Column("setting", "Setting"),
         Column("metric", "Metric"),
         Column("teacher", "Teacher", "Of the newest run.", "number"),
-        Column("scratch", "Scratch", "The student trained without a teacher, over all seeds.", "estimate"),
+        Column(
+            "scratch", "Scratch", "The student trained without a teacher, over the seeds of one recipe.", "estimate"
+        ),
         Column("scratch_seeds", "Its seeds", kind="number"),
         Column("groups", "Rows", kind="number"),
         Column("train", "Train", "Samples.", "number"),
@@ -214,9 +224,14 @@ def _settings(name: str, boards: Sequence[Board]) -> Table:
             common.count(len(board.groups)),
             *(common.count(getattr(newest, f"{split}_size")) for split in ("train", "val", "test")),
             Cell(board.cell.digest or NONE),
-            Cell(f"{board.teachers} different teachers" if board.teachers > 1 else NONE),
+            common.text(_several(board)),
         )
     return table
+
+
+def _several(board: Board) -> str:
+    counts = ((board.teachers, "different teachers"), (board.twins, "different scratch students of one seed"))
+    return "; ".join(f"{count} {what}" for count, what in counts if count > 1)
 
 
 def _failures(site: Site, name: str, task: str) -> Table:
@@ -302,7 +317,7 @@ def _points(site: Site, board: Board, cost: Callable[[Group], float | None], key
     found = []
     for group in board.groups:
         value = cost(group)
-        if group.score is not None and value is not None and not group.reference:
+        if group.score is not None and value is not None and not group.reference and group.metric == board.metric:
             kind = "method" if group.enough else "grey"
             name = names[id(group)] + (f" + {group.cell.quant}" if group.cell.quant != "none" else "")
             score = group.score
@@ -323,7 +338,7 @@ def _points(site: Site, board: Board, cost: Callable[[Group], float | None], key
 
 def _dots(prefix: str, board: Board) -> tuple[object, object, int]:
     """Draws the differences to the scratch student and to the baseline, one row a group."""
-    groups = [g for g in board.groups if not g.reference]
+    groups = [g for g in board.groups if not g.reference and g.metric == board.metric]
     names = common.labels(board)
     drawn = []
     for key, label in (("vs_scratch", "scratch"), ("vs_kd", BASELINE)):

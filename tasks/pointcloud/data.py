@@ -19,8 +19,9 @@ from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
 from kdbench import rng
+from kdbench.cache import Store
 from kdbench.data import Key, SeededLoader
-from kdbench.digest import digest
+from kdbench.digest import digest, digest_files
 from kdbench.errors import KDBenchError
 from kdbench.splits import SHARE, cut
 from kdbench.task import Batch
@@ -119,16 +120,26 @@ def prepare(
     return {"frames": len(names), "points": int(sum(counts))}
 
 
-def content_digest(root: Path, names: Sequence[str]) -> str:
-    """Digests a real data set: labels and calibrations by content, scans by size, images by width and height."""
+def content_digest(root: Path, names: Sequence[str], store: Store) -> str:
+    """Digests a real data set: labels, calibrations and scans by content, images by width and height.
+
+    Scans are read once: their digest stays in ``store`` while their paths, sizes and times of change do.
+    """
     entries = {}
     for name in names:
         for folder in ("label_2", "calib"):
             path = root / "training" / folder / f"{name}.txt"
             entries[f"{folder}/{name}"] = path.read_text()
         entries[f"image_2/{name}"] = str(kitti.image_size(root, name))
-        entries[f"velodyne/{name}"] = str((root / "training" / "velodyne" / f"{name}.bin").stat().st_size)
-    return digest(entries)
+    scans = [root / "training" / "velodyne" / f"{name}.bin" for name in names]
+    states = {str(path.absolute()): (path.stat().st_size, path.stat().st_mtime_ns) for path in scans}
+    product = store.product(
+        "kitti-scans",
+        digest(states),
+        lambda _: {"digest": digest_files(scans, root)},
+        wait_message="the digest of the scans",
+    )
+    return digest([entries, product.manifest["digest"]])
 
 
 @dataclass(frozen=True)

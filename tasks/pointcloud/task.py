@@ -132,7 +132,7 @@ class PointCloud(Task):
             identity = ""
         split = Split.of(root, options.train, options.test)
         names = sorted({*split.train, *split.val, *split.test})
-        identity = digest([identity or content_digest(root, names), split.train, split.val, split.test])
+        identity = digest([identity or content_digest(root, names, self.store), split.train, split.val, split.test])
         key = digest([identity, self.classes, source_digest(["tasks.pointcloud.data"])])
         product = self.store.product(
             "kitti-frames", key, lambda work: prepare(root, names, split.train, self.classes, work)

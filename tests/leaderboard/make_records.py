@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kdbench.digest import digest
-from kdbench.record import CONFIG, RUN, Record, content_hash
+from kdbench.record import CONFIG, RUN, Record, content_hash, spec_hash
 
 STARTED = datetime(2026, 5, 1, 12, tzinfo=UTC)
 KITTI = [
@@ -120,17 +120,15 @@ def write(out: Path, found: Iterable[Record]) -> int:
 
 def config(record: Record) -> dict[str, Any]:
     """What the record's ``config.yaml`` holds (JSON is YAML)."""
-    return _config(record.task, record.method, record.options, record.preset, record.seed)
+    words = dict(word.split("=") for word in record.command.split()[3:])
+    names = {group: getattr(record, group) for group in ("task", "method", "pair", "preset")}
+    return _config(names, record.options, int(words["teacher.seed"]), record.seed)
 
 
-def _config(task: str, method: str, options: Any, preset: str, seed: int) -> dict[str, Any]:
-    return {
-        "task": {"name": task},
-        "method": {"name": method, **options},
-        "preset": {"name": preset},
-        "trainer": {"epochs": 12},
-        "seed": seed,
-    }
+def _config(names: dict[str, str], options: Any, variant: int, seed: int = 0) -> dict[str, Any]:
+    groups = {group: {"name": name} for group, name in (names | {"augment": "none", "quant": "none"}).items()}
+    groups["method"] |= options
+    return {**groups, "teacher": {"seed": variant}, "trainer": {"epochs": 12}, "seed": seed}
 
 
 def _spec(domain: Domain, number: int, seed: int) -> dict[str, Any]:
@@ -144,17 +142,21 @@ def _spec(domain: Domain, number: int, seed: int) -> dict[str, Any]:
             "layers": [1.0, 0.5, 0.25],
             "weights": {"task": 1.0, method: 0.9},
         }
-    plain: dict[str, Any] = {
+    names = {
         "task": domain.name,
         "method": method,
         "pair": domain.pairs[variant % len(domain.pairs)],
         "preset": "quick" if variant % 4 < 3 else "smoke",
+    }
+    effect = np.random.default_rng([seed, len(method), ord(method[0]), len(domain.metrics)]).normal(0.25, 0.25)
+    return names | {
+        "names": names,
         "options": options,
         "trials": 4 if variant % 2 == 0 and method != "none" else 0,
         "variant": variant,
+        "effect": float(effect),
+        "hash": spec_hash({**_config(names, options, variant), "dataset": digest(domain.name)}),
     }
-    effect = np.random.default_rng([seed, len(method), ord(method[0]), len(domain.metrics)]).normal(0.25, 0.25)
-    return plain | {"effect": float(effect), "hash": digest(plain)}
 
 
 def _record(
@@ -163,9 +165,8 @@ def _record(
     method = spec["method"]
     started = STARTED + timedelta(minutes=7 * seed, seconds=int(luck.integers(0, 10_000_000)))
     wall = float(luck.uniform(20, 200))
-    command = (
-        f"python -m kdbench task={domain.name} method={method} pair={spec['pair']} preset={spec['preset']} seed={seed}"
-    )
+    words = {**spec["names"], "teacher.seed": spec["variant"], "seed": seed}
+    words |= {"tuning.trials": spec["trials"]} if spec["trials"] else {}
     fields: dict[str, Any] = {
         "run_id": f"{spec['hash'][:10]}-s{seed}-{digest([spec['hash'], seed])[:8]}",
         "spec_hash": spec["hash"],
@@ -179,11 +180,11 @@ def _record(
         "options": spec["options"],
         "fidelity": "equations",
         "origin": "measured",
-        "command": command + (" tuning.trials=4" if spec["trials"] else ""),
+        "command": " ".join(["python -m kdbench", *(f"{key}={value}" for key, value in words.items())]),
         "provenance": {
             "commit": "1c8bf4f2ce0c9295fb53d8be73ac7f891a761711",
             "dirty": False,
-            "config_digest": digest(_config(domain.name, method, spec["options"], spec["preset"], seed)),
+            "config_digest": digest(_config(spec["names"], spec["options"], spec["variant"], seed)),
             "packages": {
                 "torch": "2.12.1",
                 "lightning": "2.6.6",

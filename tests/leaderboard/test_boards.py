@@ -116,7 +116,43 @@ def test_the_partner_has_the_same_tuning_data_preset_and_twins() -> None:
     # Another schedule: more seeds in common, but its scratch twins differ.
     longer = [row("kd", s, 75.0, 65.0, spec_hash="kd-longer") for s in range(3)]
     assert the(boards(*KD[:2], *longer, *AT), "at").vs_kd.partner == "kd-a_b-4"
-    assert the(boards(*longer, *AT), "at").vs_kd.partner == "kd-longer"
+    apart = the(boards(*longer, *AT), "at").vs_kd
+    assert (apart.estimate, apart.reason) == (None, "no kd with the same scratch twins")
+
+
+def test_only_seeds_of_one_twin_are_paired() -> None:
+    found = the(boards(*KD[:2], replace(KD[2], scratch_score=50.0), *AT), "at").vs_kd
+    assert found.estimate is not None
+    assert (found.estimate.n, found.estimate.mean) == (2, pytest.approx(4.5))
+    unknown = [replace(r, scratch=None, scratch_score=None) for r in (*KD, *AT)]
+    assert the(boards(*unknown), "at").vs_kd.reason == "no kd with the same scratch twins"
+
+
+def test_the_scratch_student_of_a_board_is_that_of_one_recipe() -> None:
+    longer = [row("sp", s, 75.0, 65.0, finished=9000.0) for s in range(4)]
+    (board,) = boards(*KD, *longer).boards
+    assert (board.scratch["accuracy"].n, board.scratch["accuracy"].mean, board.twins) == (3, 61.0, 2)
+    alone = [row("none", s, 40.0, 40.0) for s in range(3)]
+    (board,) = boards(*KD, *longer, *alone).boards
+    assert (board.scratch["accuracy"].mean, board.twins) == (40.0, 3)
+    assert boards(*KD, *AT).boards[0].twins == 1
+
+
+def test_seeds_of_several_codes_are_grey() -> None:
+    mixed = [*AT[:2], replace(AT[2], code_digest="later")]
+    found = the(boards(*KD, *mixed), "at")
+    assert (found.enough, found.note, found.rank) == (False, "seeds of 2 code revisions", None)
+    assert the(boards(*KD, *(replace(r, code_digest="later") for r in AT)), "at").enough, "methods may differ in code"
+
+
+def test_a_seed_without_a_number_is_no_seed() -> None:
+    nothing = [replace(r, score=None, student=INTERN(("accuracy", "ece"), (None, 1.0))) for r in AT]
+    found = the(boards(*KD, AT[0], *nothing[1:]), "at")
+    assert (found.seeds, found.enough, found.note) == ((0,), False, "1 of at least 3 seeds")
+    assert found.metrics["ece"].n == 1
+    assert the(boards(*AT, replace(nothing[0], finished=1e6)), "at").seeds == (0, 1, 2), "an earlier score counts"
+    (lost,) = boards(*nothing).failures
+    assert (lost.method, lost.seeds, lost.score) == ("at", (), None)
 
 
 def test_the_newest_run_of_a_seed_counts_and_one_with_a_score_before_all() -> None:
@@ -185,6 +221,10 @@ def test_one_wrong_record_does_not_turn_the_board() -> None:
     found = boards(*KD, *AT, *odd)
     assert found.boards[0].primary == "accuracy"
     assert the(found, "x").unranked == "it has no accuracy"
+    assert [g.method for g in found.boards[0].groups] == ["at", "kd", "x"]
+    high = [replace(r, score=99.0, student=INTERN(("ece",), (99.0,))) for r in odd]
+    (board,) = boards(*KD, *AT, *high).boards
+    assert [(g.method, g.metric == board.metric) for g in board.groups] == [("at", True), ("kd", True), ("x", False)]
 
 
 def test_records_of_one_hash_that_differ_are_apart() -> None:

@@ -20,9 +20,11 @@ from leaderboard import anchors
 from leaderboard.boards import build as join
 from leaderboard.exports import FORMATS
 from leaderboard.pages.task import group_table
-from leaderboard.rows import read
+from leaderboard.rows import Found, read
 from leaderboard.site import Site, build
 from tests.leaderboard.make_records import records, write
+from tests.leaderboard.rows import INTERN, in_order
+from tests.leaderboard.rows import row as make_row
 from tests.leaderboard.test_site import CELLS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install -e '.[dev]')")
@@ -211,6 +213,56 @@ def test_absent_values_come_last_in_both_directions(tab: Tab) -> None:
         assert places == sorted(places, reverse=direction == "desc")
 
 
+def test_absent_texts_come_last_in_both_directions(tab: Tab) -> None:
+    for direction in ("asc", "desc"):
+        tab.open("tasks/pointcloud.html", f"#task-pointcloud.f.setting=&task-pointcloud.sort=note.{direction}")
+        notes = tab.column("note")
+        absent = [i for i, note in enumerate(notes) if note == "–"]
+        assert 0 < len(absent) < len(notes)
+        assert absent == list(range(len(notes) - len(absent), len(notes)))
+
+
+def test_texts_are_sorted_by_what_is_shown(tab: Tab) -> None:
+    tab.open("tasks/pointcloud.html", "#task-pointcloud.f.setting=&task-pointcloud.sort=method.desc")
+    assert tab.column("method") == sorted(tab.column("method"), reverse=True)
+
+
+def test_every_key_of_a_sort_survives_in_the_address(tab: Tab) -> None:
+    page = tab.open("tasks/pointcloud.html", "#task-pointcloud.f.setting=")
+    page.locator(f"{TABLE} th[data-key=seeds]").click()
+    page.wait_for_function("location.hash.includes('seeds.desc')")
+    page.locator(f"{TABLE} th[data-key=method]").click(modifiers=["Shift"])
+    page.wait_for_function("location.hash.includes('method.asc')")
+    before, address = tab.rows(), page.evaluate("location.hash")
+    page.locator(f"{TABLE} th[data-key=method]").click(modifiers=["Shift"])
+    page.wait_for_function("location.hash.includes('method.desc')")
+    assert tab.rows() != before, "the second key tells rows apart"
+    tab.open("tasks/pointcloud.html", address)
+    assert tab.rows() == before
+    assert page.evaluate("location.hash") == address
+
+
+def test_keys_of_any_letters_survive_in_the_address(browser: Any, tmp_path: Path) -> None:
+    name = "a, b. c%20+&=d"
+    student = INTERN(("accuracy", name), (70.0, 5.0))
+    rows = [make_row(method, seed, 70.0, student=student) for method in ("kd", "at") for seed in range(3)]
+    found = Found(in_order(rows), [], 0, len(rows))
+    out = build(tmp_path / "out", found, join(found.rows), run_pages=0).out
+    context = browser.new_context()
+    tab = Tab(context, out)
+    page = tab.open("tasks/classification.html")
+    view = "{...kdbench.tables[0].standard, cols: ['method', key], sort: [[key, 'desc'], ['method', 'asc']]}"
+    page.evaluate(f"key => {{ kdbench.tables[0].set({view}); }}", name)
+    page.wait_for_function("location.hash.includes('.cols=')")
+    address = page.evaluate("location.hash")
+    page = tab.open("tasks/classification.html", address)
+    assert tab.heads("#task-classification") == ["method", name]
+    assert page.evaluate("kdbench.tables[0].state().sort") == [[name, "desc"], ["method", "asc"]]
+    assert page.evaluate("location.hash") == address
+    context.close()
+    assert tab.errors == []
+
+
 def save(page: Any, format: str) -> str:
     with page.expect_download() as download:
         page.locator(f".table button[data-format={format}]:not([data-to])").first.click()
@@ -353,7 +405,7 @@ def test_500_rows_are_ready_in_a_second(browser: Any, tmp_path: Path) -> None:
         page.wait_for_function("document.documentElement.classList.contains('ready')")
         taken.append(page.evaluate("performance.now()") / 1000)
         start = time.perf_counter()
-        page.evaluate("kdbench.tables[0].set({...kdbench.tables[0].standard, facets: {}, sort: 'score.asc'})")
+        page.evaluate("kdbench.tables[0].set({...kdbench.tables[0].standard, facets: {}, sort: [['score', 'asc']]})")
         sort = time.perf_counter() - start
     rows = page.locator("#task-classification tbody tr").count()
     context.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 from kdbench import config
+from kdbench.digest import digest
+from kdbench.record import Record, content_hash
 from leaderboard.check import check, percent
 from leaderboard.rows import RECORDS
 from tests.leaderboard.make_records import config as config_of
@@ -23,12 +26,12 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "options", lambda group: known.get(group, ["none"]))
 
 
-def one(tmp_path: Path, change: dict[str, Any]) -> list[str]:
-    """The reasons why one changed record is refused."""
-    from kdbench.record import Record, content_hash
-
+def one(tmp_path: Path, change: dict[str, Any], settings: dict[str, Any] | None = None) -> list[str]:
+    """The reasons why one changed record is refused; ``settings`` are those of another configuration that ran."""
     record = next(r for r in records(20, seed=3, tasks=1, specs=4) if r.method == "kd" and r.status == "ok")
     data = json.loads(record.model_dump_json())
+    configured = config_of(record) | (settings or {})
+    data["provenance"]["config_digest"] = digest(configured)
     for key, value in change.items():
         *parents, last = key.split("__")
         node = data
@@ -39,7 +42,7 @@ def one(tmp_path: Path, change: dict[str, Any]) -> list[str]:
     changed = changed.model_copy(update={"content_hash": content_hash(changed)})
     folder = tmp_path / "classification" / "kd" / "run"
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config_of(record)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(configured))
     (folder / "run.json").write_text(changed.model_dump_json())
     return [problem.reason for problem in check([tmp_path])[1]]
 
@@ -53,18 +56,32 @@ def test_good_records_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"task": "clasification"}, "there is no task 'clasification': did you mean 'classification'?"),
-        ({"method": "fitnets"}, "there is no method 'fitnets': did you mean 'fitnet'?"),
-        ({"quant": "int3"}, "there is no quant 'int3'"),
         ({"origin": "reported"}, "reported numbers belong into anchors.csv"),
-        ({"scores__student__test__top1": 101.0}, "scores.student.test.top1 is 101, expected 0 to 100"),
+        ({"scores__student__test__top5": 101.0}, "scores.student.test.top5 is 101, expected 0 to 100"),
+        ({"scores__student__best_on_val__top1": 900.0}, "scores.student.best_on_val.top1 is 900, expected 0 to 100"),
+        ({"scores__converted": {"test": {"top1": 900.0}}}, "scores.converted.test.top1 is 900, expected 0 to 100"),
+        ({"scores__peer": {"test": {"top1": -5.0}}}, "scores.peer.test.top1 is -5, expected 0 to 100"),
+        ({"scores__teacher_privileged": {"test": {"top1": 101.0}}}, "scores.teacher_privileged.test.top1 is 101"),
+        (
+            {"scores__student__test__top1": None, "gap_closed": None, "gap_reason": "x"},
+            "scores.student.test.top1 is null",
+        ),
+        ({"gap_closed": 0.9}, "gap_closed is 0.9, the scores give -0.25"),
+        ({"scores__scratch": None}, "the scores give nan"),
+        ({"scores__teacher__test__top1": 1.0}, "the scores give nan"),
+        ({"provenance__dirty": True}, "provenance.dirty is true, expected a run of committed code"),
+        ({"spec_hash": "f" * 16}, "spec_hash is not that of config.yaml and dataset.digest"),
+        ({"dataset__digest": "other"}, "spec_hash is not that of config.yaml and dataset.digest"),
+        ({"command": "python -m kdbench method=at"}, "method is 'kd', the command says 'at'"),
+        ({"command": "python -m kdbench task=pointcloud"}, "task is 'classification', the command says 'pointcloud'"),
+        ({"command": "python -m kdbench seed=9"}, "the command says '9'"),
+        ({"pair": "c_d"}, "pair is 'c_d', config.yaml says 'resnet32x4_resnet8x4'"),
+        ({"preset": "paper"}, "preset is 'paper', config.yaml says 'quick'"),
         ({"scores__teacher__test__ece": -0.5}, "scores.teacher.test.ece is -0.5, expected 0 to 100"),
         ({"scores__scratch__test__nll": -1.0}, "scores.scratch.test.nll is -1, expected 0 to inf"),
-        ({"gap_closed": 1000.0}, "gap_closed is 1000"),
         ({"cost__wall_s": -1.0}, "wall_s is -1, expected 0 or more"),
         ({"cost__added_params": -1}, "added_params is -1"),
         ({"models__student__latency_ms": -1.0}, "latency_ms is -1"),
-        ({"seed": -1}, "seed is -1"),
         ({"provenance__finished": "2020-01-01T00:00:00Z"}, "ends before it starts"),
         ({"provenance__finished": "2999-01-01T00:00:00Z"}, "ends in the future"),
         ({"provenance__config_digest": "f" * 16}, "config.yaml beside it is not that of the run"),
@@ -78,11 +95,43 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, change: dict[str, Any], says:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("task", "clasification", "there is no task 'clasification': did you mean 'classification'?"),
+        ("method", "fitnets", "there is no method 'fitnets': did you mean 'fitnet'?"),
+        ("quant", "int3", "there is no quant 'int3'"),
+        ("seed", -1, "seed is -1, expected 0 or more"),
+    ],
+)
+def test_a_wrong_name_contradicts_the_configuration_too(tmp_path: Path, name: str, value: Any, says: str) -> None:
+    first, *others = one(tmp_path, {name: value})
+    assert says in first
+    assert f"{name} is {value!r}, config.yaml says" in others[-1]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"seed": 77}, {"method": {"name": "dkd"}}, {"augment": {"name": "mixup"}}, {"quant": "x"}]
+)
+def test_a_configuration_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> None:
+    first, *_ = one(tmp_path, {}, settings)
+    assert re.fullmatch(rf"{next(iter(settings))} is .*, config.yaml says .*", first)
+
+
+def test_a_gap_beyond_belief(tmp_path: Path) -> None:
+    scores = {"teacher": {"test": {"top1": 50.001}}, "scratch": {"test": {"top1": 50.0}}}
+    student = {"student": {"test": {"top1": 60.0}}}
+    reasons = one(tmp_path, {"scores": scores | student, "gap_closed": 10 / (50.001 - 50.0)})
+    assert reasons == ["gap_closed is 10000, expected -100 to 100"]
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         (None, "config.yaml is not beside it"),
         ("a: [", "config.yaml beside it cannot be read"),
         ("a: ${b}\n", "config.yaml beside it"),
+        ("a: .nan\n", "config.yaml beside it cannot be read"),
+        ("- a\n", "config.yaml beside it cannot be read"),
         ("seed: 5\n", "config.yaml beside it is not that of the run"),
         ("", "config.yaml beside it is not that of the run"),
     ],
@@ -103,9 +152,9 @@ def test_a_borrowed_spec_hash(tmp_path: Path) -> None:
         update={"run_id": "borrowed", "dataset": good[1].dataset.model_copy(update={"digest": "other"})}
     )
     write(tmp_path, [borrowed])
-    _, problems = check([tmp_path])
-    assert len(problems) == 1
-    assert "spec_hash" in problems[0].reason
+    _, (own, other) = check([tmp_path])
+    assert "spec_hash is not that of config.yaml" in own.reason
+    assert "has the same, but other data" in other.reason
 
 
 def test_several_problems_of_several_files(tmp_path: Path) -> None:

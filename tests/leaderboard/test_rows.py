@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdbench.record import Record, read_record
+from kdbench.record import Record, content_hash, read_record
 from leaderboard import rows as rows_module
 from leaderboard.row import FIELDS, Interner, Metrics, flatten, values_of
 from leaderboard.rows import RECORDS, Problem, find, full_record, read
@@ -64,11 +64,16 @@ def test_a_run_that_failed_is_a_row(tmp_path: Path) -> None:
 
 
 def test_the_reference_and_the_teacher_alone(tmp_path: Path) -> None:
-    write(tmp_path, make(run_id="a", method="none", options={}))
+    twin = {"test": {"accuracy": 0.6}}
+    write(tmp_path, make(run_id="a", method="none", options={}, scores={"student": twin, "scratch": twin}))
     alone = {"teacher": {"test": {"accuracy": 0.8}, "best_on_val": {"accuracy": 0.81}}}
     write(tmp_path, make(run_id="b", method="none", options={}, scores=alone))
-    student, teacher = sorted(read([tmp_path]).rows, key=lambda row: row.run_id)
+    write(tmp_path, make(run_id="c", method="none", options={}, scores={"student": twin}))
+    write(tmp_path, make(run_id="d", method="plain", options={}))
+    student, teacher, single, plain = sorted(read([tmp_path]).rows, key=lambda row: row.run_id)
     assert (student.reference, student.role) == (True, "student")
+    assert single.reference
+    assert not plain.reference, "a method may have no options, and still teach"
     assert (teacher.reference, teacher.role) == (False, "teacher")
     assert (teacher.score, teacher.best_on_val, teacher.teacher_score) == (0.8, 0.81, 0.8)
 
@@ -277,6 +282,16 @@ def test_numbers_that_would_overflow_are_refused(tmp_path: Path, save: Save) -> 
         assert "out of range" in reason
 
 
+@pytest.mark.parametrize("where", ["terms__task__first", "scores__peer"])
+def test_a_number_beyond_every_number_is_refused(tmp_path: Path, save: Save, where: str) -> None:
+    number = {"test": {"accuracy": 0.5, "ece": 7.77e77}} if where == "scores__peer" else 7.77e77
+    path = save(**{where: number})
+    data = json.loads(path.read_text().replace("7.77e+77", "Infinity"))
+    data["content_hash"] = content_hash(Record.model_validate(data))  # the hash of what would be null
+    path.write_text(json.dumps(data).replace("Infinity", "1e999"))
+    assert "not valid JSON (1e999 is beyond every number)" in only(read([tmp_path / "one"]))
+
+
 # ---- duplicates, folders --------------------------------------------------------------------------------------
 
 
@@ -303,6 +318,21 @@ def test_a_run_folder_a_file_and_a_folder_without_records(results: Path, tmp_pat
     found = read([path, path.parent, tmp_path / "empty"])
     assert [row.path for row in found.rows] == [str(path)]
     assert found.empty == (tmp_path / "empty",)
+
+
+def test_links_are_followed_once(results: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (results / "pointcloud").rename(outside)
+    (results / "pointcloud").symlink_to(outside)
+    (outside / "up").symlink_to(results)
+    (outside / "across").symlink_to(results / "classification")
+    (results / "again").symlink_to(outside)
+    (results / "itself").symlink_to(results / "itself")
+    lone = outside / "kd" / "lone"
+    lone.mkdir()
+    (lone / "run.json").symlink_to(lone / "run.json")
+    found = read([results])
+    assert (len(found.rows), found.problems) == (60, [])
 
 
 def test_what_is_being_written_is_not_read(results: Path) -> None:

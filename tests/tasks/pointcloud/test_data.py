@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdbench.cache import Store
 from kdbench.data import Key
 from kdbench.errors import KDBenchError
 from kdbench.splits import cut
@@ -140,9 +142,10 @@ def folder(path: Path) -> Path:
 
 def test_content_digest_sees_labels_calibration_scans_and_images(root, tmp_path):
     made = tiny.write(tmp_path / "kitti")
+    store = Store(tmp_path / "store")
     names = ["000000", "000001"]
-    digests = [content_digest(made, names)]
-    assert digests[0] == content_digest(root, names)
+    digests = [content_digest(made, names, store)]
+    assert digests[0] == content_digest(root, names, store)
     training = made / "training"
     changes = [
         lambda: append(training / "label_2" / "000000.txt", b"\n"),
@@ -152,9 +155,22 @@ def test_content_digest_sees_labels_calibration_scans_and_images(root, tmp_path)
     ]
     for change in changes:
         change()
-        digests.append(content_digest(made, names))
+        digests.append(content_digest(made, names, store))
     assert len(set(digests)) == 5
-    assert content_digest(made, names[:1]) not in digests
+    assert content_digest(made, names[:1], store) not in digests
+
+
+def test_content_digest_reads_the_bytes_of_scans_and_each_once(tmp_path, monkeypatch):
+    made = tiny.write(tmp_path / "kitti")
+    store = Store(tmp_path / "store")
+    scan = made / "training" / "velodyne" / "000000.bin"
+    first = content_digest(made, ["000000"], store)
+    scan.write_bytes(scan.read_bytes()[:-4] + bytes(4))
+    os.utime(scan, ns=(0, 1))
+    second = content_digest(made, ["000000"], store)
+    assert second != first, "of the same size"
+    monkeypatch.setattr(module, "digest_files", lambda *_: pytest.fail("the scans were read again"))
+    assert content_digest(made, ["000000"], store) == second
 
 
 # ---- batches ------------------------------------------------------------------------------------------------------
@@ -351,7 +367,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 def nothing_half_written(cache: Path) -> bool:
-    return not [p for p in cache.glob("kitti-*/*") if p.suffix != ".work"] and not list(cache.rglob("manifest.json"))
+    frames = cache / "kitti-frames"  # beside the digest of the scans, which is whole
+    return not [p for p in frames.glob("*") if p.suffix != ".work"] and not list(frames.rglob("manifest.json"))
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -1,0 +1,145 @@
+"""What pages say of rows made by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from leaderboard.boards import build as join
+from leaderboard.pages import common
+from leaderboard.rows import Found, read
+from leaderboard.site import build
+from tests.leaderboard.rows import INTERN, Row, failed, in_order, row
+
+
+def made_of(out: Path, *rows: Row) -> Path:
+    """A site of rows made by hand."""
+    found = Found(in_order(list(rows)), [], 0, len(rows))
+    return build(out, found, join(found.rows), run_pages=0).out
+
+
+def table(site: Path, name: str) -> dict[str, dict[str, str]]:
+    """Rows of a table's file by method."""
+    return {line["method"]: line for line in csv.DictReader(io.StringIO((site / f"data/{name}.csv").read_text()))}
+
+
+KD = [row("kd", seed, 70.0 + seed) for seed in range(3)]
+
+
+def test_seeds_that_came_to_nothing_are_noted(tmp_path: Path) -> None:
+    null = replace(row("sp", 6, None), student=INTERN(("accuracy",), (None,)))
+    lost = [failed("sp", 3), *(failed("sp", seed, "diverged") for seed in (4, 5))]
+    site = made_of(tmp_path / "out", *KD, *(row("sp", seed, 66.0) for seed in range(3)), *lost, null)
+    for name, key in (("task-classification", "sp"), ("method-sp", "a_b")):
+        rows = csv.DictReader(io.StringIO((site / f"data/{name}.csv").read_text()))
+        (note,) = (line["note"] for line in rows if key in (line.get("method"), line.get("pair")))
+        assert note == "1 failed, 2 diverged, 1 without a score"
+    assert table(site, "task-classification")["kd"]["note"] == ""
+
+
+def test_a_run_whose_score_is_no_number_says_so(tmp_path: Path) -> None:
+    null = replace(row("sp", 0, None), student=INTERN(("accuracy",), (None,)))
+    site = made_of(tmp_path / "out", *KD, null)
+    assert table(site, "failed-classification")["sp"]["reason"] == "ok, but its accuracy is no number"
+    assert "its accuracy is no number" in (site / "coverage.html").read_text()
+
+
+def test_what_another_metric_scores_is_in_no_column_and_no_chart(tmp_path: Path) -> None:
+    changes = {"primary": "ece", "higher_is_better": False, "score": 4321.0, "scratch_score": 50.0, "best_on_val": 9.0}
+    odd = [replace(r, method="odd", spec_hash="odd", **changes) for r in KD]  # type: ignore[arg-type]
+    site = made_of(tmp_path / "out", *KD, *(row("sp", seed, 60.0 + seed) for seed in range(3)), *odd)
+    line = table(site, "task-classification")["odd"]
+    for key in ("score", "vs_scratch", "vs_kd", "gap", "rank", "best_on_val", "teacher", "scratch"):
+        assert line[key] == "", key
+    page = (site / "tasks/classification.html").read_text()
+    assert "scored by ece" in page
+    assert "odd" not in "".join(re.findall("<svg.*?</svg>", page, re.DOTALL))
+    assert "4321" not in page
+
+
+def test_a_setting_of_several_recipes_says_so(tmp_path: Path) -> None:
+    longer = [row("sp", seed, 75.0, 65.0) for seed in range(3)]
+    site = made_of(tmp_path / "out", *KD, *longer)
+    (line,) = csv.DictReader(io.StringIO((site / "data/settings-classification.csv").read_text()))
+    assert (line["scratch"], line["note"]) == ("60", "2 different scratch students of one seed")
+    own = (site / f"groups/sp-{longer[0].spec_hash}.html").read_text()
+    assert ">65.00 ± 0.00<" in own
+
+
+def holes(site: Path) -> dict[str, dict[str, str]]:
+    return {line["method"]: line for line in json.loads((site / "data/holes.json").read_text())}
+
+
+def test_the_command_that_fills_a_hole_is_the_newest_run_s_and_runs_nothing_else(tmp_path: Path) -> None:
+    command = (
+        "python -m kdbench task=classification method=kd pair=x preset=y seed=7 'student.init_from=x; touch PWNED #' "
+        "augment=mixup quant=int8 tuning.trials=6 data=cifar100 data.root=/c '~trainer.clip' +a.b=2 results=r cache=c "
+        "logger=wandb logger.project=mine rerun=true hydra/launcher=joblib 'data.classes=[cat, dog]'"
+    )
+    site = made_of(tmp_path / "out", *KD, row("sp", 1, 66.0, command=command))
+    words = shlex.split(holes(site)["sp"]["command"])
+    assert words[:4] == ["python", "-m", "kdbench", "-m"]
+    assert words[4:8] == ["task=classification", "method=sp", "pair=a_b", "preset=quick"]
+    assert words[8:-1] == [
+        "student.init_from=x; touch PWNED #",
+        *("augment=mixup", "quant=int8", "tuning.trials=6", "data=cifar100", "data.root=/c", "~trainer.clip", "+a.b=2"),
+        "data.classes=[cat, dog]",
+    ]
+    assert words[-1] == "seed=0,2"
+    shown = shlex.split(common.overrides(command))
+    assert shown == ["student.init_from=x; touch PWNED #", "data=cifar100", *words[-4:-1]]
+
+
+def test_seeds_of_an_older_code_are_to_be_run_again(tmp_path: Path) -> None:
+    mixed = [row("sp", seed, 66.0, code_digest="new" if seed == 2 else "old") for seed in range(3)]
+    hole = holes(made_of(tmp_path / "out", *KD, *mixed))["sp"]
+    assert (hole["state"], hole["reason"]) == ("few seeds", "seeds of 2 code revisions")
+    assert hole["command"].endswith(" seed=0,1")
+
+
+def test_trials_of_the_code_cover_nothing(tmp_path: Path) -> None:
+    smoke = [row("sp", seed, 66.0, preset="smoke", pair="tiny") for seed in range(3)]
+    smoke.append(failed("at", 0, preset="smoke", pair="tiny"))
+    found = holes(made_of(tmp_path / "out", *KD, *smoke))
+    for method in ("sp", "at"):
+        assert (found[method]["state"], found[method]["reason"]) == ("not run", "no record")
+        assert "pair=a_b preset=quick seed=0,1,2" in found[method]["command"]
+    command = holes(made_of(tmp_path / "alone", *smoke))["sp"]["command"]
+    assert command == "python -m kdbench -m task=classification method=sp seed=0,1,2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch,train/task\n0,1\n1," + "9" * 200_000 + "\n",
+        'epoch,train/task\n0,1\n1,"2\n',
+        "epoch,train/task\nnan,1\ninf,2\n-inf,3\n",
+        "epoch,train/task,val/accuracy\n0,1e308,1e308\n1,-1e308,-1e308\n2,1e999,nan\n",
+        "epoch,train/task\n1e308,1\n-1e308,2\n5e-324,2\n0,1\n",
+        "epoch,train/task\n0,1\n0,2\n",
+        "epoch,train/task\n\x000,1\n1,\x00\n",
+    ],
+)
+def test_curves_that_are_broken_cost_nothing_else(tmp_path: Path, save: Callable[..., Path], text: str) -> None:
+    path = save()
+    path.with_name("metrics.csv").write_text(text)
+    found = read([tmp_path / "one"])
+    site = build(tmp_path / "out", found, join(found.rows)).out
+    (page,) = (site / "runs").glob("*.html")
+    assert not re.search(r"\b(nan|inf)\b", "".join(re.findall("<svg.*?</svg>", page.read_text(), re.DOTALL)))
+
+
+def test_a_latency_beyond_every_number_is_left_out(tmp_path: Path, save: Callable[..., Path]) -> None:
+    path = save(models__converted={"bytes": 10, "engine": "onnx", "latency_ms": 7.77})
+    path.write_text(path.read_text().replace("7.77", "1e999"))  # no content hash covers what a machine measures
+    found = read([tmp_path / "one"])
+    assert len(found.rows) == 1
+    assert list((build(tmp_path / "out", found, join(found.rows)).out / "runs").glob("*.html"))
