@@ -80,6 +80,22 @@ class TuningConfig(_Strict):
     seed: int
 
 
+class OwnerConfig(BaseModel):
+    """``method``, ``augment`` or ``quant``: what the engine reads of it; its own options stand beside."""
+
+    weights: dict[str, Any] | None = None
+    bind: dict[str, str | list[str] | None] | None = None
+    optimizer: dict[str, Any] | None = None
+
+
+class SideConfig(BaseModel):
+    """``pair.student`` or ``pair.teacher``: what the engine reads of it."""
+
+    architecture: dict[str, Any]
+    taps: dict[str, str] | None = None
+    parts: dict[str, str] | None = None
+
+
 class Config(_Strict):
     """The whole configuration, resolved."""
 
@@ -243,7 +259,10 @@ def check(composed: DictConfig) -> dict[str, Any]:
                 f"{group}={config[group].get('name')} belongs to task {owner}, not to {config['task']['name']}: "
                 f"leave {group}= out for this task's own"
             )
+    for owner in ("method", "augment", "quant"):
+        _validated(OwnerConfig, config[owner], f"{owner}.")
     for side in ("teacher", "student"):
+        _validated(SideConfig, config["pair"].get(side) or {}, f"pair.{side}.")
         config[side]["trainer"] = _own_trainer(f"{side}.trainer", config["trainer"], config[side]["trainer"])
     if config["teacher"]["data"]:
         config["teacher"]["data"] = _merged(config["data"], config["teacher"]["data"])
