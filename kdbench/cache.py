@@ -196,11 +196,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def _older(product: Product, since: datetime | None) -> bool:
-    return since is not None and datetime.fromisoformat(product.manifest["created"]) < since.replace(microsecond=0)
+    return since is not None and datetime.fromisoformat(product.manifest["created"]) < since
 
 
 def _write_manifest(folder: Path, kind: str, key: str, details: dict[str, Any]) -> dict[str, Any]:
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="microseconds")
     manifest, dropped = drop_nonfinite(
         {**details, "kind": kind, "key": key, "created": created, "kdbench": __version__}
     )

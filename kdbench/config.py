@@ -80,12 +80,18 @@ class TuningConfig(_Strict):
     seed: int
 
 
+class OptimizerConfig(BaseModel):
+    """An optimizer by its class; its options stand beside."""
+
+    target: str = Field(alias="_target_")
+
+
 class OwnerConfig(BaseModel):
     """``method``, ``augment`` or ``quant``: what the engine reads of it; its own options stand beside."""
 
     weights: dict[str, Any] | None = None
     bind: dict[str, str | list[str] | None] | None = None
-    optimizer: dict[str, Any] | None = None
+    optimizer: OptimizerConfig | None = None
 
 
 class SideConfig(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdbench import rng
 from kdbench.distributed import average, average_gradients, check_same, share, share_buffers, uneven
@@ -84,6 +85,7 @@ class Distiller(LightningModule):
         self.plugins = nn.ModuleDict(plugins)
         self.roles = nn.ModuleDict({n: cast.model(n) for n, r in cast.roles.items() if r.mode != "frozen"})
         self._order = tuple(plugins)
+        self._bilevel = any(u.batch == "meta" for p in plugins.values() for u in p.updates())
         self.plan: StepPlan | None = None
         self.fit_metrics: Any = None
         self.validation: dict[str, float] = {}
@@ -286,18 +288,20 @@ class Distiller(LightningModule):
 
     def _collect(self, signals: Signals, context: Context) -> dict[str, dict[str, Tensor]]:
         """Returns the wanted terms by owner; supervised ones belong to ``task``."""
-        terms: dict[str, dict[str, Tensor]] = {"task": {}}
-        every = EVERY in context.wanted
-        for name, role in self.cast.roles.items():
-            term = "task" if name == "student" else f"task.{name}"
-            if role.mode == "train" and (every or term in context.wanted):
-                terms["task"][term] = signals.supervised(name)
-        for owner, plugin in self.owned():
-            if every or self._terms[owner] & context.wanted:
-                whole = owner in self._whole
-                bound = signals.bound(self.bindings.get(owner, {}), whole)
-                terms[owner] = plugin.terms(bound, replace(context, rank=0) if whole else context)
-        return terms
+        # Only the plain kernels of attention have a second derivative, which a virtual step takes.
+        with sdpa_kernel(SDPBackend.MATH) if self._bilevel else nullcontext():
+            terms: dict[str, dict[str, Tensor]] = {"task": {}}
+            every = EVERY in context.wanted
+            for name, role in self.cast.roles.items():
+                term = "task" if name == "student" else f"task.{name}"
+                if role.mode == "train" and (every or term in context.wanted):
+                    terms["task"][term] = signals.supervised(name)
+            for owner, plugin in self.owned():
+                if every or self._terms[owner] & context.wanted:
+                    whole = owner in self._whole
+                    bound = signals.bound(self.bindings.get(owner, {}), whole)
+                    terms[owner] = plugin.terms(bound, replace(context, rank=0) if whole else context)
+            return terms
 
     def losses(self, signals: Signals, context: Context, weights: list[dict[str, float]]) -> list[Tensor]:
         """Returns the loss of each update from the weights of its terms, and adds the terms to the epoch's means."""

@@ -7,7 +7,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdbench import rng
 from kdbench.build import build
@@ -194,8 +193,7 @@ class Training:
         epochs = max(1, round(config["epochs"] * stage.epochs))
         # Only here there is a group: the rehearsal before it saw the whole first batch in every process.
         with _quiet(), group(place, stage.name, _device(config["accelerator"])):
-            bilevel = any(u.batch == "meta" for u in distiller.plan.updates)
-            if bilevel:
+            if any(u.batch == "meta" for u in distiller.plan.updates):
                 data: Any = self.data
                 cuts = {"train": data.train_dataloader(without_meta=True), "meta": data.meta_dataloader()}
                 loaders: Any = CombinedLoader(cuts, "max_size_cycle")
@@ -223,15 +221,13 @@ class Training:
                 _set_epoch(loaders, torch.load(last, map_location="cpu", weights_only=True)["epoch"] + 1)
             if config["precision"] == "64-true":
                 distiller.double()  # as Lightning does, but before it loads the checkpoint
-            # Only the plain kernels of attention have a second derivative.
-            with sdpa_kernel(SDPBackend.MATH) if bilevel else nullcontext():
-                trainer.fit(
-                    distiller,
-                    loaders,
-                    self.data.val_dataloader(),
-                    ckpt_path=str(last) if last.exists() else None,
-                    weights_only=True,
-                )
+            trainer.fit(
+                distiller,
+                loaders,
+                self.data.val_dataloader(),
+                ckpt_path=str(last) if last.exists() else None,
+                weights_only=True,
+            )
         return history
 
     def _finish(self, work: Path, history: History, best: Path, device: torch.device) -> dict[str, Any]:

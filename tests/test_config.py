@@ -91,6 +91,7 @@ def test_overrides_of_a_sweep_are_checked_by_their_first_job():
         (("trainer.clip=0",), "trainer.clip=0: input should be greater than 0"),
         (("trainer.threads=-1",), "trainer.threads=-1: input should be greater than or equal to 1"),
         (("trainer.accelerator=foo",), "trainer.accelerator=foo: input should be 'auto', 'cpu'"),
+        (("method=kd", "+method.optimizer={lr: 1}"), "method.optimizer._target_=.*: field required"),
         (("data=pointcloud",), "data=kitti belongs to task pointcloud, not to toy: leave data= out"),
         (("role=student", "method=kd"), "role=student trains one role alone and goes with method=none"),
         (("seed=${nowhere}",), "nowhere"),

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 from kdbench import rng
@@ -96,6 +97,21 @@ def test_automatic_and_manual_path_give_the_same_weights(tmp_path, method, sched
         paths.append(student | weights(trained.plugins["method"]))
     assert same(*paths)
     assert not same(paths[0], run(tmp_path / "free", method, scheduler=keys["scheduler"])[2])
+
+
+def test_both_paths_clip_gradients_that_are_scaled_alike(tmp_path, monkeypatch):
+    """16-mixed with its scaler, on the CPU, where Lightning makes the scaler of a GPU."""
+
+    def trainer(*, precision, **keys):
+        scaler: Any = torch.amp.GradScaler("cpu")
+        return Trainer(plugins=[MixedPrecision(precision, "cpu", scaler=scaler)], **keys)
+
+    monkeypatch.setattr("kdbench.fit.Trainer", trainer)
+    automatic, manual = (
+        run(tmp_path / str(manual), "KD", clip=0.3, manual=manual, precision="16-mixed")[2] for manual in (False, True)
+    )
+    for name, tensor in automatic.items():
+        torch.testing.assert_close(manual[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_an_owner_may_have_its_own_optimizer(tmp_path):

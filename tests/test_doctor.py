@@ -66,6 +66,13 @@ def test_a_student_alone_is_examined_too(kdbench):
     assert any(line.startswith("task ") for line in lines)
 
 
+def test_of_a_method_with_stages_the_first_is_examined(kdbench):
+    """There the student learns from the labels alone, so what another term weighs does not count."""
+    staged = ("method=toy_mixed", "method._target_=tests.plugins.Rounded")
+    losses = [examined(kdbench, *staged, f"+method.weights.kd={weight}", steps=2)[1][-1] for weight in (1, 100)]
+    assert losses[0] == losses[1]
+
+
 def test_a_loss_that_does_not_go_down_is_not_well(kdbench, monkeypatch):
     monkeypatch.setattr("kdbench.rehearsal.overfit", lambda *_: (1.0, 1.0))
     assert not examined(kdbench, "method=kd")[0]

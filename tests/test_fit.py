@@ -5,17 +5,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning import Callback
 from safetensors.torch import load_file
+from torch import nn
 
+from kdbench.data import SeededLoader
 from kdbench.errors import KDBenchError
 from kdbench.fit import BEST, DEPLOYED, MODEL, Training
 from kdbench.history import Diverged
 from kdbench.weights import load_weights
-from tests.toy import SGD, Net, Toy, recipe, same, training, weights
+from tests.toy import SGD, Data, Net, Patterns, Toy, collate, recipe, same, teacher_file, training, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCKS = {"wall_s", "peak_rss_mb"}
@@ -82,13 +85,32 @@ def assert_resumed(whole: Path, resumed: Path, first: dict, second: dict, stage:
 
 @pytest.mark.parametrize("method", [None, "Hint", "Mutual", "Adversary", "MeanTeacher", "Bank", "Bilevel"])
 def test_a_resumed_training_is_an_uninterrupted_one(tmp_path, method):
-    keys = {"epochs": 3, "optimizer": {"_target_": "torch.optim.AdamW", "lr": 0.02}}
-    whole = training(tmp_path / "whole", method, **keys).run(tmp_path / "whole")
+    interrupt_and_resume(tmp_path, method)
+
+
+def interrupt_and_resume(folder: Path, method: str | None, **keys: Any) -> None:
+    keys = {"epochs": 3, "optimizer": {"_target_": "torch.optim.AdamW", "lr": 0.02}, **keys}
+    whole = training(folder / "whole", method, **keys).run(folder / "whole")
     with pytest.raises(InterruptedError):
-        training(tmp_path / "resumed", method, **keys).run(tmp_path / "resumed", [Stop(2)])
+        training(folder / "resumed", method, **keys).run(folder / "resumed", [Stop(2)])
     torch.rand(17)
-    resumed = training(tmp_path / "resumed", method, **keys).run(tmp_path / "resumed")
-    assert_resumed(tmp_path / "whole", tmp_path / "resumed", whole, resumed)
+    resumed = training(folder / "resumed", method, **keys).run(folder / "resumed")
+    assert_resumed(folder / "whole", folder / "resumed", whole, resumed)
+
+
+@pytest.mark.parametrize("method", [None, "Bilevel"])
+def test_workers_that_prefetch_resume_in_the_epoch_that_was_interrupted(tmp_path, monkeypatch, method):
+    def loader(data, split, size):
+        train = split in ("train", "meta")
+        patterns = Patterns(size, split, data.seed)
+        return SeededLoader(patterns, 16, data.seed, collate, train=train, workers=int(train))
+
+    monkeypatch.setattr(Data, "_loader", loader)
+    interrupt_and_resume(tmp_path, method)
+
+
+def test_double_precision_resumes_in_double_precision(tmp_path):
+    interrupt_and_resume(tmp_path, "Hint", precision="64-true")
 
 
 @pytest.mark.parametrize("stop", [(0, "float"), (1, "rounded")])
@@ -323,6 +345,26 @@ def test_a_rate_that_is_too_high_diverges(tmp_path):
     hot = {"_target_": "torch.optim.SGD", "lr": 1e12, "momentum": 0.9}
     with pytest.raises(Diverged, match="not finite"):
         training(tmp_path, None, epochs=6, optimizer=hot).run(tmp_path)
+
+
+class Attentive(Net):
+    """Averages over its cells by attention, which has fused kernels."""
+
+    def forward(self, images):
+        cells = self.body(self.stem(images)).flatten(2).transpose(1, 2).unsqueeze(1)
+        return self.head(nn.functional.scaled_dot_product_attention(cells, cells, cells).mean((1, 2)))
+
+
+class Attending(Toy):
+    def build(self, architecture):
+        return Attentive(**architecture)
+
+
+def test_a_step_within_a_step_goes_through_attention(tmp_path):
+    trained: Any = Training(recipe("Bilevel", epochs=1), Attending(), teacher_file(tmp_path))
+    manifest = trained.run(tmp_path)
+    assert manifest["cost"]["epochs"] == 1
+    assert trained.plugins["method"].gate.item() != 0.0
 
 
 def test_a_missing_teacher_is_one_line(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.cli import ROOT, CommandLine, install
+from kdbench.history import History
+from tests.cli import ROOT, CliToy, CommandLine, install
 
 
 @pytest.fixture
@@ -52,6 +54,12 @@ def outside(*arguments: str, folder: Path, python: tuple[str, ...] = ("-m", "kdb
         (("trainer.epochs=x",), "trainer.epochs=x: input should be a valid integer"),
         (("teacher.trainer.epochs=x",), "teacher.trainer.epochs=x: input should be a valid integer"),
         (("trainer.epochs=0",), "trainer.epochs=0: input should be greater than or equal to 1"),
+        (("trainer.max_minutes=0",), "trainer.max_minutes=0: input should be greater than 0"),
+        (
+            ("method=fitnet", "method.weights.hint=abc"),
+            "weight of term 'hint' is 'abc': expected a number or {value, ramp}",
+        ),
+        (("student._target_=os.getcwd",), "the student's architecture makes a str, expected a torch.nn.Module"),
         (("trainer.precision=8",), "trainer.precision=8: input should be "),
         (("method.temperature=abc",), "method.temperature: found 'abc'; input should be a valid number"),
         (("role=teacher",), "role=teacher trains one role alone and goes with method=none"),
@@ -82,6 +90,13 @@ def test_missing_data_root(kdbench):
     ran = kdbench("task=pointcloud", "data.root=/nowhere")
     assert "data.root=/nowhere: there is no such folder" in ran.error
     assert not kdbench.results.exists()
+
+
+def test_an_accelerator_that_is_not_there_is_one_line(kdbench, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "trainer.accelerator=gpu: there is no GPU" in kdbench("method=kd", "trainer.accelerator=gpu").error
+    assert not kdbench.results.exists()
+    assert not kdbench.manifests()
 
 
 class Trap:
@@ -167,8 +182,6 @@ def test_divergence_leaves_a_record_of_it(kdbench):
 
 
 def test_an_unexpected_error_leaves_a_record_that_the_next_good_run_replaces(kdbench, monkeypatch):
-    from tests.cli import CliToy
-
     with monkeypatch.context() as patch:
         patch.setattr(CliToy, "picture", lambda *_: 1 / 0)
         ran = kdbench("method=kd")
@@ -179,6 +192,38 @@ def test_an_unexpected_error_leaves_a_record_that_the_next_good_run_replaces(kdb
     assert kdbench("method=kd").code == 0
     (replaced,) = kdbench.records()
     assert (replaced.run_id, replaced.status) == (record.run_id, "ok")
+
+
+def test_a_rerun_that_fails_leaves_the_record_that_was_there(kdbench, monkeypatch):
+    kdbench("method=kd")
+    (good,) = kdbench.records()
+    with monkeypatch.context() as patch:
+        patch.setattr(CliToy, "picture", lambda *_: 1 / 0)
+        for _ in range(2):
+            assert kdbench("method=kd", "rerun=true").code == 1
+    kept, failed = sorted(kdbench.records(), key=lambda record: len(record.run_id))
+    assert kept == good
+    assert (failed.run_id, failed.status) == (f"{good.run_id}-failed", "failed")
+    assert "This run has its record" in kdbench("method=kd").out
+
+
+def test_sigterm_ends_with_a_code_of_its_own_and_the_next_run_goes_on(kdbench, monkeypatch):
+    def terminate(history, trainer, *_):
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_batch_end", terminate)
+        ended = kdbench("method=none", "role=teacher")
+    signal.signal(signal.SIGTERM, before)
+    assert ended.code == 128 + signal.SIGTERM
+    assert not kdbench.results.exists()
+    assert not kdbench.manifests()
+    again = kdbench("method=none", "role=teacher")
+    assert again.code == 0
+    assert "teacher: epoch 1/2" not in again.out
+    assert "teacher: epoch 2/2" in again.out
 
 
 def test_an_error_while_training_is_recorded_too(kdbench):

@@ -18,6 +18,17 @@ def test_macs_of_convolution_and_linear():
     assert count_macs(plan) == 8 * 3 * 9 * 16 + 8 * 16 * 10
 
 
+class Attention(nn.Module):
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_macs_of_attention():
+    """Scores and their weighted sum: two products of length x length x channels a head."""
+    plan = ExportPlan(Attention(), (torch.zeros(1, 3, 19, 8),), ("x",))
+    assert count_macs(plan) == 2 * 3 * 19 * 19 * 8
+
+
 def test_latency_runs_the_example_in_eval_mode():
     module = nn.BatchNorm1d(3)
     runs: list[bool] = []

@@ -105,6 +105,25 @@ def test_bad_input_is_one_line(kdbench, image, tmp_path, capsys):
     assert not (tmp_path / "shown.png").exists()
 
 
+@pytest.mark.parametrize("change", ["edited", "damaged", "missing"])
+def test_a_configuration_that_is_not_that_of_the_run_builds_nothing(kdbench, image, tmp_path, capsys, change):
+    kdbench("method=none", "role=teacher")
+    (run,) = find_records(kdbench.results)
+    path = run / "config.yaml"
+    content = path.read_text()
+    path.unlink()
+    if change != "missing":
+        path.write_text("task: [" if change == "damaged" else content.replace("tests.toy.Net", "tests.toy.Other"))
+    capsys.readouterr()
+    assert main([str(run), str(image), "--out", str(tmp_path / "shown.png")]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(
+        f"kdbench: error: {path}: {'this is not the' if change == 'edited' else 'cannot be read'}"
+    )
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
 def test_damaged_weights_are_one_line(kdbench, image, capsys):
     kdbench("method=kd")
     (run,) = find_records(kdbench.results)

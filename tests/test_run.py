@@ -194,6 +194,44 @@ def test_tuning_reads_validation_alone_and_its_factor_is_used(kdbench, monkeypat
     assert record.terms["task"].weight == weights["task"]
 
 
+def test_a_trial_that_diverges_has_no_score_and_another_factor_wins(kdbench):
+    assert kdbench("method=kd", "tuning.trials=2", "tuning.factors=[1e38, 0.5]").code == 0
+    (record,) = kdbench.records()
+    assert record.tuning is not None
+    assert record.tuning.factor == 0.5
+    assert record.tuning.scores["1e+38"] is None
+    assert record.tuning.scores["0.5"] is not None
+
+
+def test_a_run_whose_trials_all_diverge_diverged(kdbench):
+    assert kdbench("method=kd", "tuning.trials=2", "tuning.factors=[1e38, 1e37]").code == 1
+    (record,) = kdbench.records()
+    assert record.status == "diverged"
+    assert "every tuning trial diverged" in str(record.reason)
+
+
+def test_a_given_teacher_is_taken_as_it_is(kdbench, tmp_path):
+    kdbench("method=none", "role=teacher")
+    (trained,), (path,) = kdbench.records(), find_records(kdbench.results)
+    weights, kdbench.results, kdbench.cache = path / "teacher.safetensors", tmp_path / "others", tmp_path / "empty"
+    arguments = (f"teacher.init_from={weights}", "teacher.trainer.epochs=3")
+    assert kdbench("method=kd", *arguments).code == 0
+    assert kdbench("method=none", "role=teacher", *arguments).code == 0
+    (given,) = (m for m in kdbench.manifests().values() if m["role"] == "teacher")
+    assert (given["cost"]["epochs"], given["cost"]["samples_seen"], given["terms"]) == (0, 0, {})
+    product = kdbench.cache / "model" / given["key"] / "model.safetensors"
+    assert toy.same(load_file(product), load_file(weights))
+    alone, distilled = sorted(kdbench.records(), key=lambda record: record.method != "none")
+    assert alone.cost is not None
+    assert alone.cost.epochs == 0
+    assert distilled.cost is not None
+    assert distilled.cost.epochs == 2
+    for record in (alone, distilled):
+        assert record.scores.teacher is not None
+        assert trained.scores.teacher is not None
+        assert record.scores.teacher.test == trained.scores.teacher.test
+
+
 def test_table_names_each_role_once(kdbench):
     kdbench("method=kd")
     (record,) = kdbench.records()
