@@ -479,12 +479,12 @@ def test_a_killed_run_takes_its_helpers_along_and_is_resumed(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
     command = [sys.executable, "-m", "kdbench", "task=toy", "preset=smoke", "method=none", "role=student"]
     command += [f"results={tmp_path}/r", f"cache={tmp_path}/c", "trainer=ddp", "trainer.accelerator=cpu"]
-    command += ["trainer.epochs=400"]
+    command += ["trainer.epochs=60"]
     given: dict[str, Any] = {"cwd": tmp_path, "env": environment, "text": True}
     run = subprocess.Popen(command, stdout=subprocess.PIPE, **given)
     assert run.stdout is not None
     for line in run.stdout:
-        if "epoch 2/400" in line:
+        if "epoch 2/60" in line:
             break
     helpers = [child for child in psutil.Process(run.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     assert len(helpers) == 1
@@ -494,7 +494,7 @@ def test_a_killed_run_takes_its_helpers_along_and_is_resumed(tmp_path):
     while any(alive(helper) for helper in helpers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    done = subprocess.run([*command, "trainer.max_minutes=0.02"], capture_output=True, check=False, **given)
+    done = subprocess.run(command, capture_output=True, check=False, **given)
     assert done.returncode == 0, done.stderr
-    assert "epoch 1/400" not in done.stdout
+    assert "epoch 1/60" not in done.stdout
     assert done.stderr == ""

@@ -77,13 +77,17 @@ def record(folder: Path) -> tuple[Path, Record]:
 
 
 def manifests(folder: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in folder.glob("cache/model/*/manifest.json")}
+    """Those of finished products; a kill may fall between the manifest, which is written last, and the final name."""
+    found = folder.glob("cache/model/*/manifest.json")
+    return {path.parent.name.removesuffix(".work"): path.read_bytes() for path in found}
 
 
 def last_epoch(folder: Path) -> dict[str, int]:
     """The epochs that the interrupted training had behind it, by the stage's name; nothing if it was none."""
     found = {}
     for path in folder.glob("cache/model/*.work/scratch/*/last.ckpt"):
+        if (path.parents[2] / "manifest.json").exists():
+            continue
         history = next(iter(torch.load(path, weights_only=True)["callbacks"].values()))
         found[path.parents[2].name.removesuffix(".work")] = len(history["rows"])
     return found
