@@ -68,12 +68,20 @@ def _cell(
         try:
             plugin: Any = locate(spec["_target_"])
             owner: Any = locate(task["_target_"])
-            bind(plugin, owner, pair, spec.get("bind"))
+            bind(plugin, owner, pair, _bindings(spec, pair))
         except KDBenchError as error:
             reason = reason or str(error)
         else:
             return Cell(axis, name, task["name"], pair_name, True, None)
     return Cell(axis, name, task["name"], None, False, reason)
+
+
+def _bindings(spec: Mapping[str, Any], pair: Mapping[str, Any]) -> Any:
+    """Returns ``bind`` of a method with what it reads of the pair."""
+    from omegaconf import OmegaConf
+
+    composed = OmegaConf.create({"bind": spec.get("bind") or {}, "pair": dict(pair)})
+    return OmegaConf.to_container(composed.bind, resolve=True)
 
 
 def cells(store: Store | None = None) -> list[Cell]:

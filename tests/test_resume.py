@@ -58,6 +58,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
     def start(folder: Path) -> Any:
         folder.mkdir(exist_ok=True)
+        (folder / "out.txt").touch()
         process = context.Process(target=command, args=(folder, site))
         process.start()
         return process
