@@ -26,6 +26,8 @@ TOGETHER = 10
 #: A step of kd that a method may cost; what costs more is there with its reason.
 LIMIT = 3.0
 REASONS: dict[str, str] = {}
+#: What a method needs of the data beside.
+NEEDS = {"ssld": ("data.labels=600", "data.unlabelled=500")}
 PAIR = ("pair=resnet56_resnet20", "data.batch_size=64")
 
 
@@ -41,7 +43,8 @@ def write_cifar100(folder: Path) -> Path:
 
 
 def _training(method: str, root: str, overrides: Sequence[str]) -> Training:
-    given = ["task=classification", "data=cifar100", f"data.root={root}", f"method={method}", *PAIR, *overrides]
+    given = ["task=classification", "data=cifar100", f"data.root={root}", f"method={method}", *PAIR]
+    given += [*NEEDS.get(method, ()), *overrides]
     config = load(given)
     store = Store(Path(root) / "cache")
     stages = Stages(config, make_task(config, store), store, lambda _name, _epochs: ([], []))
