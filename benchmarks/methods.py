@@ -25,7 +25,10 @@ TRAIN, TEST = 1280, 100
 TOGETHER = 10
 #: A step of kd that a method may cost; what costs more is there with its reason.
 LIMIT = 3.0
-REASONS: dict[str, str] = {}
+REASONS = {
+    "sskd": "; four views of each sample (three rotations) pass through both networks",
+    "tgeo": "; a step within a step: its outer problem takes a second forward and a gradient of second order",
+}
 #: What a method needs of the data beside.
 NEEDS = {"ssld": ("data.labels=600", "data.unlabelled=500")}
 PAIR = ("pair=resnet56_resnet20", "data.batch_size=64")
