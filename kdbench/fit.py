@@ -25,6 +25,7 @@ from kdbench.distiller import Distiller, Optimization, deploy
 from kdbench.errors import KDBenchError
 from kdbench.history import Diverged, History
 from kdbench.measure import PeakMemory, count_params
+from kdbench.memory import keep_freed
 from kdbench.plan import merge_roles, merge_stages
 from kdbench.plugin import Bindings, Plugin, Role, Stage
 from kdbench.processes import Place, Shared, group, helped, threads
@@ -162,6 +163,7 @@ class Training:
         history = History()
         if self.recipe.given:
             return history
+        keep_freed()
         with threads(self.recipe.trainer["threads"], place.size):
             for stage in self.stages:
                 folder = work / "scratch" / stage.name

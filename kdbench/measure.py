@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdbench.memory import give_back
 from kdbench.task import ExportPlan
 
 
@@ -87,6 +88,7 @@ class PeakMemory:
             self._sample()
 
     def __enter__(self) -> PeakMemory:
+        give_back()  # else what an earlier block left free would count
         self._sample()
         self._thread.start()
         return self
