@@ -240,7 +240,7 @@ def batch_norm_edges(
     centre_mean, neighbour_mean = centre.sum(0) * k / edges, (uses * neighbour).sum(0) / edges
     # Both terms are centred before they are squared, so that no large mean eats the variance's digits.
     centre, neighbour = centre - centre_mean, neighbour - neighbour_mean
-    cross = (centre * F.embedding_bag(neighbour_index, neighbour, mode="sum")).sum(0)
+    cross = (centre * _NeighbourSum.apply(neighbour, neighbour_index)).sum(0)
     square = k * centre.square().sum(0) + (uses * neighbour.square()).sum(0) + 2 * cross
     var = (square / edges).clamp_min(0)
     if neighbour_index.numel():
@@ -249,6 +249,26 @@ def batch_norm_edges(
             running_var.lerp_((var * edges / max(edges - 1, 1)).to(running_var.dtype), momentum)
     scale = weight * torch.rsqrt(var + eps)
     return (centre * scale + bias).to(dtype), (neighbour * scale).to(dtype)
+
+
+class _NeighbourSum(torch.autograd.Function):
+    """``sum_k neighbour[index_ik]`` per graph (N, D), whose backward pass adds rows where torch's own sorts them."""
+
+    @staticmethod
+    def forward(ctx: Any, neighbour: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.positions = len(neighbour)
+        return F.embedding_bag(index, neighbour, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        out = grad.new_zeros(ctx.positions, grad.shape[1])
+        for rows in _blocks(index, grad):
+            edges = grad[rows, None].expand(-1, index.shape[1], -1)
+            out.index_add_(0, index[rows].reshape(-1), edges.flatten(0, 1))
+        return out, None
 
 
 def edge_distances(
