@@ -28,6 +28,12 @@ def share() -> tuple[int, int]:
     return 0, 1
 
 
+def _summed(value: Tensor) -> Tensor:
+    value = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(value)
+    return value
+
+
 class _Gather(torch.autograd.Function):
     """Stacks what the processes hold. With its adjoint, below, every process gets the gradient of all their losses."""
 
@@ -48,9 +54,7 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        value = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(value)
-        return value[share()[0]].clone()
+        return _summed(value)[share()[0]].clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -62,9 +66,7 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        value = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(value)
-        return value / share()[1]
+        return _summed(value) / share()[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

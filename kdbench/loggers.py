@@ -27,8 +27,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kdbench.digest import digest
 from kdbench.errors import KDBenchError, nearest
-from kdbench.record import RUN, Record, content_hash
+from kdbench.record import RUN, content_hash
 from kdbench.run import PREVIEW
+from kdbench.schema import Record
 
 STEP = "trainer/global_step"
 """W&B's x axis, named as Lightning names it. W&B's own step restarts when a run is resumed offline."""

@@ -22,9 +22,10 @@ from kdbench.build import locate
 from kdbench.cache import Product, Store
 from kdbench.digest import digest, source_digest
 from kdbench.errors import KDBenchError
+from kdbench.provenance import provenance
 from kdbench.recipe import DEPLOYED
-from kdbench.record import (
-    RUN,
+from kdbench.record import RUN, read_record, spec_hash, write_record
+from kdbench.schema import (
     Cost,
     Dataset,
     Models,
@@ -36,10 +37,6 @@ from kdbench.record import (
     TeacherModel,
     Term,
     Tuning,
-    provenance,
-    read_record,
-    spec_hash,
-    write_record,
 )
 from kdbench.stages import Stages, make_task
 

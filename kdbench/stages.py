@@ -13,7 +13,7 @@ from kdbench.build import build, locate
 from kdbench.cache import Product, Store
 from kdbench.errors import KDBenchError
 from kdbench.recipe import MODEL, Recipe, file_digest
-from kdbench.record import Tuning
+from kdbench.schema import Tuning
 
 if TYPE_CHECKING:
     from kdbench.task import Task

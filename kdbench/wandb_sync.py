@@ -15,7 +15,8 @@ import yaml
 
 from kdbench.errors import KDBenchError
 from kdbench.loggers import CONTENT, STEP, RunInfo, offline_reason, one_line, replay, send, start
-from kdbench.record import CONFIG, RUN, Record, find_records, read_record
+from kdbench.record import CONFIG, RUN, find_records, read_record
+from kdbench.schema import Record
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -106,7 +106,7 @@ def schema(words: Sequence[str]) -> int:
         prog="python -m leaderboard schema", description="Prints the JSON schema of run.json."
     ).parse_args(words)
 
-    from kdbench.record import json_schema
+    from kdbench.schema import json_schema
 
     print(json.dumps(json_schema(), indent=1))
     return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.digest import digest
-from kdbench.record import SCHEMA_VERSION
+from kdbench.schema import SCHEMA_VERSION
 from leaderboard.row import FIELDS, Interner, Metrics, Row, values_of
 
 #: Raised whenever rows of the same records would come out otherwise.

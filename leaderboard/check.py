@@ -18,7 +18,8 @@ from yaml import YAMLError
 from kdbench import config
 from kdbench.digest import digest
 from kdbench.errors import KDBenchError, nearest
-from kdbench.record import CONFIG, Record, spec_hash
+from kdbench.record import CONFIG, spec_hash
+from kdbench.schema import Record
 from leaderboard.boards import lower_is_better
 from leaderboard.groups import cell_of
 from leaderboard.row import Row

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kdbench.errors import KDBenchError
-from kdbench.record import Record, RoleScores
+from kdbench.schema import Record, RoleScores
 
 #: Longest name, longest text, largest number that makes sense anywhere.
 LABEL, TEXT, LARGEST = 200, 20_000, 1e30

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdbench.errors import KDBenchError
-from kdbench.record import RUN, Record, parse_record, read_record
+from kdbench.record import RUN, parse_record, read_record
+from kdbench.schema import Record
 from leaderboard.cache import RowCache
 from leaderboard.row import CONTROL, Interner, Row, flatten, refuse_markup, values_of
 

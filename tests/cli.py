@@ -19,7 +19,8 @@ from kdbench.build import build, check
 from kdbench.cache import Store
 from kdbench.errors import KDBenchError
 from kdbench.plugin import Method
-from kdbench.record import Record, find_records, read_record
+from kdbench.record import find_records, read_record
+from kdbench.schema import Record
 from kdbench.task import Batch
 from tests.toy import Toy, collate
 

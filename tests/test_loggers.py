@@ -20,7 +20,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from kdbench.errors import KDBenchError
 from kdbench.loggers import CONTENT, STEP, RunInfo, make_loggers, open_loggers, teacher_hash
-from kdbench.record import Record
+from kdbench.schema import Record
 from kdbench.wandb_sync import main as sync
 from tests.wandb_server import (
     CONFIG,

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,17 +15,8 @@ from pydantic import ValidationError
 from kdbench import record as record_module
 from kdbench.digest import digest, without, without_nulls
 from kdbench.errors import KDBenchError
-from kdbench.record import (
-    Record,
-    content_hash,
-    find_records,
-    json_schema,
-    provenance,
-    read_record,
-    spec_hash,
-    verify,
-    write_record,
-)
+from kdbench.record import content_hash, find_records, read_record, spec_hash, verify, write_record
+from kdbench.schema import Record, json_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTED = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -367,54 +357,3 @@ def test_what_is_nearly_json_takes_no_short_cut(tmp_path: Path) -> None:
     (folder / "run.json").write_text(text.replace('"ece": null', '"ece": NaN'))
     with pytest.raises(KDBenchError, match="NaN is not JSON"):
         read_record(folder)
-
-
-def test_provenance_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
-        command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    package = tmp_path / "kdbench"
-    package.mkdir()
-    (package / "record.py").write_text("")
-    monkeypatch.setattr(record_module, "__file__", str(package / "record.py"))
-    outside = provenance("e" * 16, STARTED)
-    assert (outside.commit, outside.dirty) == (None, None)
-
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "-m", "first")
-    clean = provenance("e" * 16, STARTED)
-    assert (clean.commit, clean.dirty) == (git("rev-parse", "HEAD"), False)
-    (package / "new.py").write_text("")
-    assert provenance("e" * 16, STARTED).dirty is True
-
-    nested = tmp_path / ".venv" / "site-packages" / "kdbench"
-    nested.mkdir(parents=True)
-    monkeypatch.setattr(record_module, "__file__", str(nested / "record.py"))
-    assert provenance("e" * 16, STARTED).commit is None  # the checkout around an environment is another project
-
-
-def test_provenance_of_this_machine() -> None:
-    code = """if True:
-        import sys
-        from datetime import UTC, datetime
-        from kdbench.record import provenance
-        print(provenance("e", datetime.now(UTC)).model_dump_json())
-        assert "torch" not in sys.modules
-    """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found["hardware"]["gpu"] is None
-    assert found["hardware"]["cpu"]
-    assert 1 <= found["threads"] == found["hardware"]["cores"]
-    assert {"torch", "numpy"} <= set(found["packages"])
-    assert found["started"] < found["finished"]
-
-
-def test_provenance_asks_torch_where_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "a card")
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, get_num_threads=lambda: 3))
-    found = provenance("e" * 16, STARTED)
-    assert (found.hardware.gpu, found.threads) == ("a card", 3)

@@ -18,7 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.record import Record, find_records, read_record
+from kdbench.record import find_records, read_record
+from kdbench.schema import Record
 from tests.cli import ROOT, install
 from tests.toy import same
 

@@ -1,4 +1,4 @@
-"""What several methods put between a student's grid and a teacher's, with one to three spatial axes."""
+"""What several methods put between a student's grid and a teacher's, or ask of it; with one to three spatial axes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdbench.errors import KDBenchError
+from kdbench.functional.divergence import upcast
+from kdbench.functional.pool import global_average
 from kdbench.signals import Signals
 
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _DECONV: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+#: Share of the logits' norm by which those of the pooled map may differ: low precision, but no other map.
+TOLERANCE = 0.02
 
 
 def conv(axes: int, inputs: int, outputs: int, kernel: int = 1, bias: bool = False) -> nn.Module:
@@ -85,3 +90,22 @@ def projectors(pairs: Sequence[tuple[Any, Any]], project: bool) -> nn.ModuleList
             )
         made.append(nn.Identity() if width == wanted else conv(student.values.dim() - 2, width, wanted, bias=True))
     return nn.ModuleList(made)
+
+
+def check_pooled(probe: Signals, need: str, role: str) -> None:
+    """Checks that a role's classifier reads the global average of the grid that is bound to a need.
+
+    Raises:
+        KDBenchError: It reads something else, so that what it says of the grid means nothing.
+    """
+    grid, logits = (probe.feature(name, role).values for name in (need, "logits"))
+    classifier = probe.part("classifier", role)
+    weight, bias = upcast(classifier.get_parameter("weight").flatten(1)), getattr(classifier, "bias", None)
+    found = f"the {role}'s classifier reads {weight.shape[1]} channels and its map {probe.bindings.get(need, need)!r}"
+    fix = f"expected the map right before global average pooling: set method.bind.{need}"
+    if weight.shape[1] != grid.shape[1]:
+        raise KDBenchError(f"{found} has {grid.shape[1]}, {fix}")
+    answer = F.linear(global_average(upcast(grid)), weight, None if bias is None else upcast(bias))
+    said = upcast(logits).flatten(1)
+    if answer.shape != said.shape or (answer - said).norm() > TOLERANCE * said.norm():
+        raise KDBenchError(f"{found}, averaged, does not give its logits, {fix}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdbench.features import Grid, Last, Logits
 from kdbench.functional.cat_kd import class_activation_maps, class_attention_loss
-from kdbench.methods.simkd import check_pooled
+from kdbench.methods.blocks import check_pooled
 from kdbench.plugin import Method, Need, Part
 from kdbench.signals import Context, Signals
 

@@ -18,41 +18,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from kdbench.errors import KDBenchError
 from kdbench.features import Grid, Last, Logits
-from kdbench.functional.divergence import upcast
 from kdbench.functional.pool import average_pool, global_average
 from kdbench.functional.simkd import simkd_loss
-from kdbench.methods.blocks import BatchNorm, conv
+from kdbench.methods.blocks import BatchNorm, check_pooled, conv
 from kdbench.plugin import Method, Need, Part
 from kdbench.signals import Context, Signals
 from kdbench.sources import Tapped
-
-#: Share of the logits' norm by which those of the pooled map may differ: low precision, but no other map.
-TOLERANCE = 0.02
-
-
-def check_pooled(probe: Signals, need: str, role: str) -> None:
-    """Checks that a role's classifier reads the global average of the grid that is bound to a need.
-
-    Raises:
-        KDBenchError: It reads something else, so that what it says of the grid means nothing.
-    """
-    grid, logits = (probe.feature(name, role).values for name in (need, "logits"))
-    classifier = probe.part("classifier", role)
-    weight, bias = upcast(classifier.get_parameter("weight").flatten(1)), getattr(classifier, "bias", None)
-    found = f"the {role}'s classifier reads {weight.shape[1]} channels and its map {probe.bindings.get(need, need)!r}"
-    fix = f"expected the map right before global average pooling: set method.bind.{need}"
-    if weight.shape[1] != grid.shape[1]:
-        raise KDBenchError(f"{found} has {grid.shape[1]}, {fix}")
-    answer = F.linear(global_average(upcast(grid)), weight, None if bias is None else upcast(bias))
-    said = upcast(logits).flatten(1)
-    if answer.shape != said.shape or (answer - said).norm() > TOLERANCE * said.norm():
-        raise KDBenchError(f"{found}, averaged, does not give its logits, {fix}")
 
 
 class Projector(nn.Module):

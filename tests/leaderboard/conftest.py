@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kdbench.record import Record, content_hash
+from kdbench.record import content_hash
+from kdbench.schema import Record
 from tests.leaderboard.make_records import records, write
 from tests.test_record import fields
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from kdbench.digest import digest
-from kdbench.record import CONFIG, RUN, Record, content_hash, spec_hash
+from kdbench.record import CONFIG, RUN, content_hash, spec_hash
+from kdbench.schema import Record
 
 STARTED = datetime(2026, 5, 1, 12, tzinfo=UTC)
 KITTI = [

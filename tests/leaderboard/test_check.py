@@ -11,7 +11,8 @@ import yaml
 
 from kdbench import config
 from kdbench.digest import digest
-from kdbench.record import Record, content_hash
+from kdbench.record import content_hash
+from kdbench.schema import Record
 from leaderboard.check import check, percent
 from leaderboard.rows import RECORDS
 from tests.leaderboard.make_records import config as config_of

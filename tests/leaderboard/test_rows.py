@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kdbench.record import Record, content_hash, read_record
+from kdbench.record import content_hash, read_record
+from kdbench.schema import Record
 from leaderboard import rows as rows_module
 from leaderboard.row import FIELDS, Interner, Metrics, flatten, values_of
 from leaderboard.rows import RECORDS, Problem, find, full_record, read
