@@ -3,20 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import nn
+from yaml import YAMLError
 
+from kdbench.cache import Store
+from kdbench.digest import digest
 from kdbench.distiller import deploy
+from kdbench.errors import KDBenchError
 from kdbench.fit import Training
 from kdbench.recipe import DEPLOYED, MODEL, Recipe
+from kdbench.record import CONFIG, read_record
+from kdbench.stages import make_task
 from kdbench.task import Batch, Task
 from kdbench.weights import load_weights
 
 
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run that is on the disk.
+
+    Attributes:
+        folder: Of its record.
+        config: As it was resolved.
+        task: Its task.
+        side: What it left behind: ``student``, or ``teacher`` where that was trained alone.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    task: Task
+    side: str
+
+    def model(self, batch: Batch | None = None) -> nn.Module:
+        """Returns what the run trained, as :func:`load_deployed` does."""
+        return load_deployed(self.config, self.task, self.side, self.folder, batch, f"{self.side}.safetensors")
+
+
+def read_run(run: Path) -> RecordedRun:
+    """Reads what a run left behind.
+
+    Args:
+        run: Folder of a record, or its ``run.json``.
+
+    Raises:
+        KDBenchError: The record or its configuration cannot be read, it failed, or the two are not of one run.
+    """
+    record = read_record(run)
+    folder = run if run.is_dir() else run.parent
+    if record.status != "ok":
+        raise KDBenchError(f"{folder} is a run that {record.status} ({record.reason}): it has no student")
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise KDBenchError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())}") from None
+    if digest(config) != record.provenance.config_digest:  # it names the classes that are built
+        raise KDBenchError(f"{folder / CONFIG}: this is not the configuration of the run: it was edited")
+    task = make_task(config, Store(Path(config["cache"]) if config["cache"] else None))
+    return RecordedRun(folder, config, task, "teacher" if record.scores.student is None else "student")
+
+
 def load_deployed(
-    config: Mapping[str, Any], task: Task, side: str, folder: Path, batch: Batch, weights: str = MODEL
+    config: Mapping[str, Any], task: Task, side: str, folder: Path, batch: Batch | None = None, weights: str = MODEL
 ) -> nn.Module:
     """Builds a side of the pair, in eval mode, with the weights in a folder.
 
@@ -25,14 +77,14 @@ def load_deployed(
         task: The task.
         side: ``student`` or ``teacher``.
         folder: Holds the weights, and ``deployed.safetensors`` where a method keeps more than the student (SimKD).
-        batch: Any batch: methods make their modules from the shapes that they see on it.
+        batch: Any batch, from whose shapes a method makes its modules; the first one of training by default.
         weights: File of the plain model.
     """
     if side == "student" and (folder / DEPLOYED).is_file():
         plugins = {o: config[o] for o in ("augment", "quant", "method") if config[o].get("_target_")}
         recipe = Recipe("student", "student", config, plugins, int(config["seed"]), "", teacher="")
         training = Training(recipe, task, untrained=True)
-        training.distiller(training.stages[-1]).build(batch)
+        training.distiller(training.stages[-1]).build(training.first_batch() if batch is None else batch)
         model = deploy(training.cast.model("student"), training.plugins.values())
         load_weights(model, folder / DEPLOYED)
     else:

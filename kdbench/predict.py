@@ -25,32 +25,15 @@ def predict(run: Path, source: Path, out: Path | None = None) -> list[dict[str, 
     Raises:
         KDBenchError: The record or the input cannot be read.
     """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
+    from kdbench.deployment import read_run
 
-    from kdbench.cache import Store
-    from kdbench.deployment import load_deployed
-    from kdbench.digest import digest
-    from kdbench.record import CONFIG, read_record
-    from kdbench.stages import make_task
-
-    record = read_record(run)
-    folder = run if run.is_dir() else run.parent
-    if record.status != "ok":
-        raise KDBenchError(f"{folder} is a run that {record.status} ({record.reason}): it has no student")
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise KDBenchError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())}") from None
-    if digest(config) != record.provenance.config_digest:  # it names the classes that are built
-        raise KDBenchError(f"{folder / CONFIG}: this is not the configuration of the run: it was edited")
-    task = make_task(config, Store(Path(config["cache"]) if config["cache"] else None))
-    side = "teacher" if record.scores.student is None else "student"
+    recorded = read_run(run)
+    task = recorded.task
     batch = task.read(source)
-    model = load_deployed(config, task, side, folder, batch, f"{side}.safetensors")
+    model = recorded.model(batch)
     found = task.predictions(model, batch)
     if out is not None:
-        picture = task.picture(batch, {side: model})
+        picture = task.picture(batch, {recorded.side: model})
         try:
             picture.save(out)
         except (OSError, ValueError) as error:  # no such folder, no such format

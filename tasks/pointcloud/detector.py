@@ -217,7 +217,7 @@ class AnchorHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def rows(values: Tensor, width: int) -> Tensor:
-            return values.permute(0, 2, 3, 1).reshape(len(values), -1, width)
+            return values.permute(0, 2, 3, 1).reshape(values.shape[0], -1, width)
 
         return rows(self.cls(features), self.classes), rows(self.box(features), 7), rows(self.direction(features), 2)
 

@@ -1,0 +1,143 @@
+"""A recorded student for other runtimes: ``python -m kdbench.export RUN [--format onnx|pt2] [--out FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from kdbench.errors import KDBenchError
+
+if TYPE_CHECKING:
+    from kdbench.task import ExportPlan
+
+Format = Literal["onnx", "pt2"]
+
+TOLERANCE = 1e-3
+"""Largest difference of an exported model's outputs, over the largest output: other kernels sum in another order."""
+
+
+def export(run: Path, form: Format = "onnx", out: Path | None = None) -> tuple[Path, float]:
+    """Writes what a task exports of a recorded student, with any number of samples a batch.
+
+    The file is read back and run on the task's example before it takes its name.
+
+    Args:
+        run: Folder of a record.
+        form: ``onnx``, or ``pt2`` for :func:`torch.export.save`.
+        out: The file; ``<run>/student.<form>`` by default.
+
+    Returns:
+        The file, and how far its outputs are from the student's, over the largest output.
+
+    Raises:
+        KDBenchError: The record cannot be read, the model cannot be exported, or the file does not do the same.
+    """
+    from kdbench.deployment import read_run
+
+    found = read_run(run)
+    plan = found.task.export(found.model())
+    out = out if out is not None else found.folder / f"{found.side}.{form}"
+    aside = out.with_name(f".{out.name}.{os.getpid()}.{form}")
+    if not out.parent.is_dir():
+        raise KDBenchError(f"--out {out}: there is no folder {out.parent}")
+    try:
+        with _quiet():
+            gap = {"onnx": _onnx, "pt2": _pt2}[form](plan, aside)
+        if not gap <= TOLERANCE:
+            raise KDBenchError(f"{out}: its outputs differ from the student's by {gap:.1e} of the largest: not written")
+        aside.replace(out)
+    except OSError as error:
+        raise KDBenchError(f"--out {out}: the model cannot be written: {error}") from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return out, gap
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the exporters print, which is about their own graphs, from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _program(plan: ExportPlan) -> Any:
+    import torch
+
+    batch = torch.export.Dim("batch")
+    # Traced with two samples, as a dimension of one is taken for a constant.
+    example = tuple(torch.cat([value, value]) for value in plan.example)
+    try:
+        return torch.export.export(plan.module, example, dynamic_shapes=tuple({0: batch} for _ in example))
+    except Exception as error:  # whatever its tracing meets in somebody's module
+        reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
+        raise KDBenchError(f"the student cannot be exported: {reason}") from None
+
+
+def _onnx(plan: ExportPlan, path: Path) -> float:
+    import torch
+
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise KDBenchError(f"--format onnx needs {error.name}: pip install 'kdbench[export]'") from None
+    made = torch.onnx.export(_program(plan), input_names=list(plan.names), dynamo=True, verbose=False)
+    assert made is not None
+    made.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = {name: value.contiguous().numpy() for name, value in zip(plan.names, plan.example, strict=True)}
+    return _gap(plan, [torch.from_numpy(value) for value in session.run(None, given)])
+
+
+def _pt2(plan: ExportPlan, path: Path) -> float:
+    import torch
+
+    torch.export.save(_program(plan), path)
+    return _gap(plan, torch.export.load(path).module()(*plan.example))
+
+
+def _gap(plan: ExportPlan, found: Any) -> float:
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    with torch.no_grad():
+        expected = tree_leaves(plan.module(*plan.example))
+    pairs = list(zip(tree_leaves(found), expected, strict=True))
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the file and prints where it is."""
+    parser = argparse.ArgumentParser("python -m kdbench.export", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a record, e.g. results/classification/kd/…")
+    parser.add_argument("--format", choices=get_args(Format), default="onnx", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="the file (default: student.FORMAT in the record's folder)")
+    options = parser.parse_args(arguments)
+    try:
+        path, gap = export(options.run, options.format, options.out)
+    except KDBenchError as error:
+        print(f"kdbench: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB, outputs within {gap:.0e} of the student's")
+    return 0
+
+
+if __name__ == "__main__":
+    from kdbench.__main__ import own_imports
+
+    own_imports()
+    sys.exit(main())
