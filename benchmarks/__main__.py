@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import engine, methods, pointcloud
 from benchmarks.report import MISSED, Row, as_json, machine, table
-from kdbench.run import terminal
+from kdbench.report import terminal
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "overhead": engine.overhead,

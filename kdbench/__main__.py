@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -11,14 +12,15 @@ from pathlib import Path
 
 
 def own_imports() -> None:
-    """Takes the current folder off ``sys.path`` unless it is the checkout, so that no file there shadows a package.
+    """Takes off ``sys.path`` the current folder that ``python -m`` puts first, so that no file there shadows a package.
 
-    ``tasks`` is a common name: the run ends here if what would be imported is not the one installed with kdbench.
+    One that ``PYTHONPATH`` names stays. ``tasks`` is a common name: the run ends here if what would be imported is not
+    the one installed with kdbench.
     """
     root = Path(__file__).resolve().parent.parent
     here = Path.cwd().resolve()
-    if here != root:
-        sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != here]
+    if here != root and not sys.flags.safe_path and Path(sys.path[0] or ".").resolve() == here:
+        del sys.path[0]
     found = find_spec("tasks")
     origin = Path(found.origin).resolve() if found and found.origin else None
     if origin is None or origin.parent.parent != root:
@@ -28,8 +30,15 @@ def own_imports() -> None:
         )
 
 
+def lenient_output() -> None:
+    """Lets a terminal that lacks a character show a question mark instead of ending the run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def main() -> None:
     """Runs one job, or with ``-m`` a sweep; exits with 0 only if every job ends with status ok."""
+    lenient_output()
     own_imports()
     import hydra
     from omegaconf import DictConfig
@@ -45,7 +54,7 @@ def main() -> None:
         outcomes.append(status)
         return objective
 
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] = configuration.at_home(sys.argv[1:])
     multirun = bool({"-m", "--multirun"} & set(arguments))
     plain = [a for a in arguments if not a.startswith("-")]
     sweep.failed.clear()
@@ -55,13 +64,20 @@ def main() -> None:
         configuration.choices(plain, multirun)
         if len(arguments) - len(plain) == multirun:  # no flag of Hydra's that would ask for something else
             plain = configuration.expanded(plain) if multirun else plain
-            configuration.load(configuration.first(plain) if multirun else plain)
+            config = configuration.load(configuration.first(plain) if multirun else plain)
+            if multirun:
+                configuration.each_choice(plain)
+                sweep.open_folder(config["results"])
             sys.argv[1:] = ["--multirun"] * multirun + configuration.opened(plain)
     except KDBenchError as error:
         _fail(error)
     try:
         hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)()
-    except SystemExit as end:
+    except (SystemExit, KeyboardInterrupt) as end:
+        # Lightning turns Ctrl-C into an exit.
+        if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+            print("kdbench: interrupted: the same command continues", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         # Lightning ends a training at SIGTERM by an exit without a code, which would stand for success.
         sys.exit(128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code)
     if sweep.failed or any(status != "ok" for status in outcomes):

@@ -22,7 +22,9 @@ def locate(target: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(missing + "."):
-            raise KDBenchError(f"_target_ {target!r}: there is no module {missing!r}") from None
+            raise KDBenchError(
+                f"_target_ {target!r}: there is no module {missing!r} (PYTHONPATH=. for code in this folder)"
+            ) from None
         raise KDBenchError(f"{target} needs the package {missing!r}: run `make setup`") from None
     except ValueError:
         raise KDBenchError(f"_target_ {target!r} is not of the form package.module.Name") from None

@@ -36,9 +36,16 @@ _log = logging.getLogger(__name__)
 
 
 def default_root() -> Path:
-    """The cache folder: ``$KDBENCH_CACHE``, else the user's cache folder."""
+    """The cache folder: ``$KDBENCH_CACHE``, else the user's cache folder.
+
+    Raises:
+        KDBenchError: There is none.
+    """
     root = os.environ.get("KDBENCH_CACHE")
-    return Path(root).expanduser() if root else platformdirs.user_cache_path("kdbench", appauthor=False)
+    try:
+        return Path(root).expanduser() if root else platformdirs.user_cache_path("kdbench", appauthor=False)
+    except RuntimeError:  # neither $HOME nor an entry in the list of users
+        raise KDBenchError("this user has no home folder for the cache: set cache=DIR or KDBENCH_CACHE") from None
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,10 @@ def _read_manifest(folder: Path, kind: str, key: str) -> dict[str, Any] | None:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:  # made by another user, or a disk that fails: nothing to remove and make again
+        raise KDBenchError(
+            f"cannot read {folder} of the cache ({error.strerror}): set cache=DIR or KDBENCH_CACHE"
+        ) from error
     if isinstance(manifest, dict) and (manifest.get("kind"), manifest.get("key")) == (kind, key):
         return manifest
     return None

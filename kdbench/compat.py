@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kdbench.build import locate
 from kdbench.errors import KDBenchError, nearest
 from kdbench.plugin import Bindings, Need, Plugin, kind_names, serves
 from kdbench.task import Task
 
 
+def removed(plugins: Mapping[str, Mapping[str, Any]], owner: str) -> dict[str, str]:
+    """Returns the capabilities that a plugin of a run finds removed, with the owner who removes them."""
+    found: dict[str, str] = {}
+    for other, spec in plugins.items():
+        if other != owner:
+            plugin: Any = locate(spec["_target_"])
+            found |= dict.fromkeys(plugin.removes, other)
+    return found
+
+
 def bind(
-    plugin: type[Plugin], task: type[Task], pair: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+    plugin: type[Plugin],
+    task: Task | type[Task],
+    pair: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    without: Mapping[str, str] | None = None,
 ) -> Bindings:
     """Binds every need of a plugin to features that all of its roles give.
 
     A need binds to the feature of its own name where the kind fits, else to the last (deepest) feature of its kind, or
     of the first of its kinds that is there; with ``many`` to all of them. ``overrides`` (``method.bind`` in the
-    configuration) come first.
+    configuration) come first. ``without`` are the capabilities that another plugin of the run removes, with its owner.
 
     Raises:
         KDBenchError: The task lacks a capability or the pair a feature or part: one line that says which.
@@ -25,6 +40,12 @@ def bind(
     lacking = plugin.requires - task.capabilities
     if lacking:
         raise KDBenchError(f"{plugin.__name__} requires {', '.join(sorted(lacking))}, which task {task.name} lacks")
+    taken = sorted(plugin.requires & (without or {}).keys())
+    if taken:
+        owner = (without or {})[taken[0]]
+        raise KDBenchError(
+            f"{plugin.__name__} requires {taken[0]}, which {owner}= takes from the batches: leave one of them out"
+        )
     overrides = dict(overrides or {})
     unknown = set(overrides) - {need.name for need in plugin.needs}
     if unknown:
@@ -39,7 +60,7 @@ def bind(
 
 
 def _bind(
-    need: Need, plugin: type[Plugin], task: type[Task], pair: Mapping[str, Any], override: str | list[str] | None
+    need: Need, plugin: type[Plugin], task: Task | type[Task], pair: Mapping[str, Any], override: str | list[str] | None
 ) -> str | list[str]:
     sides = sorted({plugin.roles[role].side for role in need.roles})
     kinds, *others = (task.kinds(pair[side]) for side in sides)

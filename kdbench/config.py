@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,24 @@ from kdbench.errors import KDBenchError, nearest
 
 #: Entry-point group through which another package adds its YAML: the value is a package with config groups.
 CONF_GROUP = "kdbench.conf"
+
+#: Config groups of which an option is chosen.
+GROUPS = ("task", "data", "pair", "method", "augment", "quant", "preset", "trainer", "logger", "experiment")
+
+#: Mappings of names of the user's own that ``{…}`` on the command line replaces instead of adding to them.
+_WHOLE = ("pair.*.taps", "pair.*.kinds", "pair.*.parts")
+
+#: Mappings whose keys the YAML does not list; whoever reads them checks the names.
+_OPEN = (
+    *_WHOLE,
+    "student",  # may become a model of the user's own
+    "teacher.trainer",
+    "teacher.data",
+    "data.augment",
+    "data.simulator",
+    "task.thresholds",
+    "*.bind",
+)
 
 
 class _Strict(BaseModel):
@@ -172,20 +192,31 @@ def load(overrides: Sequence[str] = ()) -> dict[str, Any]:
         KDBenchError: An override is wrong; the line names the nearest fix.
     """
     register()
+    return check(_composed(at_home(overrides)))
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
     try:
-        overrides = opened(overrides)
+        with_open = opened(overrides)
         with _initialized():
-            composed = compose("config", overrides=overrides)
+            return compose("config", overrides=with_open)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise explain(error) from None
-    return check(composed)
+        raise explain(error, overrides) from None
+
+
+def at_home(overrides: Sequence[str]) -> list[str]:
+    """Expands a ``~`` that begins a value: the shell leaves it there, and Hydra's grammar refuses it."""
+    split = [override.partition("=") for override in overrides]
+    return [
+        key + sign + (os.path.expanduser(value) if value == "~" or value.startswith("~/") else value)
+        for key, sign, value in split
+    ]
 
 
 def opened(overrides: Sequence[str]) -> list[str]:
     """Lets overrides add keys where the YAML does not list them all, so that nobody has to write ``++``.
 
-    These are mappings with a ``_target_`` (a signature knows its keys), those that the YAML leaves empty, and
-    ``student``, which may become a model of the user's own. Whoever reads them checks the names.
+    These are mappings with a ``_target_`` (a signature knows its keys) and those of :data:`_OPEN`.
     """
     nested = [o for o in overrides if "." in o.partition("=")[0] and o[0].isalpha()]
     if not nested:
@@ -193,16 +224,26 @@ def opened(overrides: Sequence[str]) -> list[str]:
     plain = first([o for o in overrides if o not in nested and o[0].isalpha()])
     with _initialized():
         composed = compose("config", overrides=plain)
-    return [f"++{o}" if o in nested and _is_open(composed, o.partition("=")[0].split(".")) else o for o in overrides]
+    found = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if override not in nested:
+            found.append(override)
+        elif value.startswith("{") and any(fnmatchcase(key, pattern) for pattern in _WHOLE):
+            found += [f"++{key}=null", f"++{override}"]  # Hydra alone would merge
+        else:
+            found.append(f"++{override}" if _is_open(composed, key.split(".")) else override)
+    return found
 
 
 def _is_open(composed: DictConfig, path: Sequence[str]) -> bool:
     node: Any = composed
-    for depth, key in enumerate(path):
+    for key in path:
         if not isinstance(node, DictConfig):
             return False
         if key not in node:
-            return not node or "_target_" in node or path[:depth] == ["student"]
+            above = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+            return "_target_" in node or any(fnmatchcase(a, pattern) for a in above for pattern in _OPEN)
         node = node[key]
     return False
 
@@ -213,12 +254,32 @@ def first(overrides: Sequence[str]) -> list[str]:
     Raises:
         KDBenchError: One cannot be read.
     """
+    return [
+        f"{o.get_key_element()}={_sample(o)}" if o.is_sweep_override() else str(o.input_line)
+        for o in _parsed(overrides)
+    ]
+
+
+def each_choice(overrides: Sequence[str]) -> None:
+    """Composes a sweep with each of its choices on which the keys given depend, before its first job starts.
+
+    Raises:
+        KDBenchError: One of them has no such key.
+    """
+    parsed, start = _parsed(overrides), first(overrides)
+    given = {o.key_or_group.partition(".")[0] for o in parsed if "." in o.key_or_group}
+    for place, override in enumerate(parsed):
+        group = override.key_or_group
+        if override.is_sweep_override() and group in GROUPS and (group in given or (group == "task" and given)):
+            for choice in override.sweep_string_iterator():
+                _composed([*start[:place], f"{group}={choice}", *start[place + 1 :]])
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
     try:
         with _initialized():
-            parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
-            return [
-                f"{o.get_key_element()}={_sample(o)}" if o.is_sweep_override() else str(o.input_line) for o in parsed
-            ]
+            parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+            return parser.parse_overrides(list(overrides))
     except HydraException as error:
         raise explain(error) from None
 
@@ -257,6 +318,7 @@ def check(composed: DictConfig) -> dict[str, Any]:
         raise explain(error) from None
     assert isinstance(plain, dict)
     keys = {str(k): v for k, v in plain.items() if k not in ("hydra", "experiment", "recipe")}
+    _check_targets(keys, "")
     config = _validated(Config, keys)
     for group in ("data", "pair"):
         owner = config[group].get("task")
@@ -282,6 +344,14 @@ def check(composed: DictConfig) -> dict[str, Any]:
     if trials > len(factors):
         raise KDBenchError(f"tuning.trials={trials}: there are {len(factors)} in tuning.factors: give it more")
     return config
+
+
+def _check_targets(values: Mapping[str, Any], prefix: str) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _check_targets(value, f"{prefix}{key}.")
+        elif key == "_target_" and "." not in str(value).strip("."):
+            raise KDBenchError(f"{prefix}_target_={value}: expected package.module.Name, e.g. torch.optim.SGD")
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,23 +400,28 @@ def choices(overrides: Iterable[str], sweep: bool) -> None:
     Raises:
         KDBenchError: A group has no such option.
     """
-    groups = ("task", "data", "pair", "method", "augment", "quant", "preset", "trainer", "logger", "experiment")
     for override in overrides:
         group, found, value = override.partition("=")
-        if not found or group not in groups or value[:1] in "[{$" or "(" in value:
+        if not found or group not in GROUPS or value[:1] in "[{$" or "(" in value:
             continue
-        for name in value.split(",") if sweep else [value]:
-            known = options(group)
+        known = options(group)
+        if "," in value and not sweep:
+            raise KDBenchError(f"{override}: several take a sweep: python -m kdbench -m {override} …")
+        for name in value.split(","):
             if name not in (*known, "null"):
                 raise KDBenchError(f"{group}={name}: there is no such {group}: {nearest(name, known)}")
 
 
-def explain(error: Exception) -> KDBenchError:
-    """Turns an error of Hydra or OmegaConf into one line with the nearest fix."""
+def explain(error: Exception, overrides: Sequence[str] = ()) -> KDBenchError:
+    """Turns an error of Hydra or OmegaConf about ``overrides`` into one line with the nearest fix."""
     text = str(error)
     if isinstance(error, OverrideParseException):
-        line = [line for line in text.splitlines() if not line.startswith("See ")][-1]
-        return KDBenchError(f"{error.override}: {line}; expected key=value, with special characters as \"key='[…]'\"")
+        lines = [line for line in text.splitlines() if not line.startswith("See ")]
+        if lines[-1].strip() == "^":  # it points at the line above
+            lines.append(f"{lines[-2][len(lines[-1]) - 1 :][:1]!r} cannot stand there")
+        return KDBenchError(
+            f"{error.override}: {lines[-1]}; expected key=value, with special characters as \"key='[…]'\""
+        )
     cause = error.__cause__
     if cause is not None and "not in struct" in str(cause):
         text = str(cause)
@@ -356,16 +431,21 @@ def explain(error: Exception) -> KDBenchError:
         return KDBenchError(f"{group}={name}: there is no such {group}: {nearest(name, options(group))}")
     unknown = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text)
     if unknown:
-        return KDBenchError(f"{unknown[2]}: unknown key: {_siblings(unknown[2], unknown[1])}")
+        return KDBenchError(f"{unknown[2]}: unknown key: {_siblings(unknown[2], unknown[1], overrides)}")
     return KDBenchError(" ".join(line.strip() for line in text.splitlines() if line.strip())[:400])
 
 
-def _siblings(full_key: str, key: str) -> str:
-    parent = full_key.rpartition(".")[0]
+def _siblings(full_key: str, key: str, overrides: Sequence[str]) -> str:
+    """Says what stands beside an unknown key under the options that were chosen."""
+    top, parent = full_key.partition(".")[0], full_key.rpartition(".")[0]
+    chosen = [override for override in overrides if override.partition("=")[0] in GROUPS]
     with _initialized():
-        node = OmegaConf.select(compose("config"), parent) if parent else compose("config")
-    names = [str(k) for k in node] if isinstance(node, DictConfig) else []
-    return nearest(key, names) if names else "python -m kdbench --cfg job lists every key"
+        composed = compose("config", overrides=chosen, return_hydra_config=True)
+    node = OmegaConf.select(composed, parent) if parent else composed
+    names = [str(k) for k in node if k != "hydra"] if isinstance(node, DictConfig) else []
+    option = composed.hydra.runtime.choices.get(top)
+    where = f" ({top}={option})" if parent and option else ""
+    return nearest(key, names) + where if names else "python -m kdbench --cfg job lists every key"
 
 
 def _initialized() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -95,9 +96,16 @@ class SeededLoader(DataLoader):
             drop_last=train and size >= batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
+            multiprocessing_context=_start_method() if workers else None,
             # Its own stream: drawing the workers' base seed leaves the global generator alone.
             generator=rng.generator(seed, "loader"),
         )
+
+
+def _start_method() -> str | None:
+    """Returns how loader workers start, where the default one is not Python's own: that of joblib's workers fails."""
+    known = multiprocessing.get_all_start_methods()
+    return None if multiprocessing.get_start_method(allow_none=True) in (None, *known) else known[0]
 
 
 def _whole(batch: Any) -> Any:

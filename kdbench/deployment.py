@@ -18,7 +18,7 @@ from kdbench.errors import KDBenchError
 from kdbench.fit import Training
 from kdbench.recipe import DEPLOYED, MODEL, Recipe
 from kdbench.record import CONFIG, read_record
-from kdbench.stages import make_task
+from kdbench.stages import configured, make_task, untaught
 from kdbench.task import Batch, Task
 from kdbench.weights import load_weights
 
@@ -68,7 +68,13 @@ def read_run(run: Path) -> RecordedRun:
 
 
 def load_deployed(
-    config: Mapping[str, Any], task: Task, side: str, folder: Path, batch: Batch | None = None, weights: str = MODEL
+    config: Mapping[str, Any],
+    task: Task,
+    side: str,
+    folder: Path,
+    batch: Batch | None = None,
+    weights: str = MODEL,
+    alone: bool = False,
 ) -> nn.Module:
     """Builds a side of the pair, in eval mode, with the weights in a folder.
 
@@ -79,9 +85,10 @@ def load_deployed(
         folder: Holds the weights, and ``deployed.safetensors`` where a method keeps more than the student (SimKD).
         batch: Any batch, from whose shapes a method makes its modules; the first one of training by default.
         weights: File of the plain model.
+        alone: Whether it is the scratch student, which has fewer plugins.
     """
     if side == "student" and (folder / DEPLOYED).is_file():
-        plugins = {o: config[o] for o in ("augment", "quant", "method") if config[o].get("_target_")}
+        plugins = untaught(configured(config)) if alone else configured(config)
         recipe = Recipe("student", "student", config, plugins, int(config["seed"]), "", teacher="")
         training = Training(recipe, task, untrained=True)
         training.distiller(training.stages[-1]).build(training.first_batch() if batch is None else batch)

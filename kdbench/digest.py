@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -76,8 +77,9 @@ def sources(modules: Iterable[str]) -> dict[str, Path]:
     """Finds the source files that dotted ``modules`` are made of, without running any of them.
 
     These are the modules, their parent packages and, transitively, everything that one of them imports anywhere in
-    its text from the same top-level packages or from ``kdbench``. What is imported by a computed name (a registry, a
-    Hydra ``_target_``) cannot be seen: name it in ``modules``.
+    its text from the same top-level packages, from ``kdbench`` or, unless they are installed, from the folder that
+    holds them. What is imported by a computed name (a registry, a Hydra ``_target_``) cannot be seen: name it in
+    ``modules``.
 
     Returns:
         Paths by dotted name, sorted by name.
@@ -88,13 +90,17 @@ def sources(modules: Iterable[str]) -> dict[str, Path]:
     queue = sorted(set(modules))
     for name in queue:
         if _find(name) is None:
-            raise KDBenchError(f"no module {name!r} to digest: expected the dotted name of an importable module")
+            raise KDBenchError(
+                f"there is no module {name!r}: expected one that can be imported (PYTHONPATH=. for code in this folder)"
+            )
     tops = {name.partition(".")[0] for name in queue} | {"kdbench"}
+    homes = {home for top in tops if (home := _home(top))}
     seen: set[str] = set()
     found: dict[str, Path] = {}
     while queue:
         name = queue.pop()
-        if name in seen or name.partition(".")[0] not in tops:
+        top = name.partition(".")[0]
+        if name in seen or (top not in tops and _home(top) not in homes):
             continue
         seen.add(name)
         spec = _find(name)
@@ -110,9 +116,21 @@ def sources(modules: Iterable[str]) -> dict[str, Path]:
 
 
 @functools.cache
+def _home(top: str) -> Path | None:
+    """Returns the folder that holds a top-level module, None for what is installed or built in."""
+    spec = _find(top) if top else None
+    places = spec and (spec.submodule_search_locations or ([spec.origin] if spec.has_location and spec.origin else []))
+    if not places:
+        return None
+    home = Path(next(iter(places))).resolve().parent
+    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
+    return None if home in installed or home.name in ("site-packages", "dist-packages") else home
+
+
+@functools.cache
 def _find(name: str) -> ModuleSpec | None:
     # importlib.util.find_spec would import the parent packages of a dotted name, and with them torch.
-    parent, _, _ = name.rpartition(".")
+    parent, _, last = name.rpartition(".")
     if not parent:
         try:
             return importlib.util.find_spec(name)
@@ -121,7 +139,13 @@ def _find(name: str) -> ModuleSpec | None:
     spec = _find(parent)
     if spec is None or spec.submodule_search_locations is None:
         return None
-    return PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    places = list(spec.submodule_search_locations)
+    try:
+        return PathFinder.find_spec(name, places)
+    except KeyError:  # a namespace package asks for its parent to be imported
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(Path(place, last)) for place in places]
+        return spec
 
 
 def _imports(spec: ModuleSpec, path: Path) -> Iterator[str]:

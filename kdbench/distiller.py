@@ -22,7 +22,7 @@ from kdbench.plugin import Bindings, Plugin, Stage, State, Views
 from kdbench.rehearsal import check_reach, gradients
 from kdbench.signals import EVERY, Cast, Context, Signals, total
 from kdbench.sources import Answer
-from kdbench.task import Batch, Task, move, scalars
+from kdbench.task import Batch, move
 
 CONSTANT = {"_target_": "kdbench.optim.constant"}
 
@@ -87,15 +87,14 @@ class Distiller(LightningModule):
         self._order = tuple(plugins)
         self._bilevel = any(u.batch == "meta" for p in plugins.values() for u in p.updates())
         self.plan: StepPlan | None = None
-        self.fit_metrics: Any = None
+        self.val_data: Iterable[Batch] = ()
+        self.val_every = 1
         self.validation: dict[str, float] = {}
         self.sums: dict[str, tuple[Tensor | float, int]] = {}
         self.samples = 0
         self._signals: Signals | None = None
         self._terms: dict[str, frozenset[str]] = {}
         self._whole: frozenset[str] = frozenset()
-        # In a tuple, because a module that is assigned to a module becomes its child.
-        self._deployed: tuple[nn.Module, ...] = ()
         self._named: dict[str, nn.Parameter] = {}
         self._members: list[frozenset[int]] = []
         for name, role in cast.roles.items():
@@ -162,6 +161,8 @@ class Distiller(LightningModule):
                     plugin.enter(self.stage, probe)
                 plugin.built = True
                 views = plugin.views(views, context)
+        for name in self.roles:  # a plugin may have put another network in a role's place
+            self.roles[name] = self.cast.model(name)
         self.train()
         if self.optimization.channels_last:
             channels_last(self.plugins)
@@ -387,18 +388,19 @@ class Distiller(LightningModule):
                 module.training = training
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Moves averages and lets the plugins update their banks."""
+        """Moves averages, lets the plugins update their banks, and validates at the end of an epoch."""
         for name, role in self.cast.roles.items():
             if role.mode == "ema":
                 follow(self.cast.model(name), self.cast.model("student"), role.decay)
         signals = self._signals
         self._signals = None
-        if signals is None:
-            return
-        state = self._state(batch_idx)
-        with torch.no_grad():
-            for owner, plugin in self.owned():
-                plugin.after_step(signals.bound(self.bindings.get(owner, {}), whole=True), state)
+        if signals is not None:
+            state = self._state(batch_idx)
+            with torch.no_grad():
+                for owner, plugin in self.owned():
+                    plugin.after_step(signals.bound(self.bindings.get(owner, {}), whole=True), state)
+        if self._validates():
+            self.validate()
 
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's means."""
@@ -418,29 +420,22 @@ class Distiller(LightningModule):
 
     # ---- validation -------------------------------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        """Clears the metrics and puts together what is deployed."""
-        if self.fit_metrics is None:
-            self.fit_metrics = self.cast.task.metrics("val").to(self.device)
-            for metric in self.fit_metrics.values():
-                metric.distributed_available_fn = _alone
-        self.fit_metrics.reset()
-        self._deployed = (self.deployed().eval(),)
+    def validate(self) -> None:
+        """Scores the student as it would be deployed, by what the task evaluates, and keeps the metrics."""
+        model, precision = self.deployed(), self.trainer.precision_plugin
+        modes = [(m, m.training) for m in model.modules()]
+        batches = (precision.convert_input(self.transfer_batch_to_device(b, self.device, 0)) for b in self.val_data)
+        try:
+            with precision.val_step_context():
+                self.validation = self.cast.task.evaluate(model.eval(), batches, "val", self.device)
+        finally:
+            for module, training in modes:
+                module.training = training
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Scores the student as it would be deployed."""
-        task: Task = self.cast.task
-        (model,) = self._deployed
-        task.score(self.fit_metrics, model, task.forward(model, batch.inputs), batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Keeps the metrics of this epoch."""
-        self.validation = scalars(self.fit_metrics)
-
-
-def _alone() -> bool:
-    """Every process scores all of the validation set, so metrics have nothing to exchange."""
-    return False
+    def _validates(self) -> bool:
+        """Whether this batch is the last one of an epoch that is validated, as the last of all is."""
+        done = self.trainer.current_epoch + 1
+        return self.trainer.is_last_batch and (done == self.trainer.max_epochs or done % self.val_every == 0)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -456,8 +451,8 @@ def channels_last(module: nn.Module) -> None:
 
 
 def deploy(student: nn.Module, plugins: Iterable[Plugin]) -> nn.Module:
-    """Returns what is needed at inference, by all plugins of a run."""
-    for plugin in plugins:
+    """Returns what is needed at inference, by all plugins of a run: the method's, in the quantisation's."""
+    for plugin in reversed([*plugins]):
         student = plugin.deploy(student)
     return student
 

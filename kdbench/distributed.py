@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
@@ -158,7 +159,7 @@ def whole_feature(feature: Feature) -> Feature:
     tensors = {f.name: v for f in fields(feature) if isinstance(v := getattr(feature, f.name), Tensor)}
     if "batch" in tensors:
         return _ragged(feature, tensors)
-    return replace(feature, **{name: _interleaved(value) for name, value in tensors.items()})
+    return replace(feature, **{n: _interleaved(v, padded="mask" in tensors) for n, v in tensors.items()})
 
 
 def whole_batch(batch: Batch) -> Batch:
@@ -170,8 +171,20 @@ def whole_batch(batch: Batch) -> Batch:
     return batch.with_inputs(None, **found)
 
 
-def _interleaved(value: Tensor) -> Tensor:
-    """Puts the samples of all processes in the order of the whole batch; also where each comes k times, in k blocks."""
+def _interleaved(value: Tensor, padded: bool = False) -> Tensor:
+    """Puts the samples of all processes in the order of the whole batch; also where each comes k times, in k blocks.
+
+    Each process may have padded its samples to a length of its own where a mask tells; zeros make them equally long.
+    """
+    shapes = _Gather.apply(torch.tensor(value.shape, device=value.device))
+    longest = shapes.amax(0)
+    if bool((shapes[:, :1] != longest[:1]).any()) or (not padded and bool((shapes != longest).any())):
+        found = ", ".join(str(tuple(shape)) for shape in shapes.tolist())
+        raise KDBenchError(
+            f"the processes hold features of the shapes {found}, expected one shape: give them a mask, or pad all alike"
+        )
+    missing = longest - shapes[share()[0]]
+    value = F.pad(value, [n for axis in reversed(missing.tolist()) for n in (0, axis)])
     stacked: Tensor = _Gather.apply(value)
     return stacked.transpose(0, 1).flatten(0, 1)
 

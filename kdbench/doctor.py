@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -20,18 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kdbench.errors import KDBenchError
+from kdbench.provenance import OPTIONAL, PACKAGES, version
+from kdbench.recipe import MODEL
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "hydra-core",
-    "timm",
-    "torchmetrics",
-    "wandb",
-    "open3d-cpu",
-    "onedl-mmdetection",
-)
 #: What Open3D loads from the system, by Debian package.
 LIBRARIES = {
     "libusb-1.0.so.0": "libusb-1.0-0",
@@ -48,10 +38,9 @@ def environment() -> list[Check]:
     """Checks interpreter, packages, system libraries and disk."""
     checks: list[Check] = [("python", sys.version_info >= (3, 11), platform.python_version())]
     for name in PACKAGES:
-        try:
-            checks.append((name, True, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            checks.append((name, False, "not installed: make setup"))
+        found = version(name)
+        checks.append((name, found is not None, found or "not installed: make setup"))
+    checks += [(name, True, version(name) or "not installed; not every run needs it") for name in OPTIONAL]
     checks.append(_try("torch and torchvision match", _torchvision))
     missing = [package for library, package in LIBRARIES.items() if not _loads(library)]
     checks.append(("system libraries", not missing, "apt-get install " + " ".join(missing) if missing else "all there"))
@@ -116,7 +105,7 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     recipe = stages.student_recipe()
     teacher = store.find("model", stages.teacher_recipe.key)
     console.print("teacher: " + ("trained, from the cache" if teacher else "not trained yet: fresh weights stand in"))
-    training = Training(recipe, task, teacher.path / "model.safetensors" if teacher else None, untrained=True)
+    training = Training(recipe, task, teacher.path / MODEL if teacher else None, untrained=True)
     distiller = training.distiller(training.stages[0])
     batch = training.first_batch()
     terms = distiller.rehearse(batch)
@@ -158,6 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
     well = all(fine for _, fine, _ in checks)
     if options.overrides:
         try:
+            if options.steps < 1:
+                raise KDBenchError(f"--steps {options.steps}: expected 1 or more")
             well &= run(options.overrides, console, options.steps)
         except KDBenchError as error:
             print(f"kdbench: error: {error}", file=sys.stderr)
@@ -167,7 +158,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from kdbench.__main__ import own_imports
+    from kdbench.__main__ import lenient_output, own_imports
 
+    lenient_output()
     own_imports()
     sys.exit(main())

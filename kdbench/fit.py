@@ -20,20 +20,20 @@ from torch import nn
 
 from kdbench import rng
 from kdbench.build import build
-from kdbench.compat import bind
+from kdbench.compat import bind, removed
 from kdbench.distiller import Distiller, Optimization, deploy
 from kdbench.errors import KDBenchError
 from kdbench.history import Diverged, History
 from kdbench.measure import PeakMemory, count_params
 from kdbench.memory import keep_freed
 from kdbench.plan import merge_roles, merge_stages
-from kdbench.plugin import Bindings, Plugin, Role, Stage
+from kdbench.plugin import STUDENT, Bindings, Plugin, Role, Stage
 from kdbench.processes import Place, Shared, group, helped, threads
 from kdbench.recipe import BEST, DEPLOYED, MODEL, Recipe
 from kdbench.signals import Cast
 from kdbench.sources import Network
 from kdbench.task import Batch, Task
-from kdbench.weights import load_weights, save_weights
+from kdbench.weights import load_weights, plain, save_weights
 
 #: Keys of a plugin's configuration that the engine reads; the others are the plugin's own options.
 ENGINE_KEYS = frozenset({"name", "weights", "bind", "optimizer"})
@@ -53,6 +53,9 @@ class Training:
         self.recipe = recipe
         self.task = task
         self.teacher = teacher
+        pair = recipe.config["pair"]
+        # The student of a training is whoever it is about, also the pair's teacher.
+        self.pair = {**pair, "student": pair[recipe.side]}
         self.plugins: dict[str, Plugin] = {}
         self.bindings: dict[str, Bindings] = {}
         for owner, spec in recipe.plugins.items():
@@ -60,18 +63,17 @@ class Training:
             with rng.scope(recipe.seed, "init", owner):
                 plugin = build(owner, options)
             self.plugins[owner] = plugin
-            self.bindings[owner] = bind(type(plugin), type(task), recipe.config["pair"], spec.get("bind"))
-        roles = merge_roles(self.plugins) if self.plugins else {"student": Role("train", side=recipe.side)}  # type: ignore[arg-type]
+            self.bindings[owner] = bind(type(plugin), task, self.pair, spec.get("bind"), removed(recipe.plugins, owner))
+        roles = merge_roles(self.plugins) if self.plugins else {"student": STUDENT}
         self.cast = Cast(task, roles, {}, seed=recipe.seed, parts={})
         self._fill(roles, teacher, untrained)
         self.stages = merge_stages(self.plugins)
         self.data: LightningDataModule = task.data(recipe.seed)
 
     def _fill(self, roles: Mapping[str, Role], teacher: Path | None, untrained: bool) -> None:
-        pair = self.recipe.config["pair"]
         sources: dict[str, Network] = {}
         for name in sorted(roles, key=lambda n: n != "student"):
-            role, side = roles[name], pair[roles[name].side]
+            role, side = roles[name], self.pair[roles[name].side]
             model = self._initial(name, role)
             if role.init == "trained":
                 if teacher is None and not untrained:
@@ -83,43 +85,48 @@ class Training:
             sources[name] = Network(self.task, model, side.get("taps") if self.plugins else None)
         self._plain = frozenset(sources["student"].model.state_dict())
         self.cast.sources = sources
-        self.cast.parts = {name: pair[role.side].get("parts") or {} for name, role in roles.items()}
+        self.cast.parts = {name: self.pair[role.side].get("parts") or {} for name, role in roles.items()}
 
     def _initial(self, name: str, role: Role) -> nn.Module:
         """Builds the model of a role with its initial weights."""
-        # A model trained alone starts from the stream of its side: a student and its scratch twin are twins.
-        with rng.scope(self.recipe.seed, "init", name if self.plugins else self.recipe.role):
-            model = self.task.build(self.recipe.config["pair"][role.side]["architecture"])
+        side = self.recipe.side if role.side == "student" else role.side
+        # What a training is about starts from the stream of its own name: a student and its scratch twin are twins.
+        with rng.scope(self.recipe.seed, "init", self.recipe.role if name == "student" else name):
+            model = self.task.build(self.pair[role.side]["architecture"])
         if not isinstance(model, nn.Module):
-            raise KDBenchError(
-                f"the {role.side}'s architecture makes a {type(model).__name__}, expected a torch.nn.Module"
-            )
-        start = (self.recipe.config.get(role.side) or {}).get("init_from")
-        if start and role.init == "fresh":
+            raise KDBenchError(f"the {side}'s architecture makes a {type(model).__name__}, expected a torch.nn.Module")
+        start = (self.recipe.config.get(side) or {}).get("init_from")
+        if start and name == "student":
             load_weights(model, Path(start))
         return model
+
+    def enter(self, stage: Stage) -> None:
+        """Gives the roles of a stage their networks, before it is rehearsed or trained."""
+        for role, source in stage.roles.items():
+            model = copy.deepcopy(self.cast.model(source))
+            taps = self.pair[self.cast.roles[source].side].get("taps")
+            self.cast.sources = {**self.cast.sources, role: Network(self.task, model, taps)}
+        if stage.fresh:
+            initial = self._initial("student", self.cast.roles["student"])
+            self.cast.model("student").load_state_dict(initial.state_dict())
 
     def distiller(self, stage: Stage = Stage()) -> Distiller:
         """Returns the module that trains one stage."""
         trainer = self.recipe.trainer
         weights: dict[str, dict[str, Any]] = {}
         for owner, spec in self.recipe.plugins.items():
-            weights[owner] = {t: _scaled(w, self.recipe.factor, t) for t, w in (spec.get("weights") or {}).items()}
+            factor = self.recipe.factor if owner == self.recipe.tuned else 1.0
+            weights[owner] = {t: _scaled(w, factor, t) for t, w in (spec.get("weights") or {}).items()}
+        optimization = Optimization(
+            optimizer=trainer["optimizer"],
+            scheduler=trainer["scheduler"],
+            owners={o: s["optimizer"] for o, s in self.recipe.plugins.items() if s.get("optimizer")},
+            clip=trainer["clip"],
+            channels_last=trainer["channels_last"],
+            manual=trainer["manual"],
+        )
         return Distiller(
-            self.cast,
-            self.plugins,
-            self.bindings,
-            weights,
-            Optimization(
-                trainer["optimizer"],
-                trainer["scheduler"],
-                {o: s["optimizer"] for o, s in self.recipe.plugins.items() if s.get("optimizer")},
-                trainer["clip"],
-                trainer["channels_last"],
-                trainer["manual"],
-            ),
-            self.recipe.seed,
-            stage,
+            self.cast, self.plugins, self.bindings, weights, optimization, seed=self.recipe.seed, stage=stage
         )
 
     def first_batch(self) -> Batch:
@@ -144,7 +151,7 @@ class Training:
         Raises:
             Diverged: A loss or a metric is not finite.
         """
-        size, device = self.recipe.trainer["devices"], _device(self.recipe.trainer["accelerator"])
+        size, device = self.recipe.trainer["devices"], pick_device(self.recipe.trainer["accelerator"])
         if device.type == "cuda" and size > torch.cuda.device_count():
             found = torch.cuda.device_count()
             raise KDBenchError(f"trainer.devices={size}: found {found} GPU: ask for fewer, or trainer.accelerator=cpu")
@@ -181,20 +188,15 @@ class Training:
         before: History,
     ) -> History:
         config = self.recipe.trainer
-        for role, source in stage.roles.items():
-            model = copy.deepcopy(self.cast.model(source))
-            taps = self.recipe.config["pair"][self.cast.roles[source].side].get("taps")
-            self.cast.sources = {**self.cast.sources, role: Network(self.task, model, taps)}
-        if stage.fresh:
-            initial = self._initial("student", self.cast.roles["student"])
-            self.cast.model("student").load_state_dict(initial.state_dict())
+        self.enter(stage)
         distiller = self.distiller(stage)
         distiller.rehearse(self.first_batch())
         assert distiller.plan is not None
-        history = History(folder, before, self.task.higher_is_better, self.task.selection, config["val_every"])
+        history = History(folder, before, self.task.higher_is_better, self.task.selection)
+        distiller.val_data, distiller.val_every = self.data.val_dataloader(), config["val_every"]
         epochs = max(1, round(config["epochs"] * stage.epochs))
         # Only here there is a group: the rehearsal before it saw the whole first batch in every process.
-        with _quiet(), group(place, stage.name, _device(config["accelerator"])):
+        with _quiet(), group(place, stage.name, pick_device(config["accelerator"])):
             if any(u.batch == "meta" for u in distiller.plan.updates):
                 data: Any = self.data
                 cuts = {"train": data.train_dataloader(without_meta=True), "meta": data.meta_dataloader()}
@@ -215,7 +217,6 @@ class Training:
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
-                num_sanity_val_steps=0,
                 use_distributed_sampler=False,
             )
             last = folder / "last.ckpt"
@@ -223,19 +224,13 @@ class Training:
                 _set_epoch(loaders, torch.load(last, map_location="cpu", weights_only=True)["epoch"] + 1)
             if config["precision"] == "64-true":
                 distiller.double()  # as Lightning does, but before it loads the checkpoint
-            trainer.fit(
-                distiller,
-                loaders,
-                self.data.val_dataloader(),
-                ckpt_path=str(last) if last.exists() else None,
-                weights_only=True,
-            )
+            trainer.fit(distiller, loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         return history
 
     def _finish(self, work: Path, history: History, best: Path, device: torch.device) -> dict[str, Any]:
         task = self.task
         # Also what was trained in double precision is scored and kept in single precision.
-        model = deploy(self.cast.model("student"), self.plugins.values()).to(device, torch.float32)
+        model = deploy(self.cast.model("student"), self.plugins.values()).to(device, torch.float32).eval()
         peers = [n for n, r in self.cast.roles.items() if r.mode == "train" and n != "student"]
         self._save(model, work)
         for name in peers:
@@ -252,7 +247,7 @@ class Training:
                 load_weights(other, best)
                 scores["best_on_val"] = task.evaluate(other, self.data.test_dataloader(), "test", device)
             for name in peers:
-                peer, tests = self.cast.model(name), self.data.test_dataloader()
+                peer, tests = self.cast.model(name).eval(), self.data.test_dataloader()
                 scores.setdefault("peers", {})[name] = task.evaluate(peer, tests, "test", device)
             if task.primary not in scores["test"]:
                 raise Diverged(f"{task.primary} is undefined: the test set holds nothing to score")
@@ -280,7 +275,7 @@ class Training:
         if model.state_dict().keys() == self._plain:
             save_weights(model, work / MODEL)
         else:
-            save_weights(self.cast.model("student"), work / MODEL)
+            save_weights(plain(self.cast.model("student")), work / MODEL)
             save_weights(model, work / DEPLOYED)
 
 
@@ -336,7 +331,12 @@ def _set_epoch(loaders: Any, epoch: int) -> None:
         loader.sampler.set_epoch(epoch)
 
 
-def _device(accelerator: str) -> torch.device:
+def pick_device(accelerator: str) -> torch.device:
+    """Returns where ``trainer.accelerator`` trains.
+
+    Raises:
+        KDBenchError: It is not there.
+    """
     if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

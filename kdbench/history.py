@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from kdbench.cache import write_atomic
 from kdbench.errors import KDBenchError
+from kdbench.recipe import BEST
 from kdbench.weights import save_weights
 
 if TYPE_CHECKING:
@@ -33,9 +34,8 @@ class History(Callback):
     Args:
         folder: Where ``last.ckpt`` and ``best.safetensors`` go.
         before: History of the stage before.
-        higher_is_better: Direction of that metric.
+        higher_is_better: Direction of ``metric``.
         metric: Name of the validation metric that picks the best epoch.
-        val_every: Epochs between validations; the last epoch is always validated.
     """
 
     def __init__(
@@ -44,11 +44,9 @@ class History(Callback):
         before: History | None = None,
         higher_is_better: bool = True,
         metric: str = "",
-        val_every: int = 1,
     ) -> None:
         self.folder = folder
         self.metric = metric
-        self.val_every = val_every
         self.sign = 1.0 if higher_is_better else -1.0
         self.rows: list[dict[str, float]] = list(before.rows) if before else []
         self.passes: dict[str, int] = dict(before.passes) if before else {}
@@ -108,10 +106,6 @@ class History(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._started = time.monotonic()
 
-    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        trainer.check_val_every_n_epoch = 1 if last else self.val_every
-
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.wall += time.monotonic() - self._started
 
@@ -137,7 +131,7 @@ class History(Callback):
             if score > self.best:
                 self.best, self.best_epoch = score, len(self.rows)
                 if trainer.is_global_zero:
-                    save_weights(distiller.deployed(), self.folder / "best.safetensors")
+                    save_weights(distiller.deployed(), self.folder / BEST)
             distiller.validation = {}
         self.rows.append(row)
         for logger in trainer.loggers:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import contextlib
+import functools
+import importlib.util
+import itertools
 import json
+import re
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from kdbench import config as configuration
 from kdbench.cache import Store
-from kdbench.digest import digest, digest_files
+from kdbench.digest import digest, digest_files, source_digest
 from kdbench.errors import KDBenchError, nearest
 
 AXES = ("method", "augment", "quant")
@@ -42,38 +48,50 @@ class Cell:
 
 def compute() -> list[Cell]:
     """Computes every cell from class facts and configuration, without building a network."""
-    specs = [(axis, n, configuration.option(axis, n)) for axis in AXES for n in configuration.options(axis)]
-    pairs = [configuration.option("pair", name) for name in configuration.options("pair")]
-    cells = []
-    for task in configuration.options("task"):
-        default = configuration.load([f"task={task}"])
-        own = {default["pair"]["name"]: default["pair"]}
-        for pair in pairs:
-            if pair.get("task") in (None, task):
-                own.setdefault(pair["name"], pair)
-        cells += [_cell(axis, name, spec, default["task"], own) for axis, name, spec in specs]
-    return cells
+    pairs = []
+    for name in configuration.options("pair"):
+        with contextlib.suppress(Exception):  # of another package; its task, whose default it is, says what is wrong
+            pairs.append(configuration.option("pair", name))
+    spec = functools.cache(configuration.option)
+    default = functools.cache(lambda task: configuration.load([f"task={task}"]))
+    names = [(axis, name) for axis in AXES for name in configuration.options(axis)]
+    found = []
+    for task, (axis, name) in itertools.product(configuration.options("task"), names):
+        try:
+            pair = _serving(spec(axis, name), default(task), pairs)
+        except KDBenchError as error:
+            found.append(Cell(axis, name, task, None, False, str(error)))
+        except Exception as error:  # in the code or YAML of another package; the other cells do not depend on it
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            found.append(Cell(axis, name, task, None, False, reason))
+        else:
+            found.append(Cell(axis, name, task, pair, True, None))
+    return found
 
 
-def _cell(
-    axis: str, name: str, spec: Mapping[str, Any], task: Mapping[str, Any], pairs: Mapping[str, Mapping[str, Any]]
-) -> Cell:
+def _serving(spec: Mapping[str, Any], default: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the first pair of a task with which a plugin can run; raises the error of the first where none can."""
     from kdbench.build import locate
     from kdbench.compat import bind
 
-    reason = None
-    for pair_name, pair in pairs.items():
+    pairs = {default["pair"]["name"]: default["pair"]}
+    for pair in others:
+        if pair.get("task") in (None, default["task"]["name"]):
+            pairs.setdefault(pair["name"], pair)
+    refusal = None
+    for name, pair in pairs.items():
         if "_target_" not in spec:
-            return Cell(axis, name, task["name"], pair_name, True, None)
+            return name
         try:
             plugin: Any = locate(spec["_target_"])
-            owner: Any = locate(task["_target_"])
+            owner: Any = locate(default["task"]["_target_"])
             bind(plugin, owner, pair, _bindings(spec, pair))
         except KDBenchError as error:
-            reason = reason or str(error)
+            refusal = refusal or error
         else:
-            return Cell(axis, name, task["name"], pair_name, True, None)
-    return Cell(axis, name, task["name"], None, False, reason)
+            return name
+    assert refusal is not None
+    raise refusal
 
 
 def _bindings(spec: Mapping[str, Any], pair: Mapping[str, Any]) -> Any:
@@ -91,17 +109,33 @@ def cells(store: Store | None = None) -> list[Cell]:
     files = [*configuration.folder().rglob("*.yaml")]
     for top in ("kdbench", "tasks"):
         files += (package.parent / top).rglob("*.py")
-    others = [
-        (e.group, e.name, e.value, e.dist.version if e.dist else "")
-        for group in ("kdbench.conf", "kdbench.tasks", "kdbench.methods")
-        for e in importlib.metadata.entry_points(group=group)
-    ]
-    key = digest([digest_files(files, package.parent), others])
+    key = digest([digest_files(files, package.parent), *_others()])
 
     def make(work: Path) -> dict[str, Any]:
         return {"cells": [asdict(cell) for cell in compute()]}
 
     return [Cell(**cell) for cell in store.product("matrix", key, make).manifest["cells"]]
+
+
+def _others() -> Iterator[list[str]]:
+    """Yields digests of what each other package brings: its YAML, and those of its sources that it names there."""
+    for entry in entry_points(group=configuration.CONF_GROUP):
+        try:
+            spec = importlib.util.find_spec(entry.value)
+        except ImportError:
+            spec = None
+        for folder in spec.submodule_search_locations or () if spec else ():
+            files = sorted(Path(folder).rglob("*.yaml"))
+            own = re.compile(rf"_target_: *({entry.value.partition('.')[0]}[\w.]*)\.")
+            modules = {module for file in files for module in own.findall(file.read_text())}
+            yield [entry.name, digest_files(files, Path(folder)), *map(_code, sorted(modules))]
+
+
+def _code(module: str) -> str:
+    try:
+        return source_digest([module])
+    except KDBenchError as error:
+        return str(error)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,7 +183,9 @@ def _show(found: list[Cell], tasks: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from kdbench.__main__ import own_imports
+    from kdbench.__main__ import lenient_output, own_imports
 
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this quietly
+    lenient_output()
     own_imports()
     sys.exit(main())

@@ -37,6 +37,9 @@ def _create(where: str, spec: Mapping[str, Any], *arguments: Any) -> Any:
             raise KDBenchError(f"{where}.{name}: unknown key: {nearest(name, known)}")
     try:
         return target(*arguments, **options)
+    except IndexError:  # AdamW reads betas[1] of whatever it is given
+        given = ", ".join(f"{name}={list(value)}" for name, value in options.items() if isinstance(value, tuple))
+        raise KDBenchError(f"{where}: too few numbers in {given}") from None
     except (TypeError, ValueError) as error:
         raise KDBenchError(f"{where}: {error}") from None
 

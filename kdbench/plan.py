@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
@@ -11,6 +11,9 @@ from kdbench.errors import KDBenchError, nearest
 from kdbench.plugin import Plugin, Role, Stage, State, Update
 
 Weight: TypeAlias = float | Mapping[str, float]
+
+#: What reaches a fixed network's answers, from nothing to everything.
+_GRADS = ("none", "input", "params")
 
 
 @dataclass(frozen=True)
@@ -81,24 +84,47 @@ def covers(globs: Iterable[str], name: str) -> bool:
 
 
 def merge_roles(plugins: Mapping[str, Plugin]) -> dict[str, Role]:
-    """Returns the union of the roles that the plugins ask for."""
+    """Returns the union of the roles that the plugins ask for; fixed networks keep the graph if anybody asks for it."""
     roles: dict[str, Role] = {}
     for owner, plugin in plugins.items():
         for name, role in plugin.roles.items():
-            if roles.setdefault(name, role) != role:
+            held = roles.setdefault(name, role)
+            if role.mode != "train" and replace(held, grad=role.grad) == role:
+                roles[name] = max(held, role, key=lambda r: _GRADS.index(r.grad))
+            elif held != role:
                 raise KDBenchError(
-                    f"{owner} wants role {name!r} as {role}, another plugin of this run as {roles[name]}: "
+                    f"{owner} wants role {name!r} as {role}, another plugin of this run as {held}: "
                     "these two do not compose"
                 )
     return roles
 
 
 def merge_stages(plugins: Mapping[str, Plugin]) -> tuple[Stage, ...]:
-    """Returns the fits of a run: at most one plugin may ask for other stages than the default one."""
-    asked = {owner: plugin.stages() for owner, plugin in plugins.items() if plugin.stages() != (Stage(),)}
-    if len(asked) > 1:
-        raise KDBenchError(f"{' and '.join(asked)} each bring their own stages: these do not compose")
-    return next(iter(asked.values()), (Stage(),))
+    """Returns the fits of a run.
+
+    Of several plugins with stages of their own, all but one have the default ``Stage()`` among theirs, which stands for
+    the stages of the others: a quantisation with ``Stage(), Stage("quantised", 0.2)`` follows any method.
+    """
+    merged: tuple[Stage, ...] = (Stage(),)
+    for owner, plugin in reversed([*plugins.items()]):
+        own = tuple(stage if stage == Stage() else replace(stage, owner=owner) for stage in plugin.stages())
+        if Stage() in own:
+            merged = _put(merged, own)
+        elif Stage() in merged:
+            merged = _put(own, merged)
+        else:
+            others = " and ".join(sorted({stage.owner for stage in merged}))
+            raise KDBenchError(
+                f"{owner} and {others} each bring their own stages: these do not compose, as none of the two has the "
+                "default one, in which the other would train"
+            )
+    return merged
+
+
+def _put(inner: tuple[Stage, ...], outer: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Puts stages in the place of the default one."""
+    place = outer.index(Stage())
+    return (*outer[:place], *inner, *outer[place + 1 :])
 
 
 def make_plan(
@@ -134,10 +160,15 @@ def make_plan(
     missing = [t for t in everything if t not in schedules]
     if missing:
         raise KDBenchError(f"term {missing[0]!r} has no weight: set method.weights.{missing[0]} in its YAML file")
-    active = [t for t in everything if stage.terms is None or t in stage.terms]
-    parameters = [p for p in parameters if stage.trains is None or covers(stage.trains, p)]
+    # A stage knows the terms and parameters of its own plugin and of the task; those of other plugins go on.
+    others = set(plugins) - {stage.owner} if stage.owner else set()
+    free = {t for owner in others for t in term_names.get(owner, ())}
+    active = [t for t in everything if stage.terms is None or t in stage.terms or t in free]
+    parameters = [
+        p for p in parameters if stage.trains is None or covers(stage.trains, p) or p.partition(".")[0] in others
+    ]
 
-    updates = [u for plugin in plugins.values() for u in plugin.updates()] or [Update()]
+    updates = _merge_updates(plugins, parameters)
     named = {t for u in updates for t in (u.terms or ())}
     unknown = named - set(everything)
     if unknown:
@@ -151,13 +182,38 @@ def make_plan(
         if not terms or same in resolved:
             continue
         if not params:
-            raise KDBenchError(f"an update over {', '.join(terms)} reaches no trainable parameter ({update.params})")
+            asked = update.params or stage.trains
+            raise KDBenchError(f"an update over {', '.join(terms)} reaches no trainable parameter ({asked})")
         resolved.append(same)
     orphans = [p for p in parameters if not any(p in (u.params or ()) for u in resolved)]
     if orphans:
         raise KDBenchError(f"no update trains {orphans[0]} ({len(orphans)} such parameters): give it an owner's update")
     _check_groups(resolved)
     return StepPlan(tuple(resolved), schedules)
+
+
+def _merge_updates(plugins: Mapping[str, Plugin], parameters: list[str]) -> list[Update]:
+    """Returns the updates of all plugins, their groups told apart.
+
+    The default update of all that have no other is one. It leaves the parameters of plugins with updates of their own
+    to those, and where one of these takes "every term that no other update names", it joins that one's forward for
+    what nobody trains.
+    """
+    own = {owner: plugin.updates() for owner, plugin in plugins.items() if plugin.updates() != (Update(),)}
+    updates: list[Update] = []
+    for asked in own.values():
+        first = max((u.group for u in updates), default=-1) + 1 - min(u.group for u in asked)
+        updates += [replace(u, group=u.group + first) for u in asked] if len(own) > 1 else asked
+    if len(own) == len(plugins) and plugins:
+        return updates
+    if not own:
+        return [Update()]
+    rest = next((u for u in updates if u.terms is None), None)
+    if rest is None:
+        params = tuple(p for p in parameters if p.partition(".")[0] not in own)
+        return [*updates, Update(params=params, group=max(u.group for u in updates) + 1)]
+    params = tuple(p for p in parameters if not any(u.params is None or covers(u.params, p) for u in updates))
+    return [*updates, replace(rest, params=params)] if params else updates
 
 
 def _check_groups(updates: Iterable[Update]) -> None:

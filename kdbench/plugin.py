@@ -49,7 +49,7 @@ class Role:
     """How a network takes part in training.
 
     Attributes:
-        mode: ``train``; ``frozen`` (stays in eval, dropout included); ``ema`` (moving average of ``of_role``).
+        mode: ``train``; ``frozen`` (stays in eval, dropout included); ``ema`` (moving average of the student).
         side: The side of the pair whose architecture it has.
         init: ``trained`` (the product of an earlier stage), ``fresh``, or ``student`` (a copy of the student).
         grad: ``params``; ``input`` (weights fixed, graph kept, for methods that optimise an input through it);
@@ -67,7 +67,6 @@ class Role:
 STUDENT = Role("train")
 TEACHER = Role("frozen", side="teacher", init="trained", grad="none")
 PEER = Role("train", side="teacher")
-EMA = Role("ema", init="student", grad="none")
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,7 @@ class Stage:
         lr: Scales the learning rates.
         constant: Keeps the learning rate, whatever the run's schedule.
         fresh: Puts the student back to its initial weights, after ``roles`` has copied it (generations of students).
+        owner: Whose stage it is; the engine sets it. ``terms`` and ``trains`` leave those of other plugins alone.
     """
 
     name: str = "distil"
@@ -132,6 +132,7 @@ class Stage:
     lr: float = 1.0
     constant: bool = False
     fresh: bool = False
+    owner: str = ""
 
 
 class Plugin(nn.Module):
@@ -143,6 +144,7 @@ class Plugin(nn.Module):
         needs: Features it reads.
         parts: Sub-modules of roles that it calls.
         requires: Capabilities that the task must have.
+        removes: Capabilities that the batches have no more for other plugins (mixed samples: ``single_label``).
         roles: Networks that take part, by name; a run has the union over its plugins.
         fidelity: ``equations`` or ``approximate``.
         over_batch: Whether a term is other than a mean over samples, each with its own features: then every process of
@@ -154,6 +156,7 @@ class Plugin(nn.Module):
     needs: ClassVar[tuple[Need, ...]] = ()
     parts: ClassVar[tuple[Part, ...]] = ()
     requires: ClassVar[frozenset[str]] = frozenset()
+    removes: ClassVar[frozenset[str]] = frozenset()
     roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT}
     fidelity: ClassVar[Literal["equations", "approximate"]] = "equations"
     over_batch: ClassVar[bool] = False
@@ -188,7 +191,10 @@ class Plugin(nn.Module):
         return (Update(),)
 
     def stages(self) -> tuple[Stage, ...]:
-        """Returns the fits that this plugin asks for."""
+        """Returns the fits that this plugin asks for.
+
+        The default ``Stage()`` among several is where the stages of the run's other plugins go.
+        """
         return (Stage(),)
 
     def after_step(self, signals: Signals, state: State) -> None:
@@ -230,7 +236,6 @@ def kind_names(need: Need) -> str:
 
 
 __all__ = [
-    "EMA",
     "PEER",
     "STUDENT",
     "TEACHER",

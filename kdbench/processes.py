@@ -108,8 +108,7 @@ def threads(wanted: int | None, size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if not wanted:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
 
 
 # ---- helpers --------------------------------------------------------------------------------------------------------

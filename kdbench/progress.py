@@ -1,4 +1,4 @@
-"""What a person sees while a run works: one live bar a stage, and the closing table."""
+"""What a person sees while a run works: one live bar for each training."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from kdbench.schema import Hardware, Provenance
 
+#: What every run needs.
 PACKAGES = (
-    "kdbench",
     "torch",
     "torchvision",
     "lightning",
@@ -23,10 +23,22 @@ PACKAGES = (
     "numpy",
     "scipy",
     "hydra-core",
-    "open3d",
-    "onnx",
-    "onnxruntime",
+    "wandb",
 )
+#: What some runs need.
+OPTIONAL = ("open3d", "onedl-mmdetection", "onnx", "onnxruntime")
+#: The distributions that bring a package under another name than its own.
+_BUILDS = {"open3d": ("open3d", "open3d-cpu")}
+
+
+def version(package: str) -> str | None:
+    """Returns the installed version of a package, or None."""
+    for name in _BUILDS.get(package, (package,)):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def provenance(config_digest: str, started: datetime) -> Provenance:
@@ -36,12 +48,7 @@ def provenance(config_digest: str, started: datetime) -> Provenance:
         config_digest: Digest of the whole resolved config.
         started: When the run began, with its time zone.
     """
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    packages = {name: found for name in ("kdbench", *PACKAGES, *OPTIONAL) if (found := version(name))}
     commit = _git("rev-parse", "HEAD")
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None

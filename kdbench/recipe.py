@@ -34,7 +34,7 @@ class Recipe:
         seed: Of weights, order and augmentation.
         dataset: Digest of the data.
         teacher: Key of the trained teacher, or None.
-        factor: On the weights of all distillation terms.
+        factor: On the weights of the plugin that is tuned.
         scored: Whether the test set is read at the end (tuning trials are scored on validation alone).
         length: Share of the configured epochs (tuning trials may be shorter).
         files: Digests of the weights files that it starts from.
@@ -61,6 +61,11 @@ class Recipe:
         return {**trainer, "epochs": max(1, round(trainer["epochs"] * self.length))}
 
     @property
+    def tuned(self) -> str:
+        """Owner of the weights that a tuning factor scales: the method, or what is compared in its place."""
+        return "method" if "method" in self.plugins else "augment"
+
+    @property
     def modules(self) -> set[str]:
         """Dotted modules whose sources decide the outcome."""
         targets = [self.config["task"], self.config["pair"][self.side]["architecture"], *self.plugins.values()]
@@ -73,12 +78,12 @@ class Recipe:
     @property
     def key(self) -> str:
         """Digest of the recipe, the data, and the sources of the engine, the task and the plugins."""
-        sides = ("student", "teacher") if self.plugins else (self.side,)
+        sides = {self.side, "teacher"} if self.plugins else {self.side}
         return digest(
             {
                 "role": self.role,
                 "side": self.side,
-                "pair": {side: self.config["pair"][side] for side in sides},
+                "pair": {side: self.config["pair"][side] for side in sorted(sides)},
                 "files": dict(self.files),
                 "task": {k: v for k, v in self.config["task"].items() if k not in _JUDGING},
                 "dataset": self.dataset,

@@ -23,6 +23,7 @@ from kdbench.schema import SCHEMA_VERSION, Record
 
 RUN = "run.json"
 CONFIG = "config.yaml"
+PREVIEW = "preview.png"
 
 #: Keys of the resolved config that do not change the number, dotted; what :func:`spec_hash` leaves out. Where the data
 #: lie does not: ``dataset.digest`` says what they are.
@@ -123,6 +124,8 @@ def write_record(
             final.rename(old)
         aside.rename(final)
     except OSError as error:
+        if old.exists() and not final.exists():
+            old.rename(final)
         raise KDBenchError(f"the record {final} cannot be written: {error}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from kdbench.build import locate
 from kdbench.cache import Product, Store
@@ -24,7 +23,8 @@ from kdbench.digest import digest, source_digest
 from kdbench.errors import KDBenchError
 from kdbench.provenance import provenance
 from kdbench.recipe import DEPLOYED
-from kdbench.record import RUN, read_record, spec_hash, write_record
+from kdbench.record import PREVIEW, RUN, read_record, spec_hash, write_record
+from kdbench.report import show, terminal
 from kdbench.schema import (
     Cost,
     Dataset,
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
     from kdbench.task import Task
 
-
-PREVIEW = "preview.png"
 
 #: Class of the ``wandb`` module for each kind of ``Task.media``.
 MEDIA = {"object3d": "Object3D"}
@@ -83,6 +81,7 @@ class Run:
         self.started = datetime.now(UTC)
         self.store = Store(Path(config["cache"]) if config["cache"] else None)
         self.task = make_task(config, self.store)
+        self.stages = Stages(config, self.task, self.store, self._follow)
         self.loggers: list[Any] = []
         self.media: dict[str, Callable[[ModuleType], Any]] = {}
 
@@ -98,8 +97,7 @@ class Run:
             KDBenchError: Bad input; nothing is written.
         """
         self.task.prepare()
-        stages = Stages(self.config, self.task, self.store, self._follow)
-        run_id = f"{self.spec[:10]}-s{self.config['seed']}-{stages.main_recipe.key[:8]}"
+        run_id = f"{self.spec[:10]}-s{self.config['seed']}-{self.stages.main_recipe.key[:8]}"
         folder = self._folder(run_id)
         if not self.config["rerun"] and (folder / RUN).is_file():
             record = read_record(folder)
@@ -107,8 +105,11 @@ class Run:
                 self.console.print("This run has its record (rerun=true runs it again):", highlight=False)
                 show(record, folder, self.console)
                 return Outcome("ok", folder, record)
-        with self._logging(run_id):
-            outcome = self._attempt(stages, run_id)
+        from kdbench.processes import threads
+
+        # Also what is found in the store is measured with the threads that the record names.
+        with self._logging(run_id), threads(self.config["trainer"]["threads"], 1):
+            outcome = self._attempt(run_id)
             self._publish(outcome)
         if outcome.status == "ok":
             show(outcome.record, outcome.path, self.console)
@@ -122,11 +123,11 @@ class Run:
         folder = self._folder(run_id)
         return (folder / RUN).is_file() and read_record(folder).status == "ok"
 
-    def _attempt(self, stages: Stages, run_id: str) -> Outcome:
+    def _attempt(self, run_id: str) -> Outcome:
         from kdbench.history import Diverged
 
         try:
-            record, files = self._record(stages, run_id)
+            record, files = self._record(run_id)
         except Diverged as error:
             return self._failed(run_id, "diverged", str(error))
         except KDBenchError:
@@ -141,7 +142,7 @@ class Run:
         from kdbench.progress import Bar
 
         main = self.config["role"] or "student"
-        if main == "student" and "_target_" not in self.config["method"]:
+        if main == "student" and not self.stages.distils:
             main = "scratch"
         return [Bar(name, epochs, self.task.selection, self.console)], self.loggers if name == main else []
 
@@ -150,13 +151,14 @@ class Run:
         if self.config["logger"]["name"] != "wandb":
             yield
             return
-        from kdbench.loggers import RunInfo, open_loggers
+        from kdbench.wandb_logger import open_logger
+        from kdbench.wandb_run import RunInfo
 
         directions = {f"val/{self.task.primary}": self.task.higher_is_better}
         info = RunInfo.of(self.config, run_id=run_id, spec_hash=self.spec, directions=directions)
         folder = Path(self.config["results"]) / ".wandb" / run_id
-        with open_loggers(self.config["logger"], run=info, folder=folder) as loggers:
-            self.loggers = loggers
+        with open_logger(self.config["logger"], run=info, folder=folder) as logger:
+            self.loggers = [logger]
             yield
 
     def _publish(self, outcome: Outcome) -> None:
@@ -168,11 +170,13 @@ class Run:
 
     # ---- the record -------------------------------------------------------------------------------------------
 
-    def _record(self, stages: Stages, run_id: str) -> tuple[Record, dict[str, Path | bytes | str]]:
-        role = self.config["role"]
+    def _record(self, run_id: str) -> tuple[Record, dict[str, Path | bytes | str]]:
+        role, stages = self.config["role"], self.stages
         products: dict[str, Product] = {}
         if role != "teacher":
             stages.rehearse()
+        _check_machine(stages.main_recipe.trainer)
+        _check_writable(Path(self.config["results"]))
         if role != "student":
             products["teacher"] = stages.teacher()
         tuning: Tuning | None = None
@@ -231,7 +235,7 @@ class Run:
     def _replay(self, product: Product) -> None:
         """Logs the epochs of a training that an earlier run did."""
         if self.loggers:
-            from kdbench.loggers import replay
+            from kdbench.wandb_run import replay
 
             for logger in self.loggers:
                 replay(product.path / "metrics.csv", logger.log_metrics)
@@ -248,14 +252,16 @@ class Run:
     def _look(self, products: Mapping[str, Product]) -> tuple[Models, bytes, Mapping[str, Mapping[str, float]]]:
         """Measures the models, draws the preview with all of them side by side, and compares them."""
         from kdbench.deployment import load_deployed
+        from kdbench.fit import pick_device
         from kdbench.measure import count_macs, latency_ms
+        from kdbench.task import move
 
         tests = self.task.data(int(self.config["seed"])).test_dataloader()
         batch = next(iter(tests))
         networks: dict[str, nn.Module] = {}
         for name, product in products.items():
             side = "teacher" if name == "teacher" else "student"
-            networks[name] = load_deployed(self.config, self.task, side, product.path, batch)
+            networks[name] = load_deployed(self.config, self.task, side, product.path, batch, alone=name == "scratch")
         sizes: dict[str, Any] = {}
         for name in {"teacher", "student"} & networks.keys():
             plan = self.task.export(networks[name])
@@ -268,7 +274,10 @@ class Run:
         if self.loggers:
             media = self.task.media(batch, networks)
             self.media = {k: functools.partial(_medium, MEDIA[k], v) for k, v in media.items()}
-        return Models(**sizes), stream.getvalue(), self.task.compare(networks, tests)
+        device = pick_device(self.config["trainer"]["accelerator"])
+        on_device = {name: network.to(device) for name, network in networks.items()}
+        compared = self.task.compare(on_device, (move(batch, device) for batch in tests))
+        return Models(**sizes), stream.getvalue(), compared
 
     def _failed(self, run_id: str, status: str, reason: str) -> Outcome:
         if self._succeeded(run_id):
@@ -291,13 +300,26 @@ class Run:
         return Outcome(status, path, record)
 
 
+def _check_machine(trainer: Mapping[str, Any]) -> None:
+    """Refuses what Lightning would do in another way without a word."""
+    from kdbench.fit import pick_device
+
+    if trainer["precision"] == "16-mixed" and pick_device(trainer["accelerator"]).type == "cpu":
+        raise KDBenchError("trainer.precision=16-mixed needs a GPU: on a CPU take bf16-mixed or 32-true")
+
+
+def _check_writable(results: Path) -> None:
+    """Finds out before anything trains whether a record can be written."""
+    there = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise KDBenchError(f"results={results}: no record can be written there: {error.strerror}") from None
+
+
 def _medium(name: str, content: Any, wandb: ModuleType) -> Any:
     return getattr(wandb, name)(content)
-
-
-def terminal() -> Console:
-    """Returns a console that is wide enough for the closing table where the output is a file or a pipe."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def gap_closed(products: Mapping[str, Product], task: Task, noise: float) -> tuple[float | None, str | None, list[str]]:
@@ -329,39 +351,3 @@ def _scores(product: Product, compared: Mapping[str, float]) -> RoleScores:
 def _peer(product: Product) -> RoleScores | None:
     peers = product.manifest["scores"].get("peers") or {}
     return RoleScores(test=next(iter(peers.values()))) if peers else None
-
-
-def show(record: Record, path: Path, console: Console) -> None:
-    """Prints the closing table and the path of the record."""
-    assert record.primary is not None
-    name = record.primary.name
-    table = Table(title=f"{record.task} · {record.method} · {record.pair} · seed {record.seed} · {record.preset}")
-    for column in ("", f"test {name}", "best on val", "Δ scratch", "gap closed", "params", "MACs", "latency"):
-        table.add_column(column, justify="right" if column else "left")
-    base = record.scores.scratch.test[name] if record.scores.scratch else None
-    for role in ("teacher", "scratch", "student", "peer"):
-        scores = getattr(record.scores, role)
-        if scores is None or (role == "student" and base is not None and not record.options):
-            continue  # without a method, the student is the scratch student
-        value = scores.test[name]
-        size = record.models.teacher if role == "teacher" else record.models.student
-        table.add_row(
-            {"scratch": "student, scratch", "student": f"student, {record.method}"}.get(role, role),
-            _number(value),
-            _number((scores.best_on_val or {}).get(name)),
-            _number(value - base, "+.2f") if base is not None and value is not None and role != "scratch" else "",
-            f"{100 * record.gap_closed:.0f} %" if role == "student" and record.gap_closed is not None else "",
-            f"{size.params / 1e6:.3f} M" if size and role != "peer" else "",
-            f"{size.macs / 1e9:.2f} G" if size and size.macs and role != "peer" else "",
-            f"{size.latency_ms:.1f} ms"
-            if isinstance(size, StudentModel) and size.latency_ms and role == "student"
-            else "",
-        )
-    console.print(table)
-    if record.gap_reason:
-        console.print(f"gap closed: none, {record.gap_reason}", highlight=False)
-    console.print(f"record: {path}", highlight=False, soft_wrap=True)
-
-
-def _number(value: float | None, form: str = ".2f") -> str:
-    return "" if value is None else format(value, form)

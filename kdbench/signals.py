@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,6 @@ class Signals:
         bindings: For the plugin that reads it: feature names of each need.
         step: Training step, for the named random streams.
         kept: Answers of fixed roles that earlier groups of this step asked for.
-        grad: False to answer without gradient (probe, dry run).
     """
 
     def __init__(
@@ -74,13 +74,11 @@ class Signals:
         bindings: Bindings | None = None,
         step: int = 0,
         kept: dict[tuple[str, int], Answer] | None = None,
-        grad: bool = True,
     ) -> None:
         self.cast = cast
         self.views = views
         self.bindings = bindings or {}
         self.step = step
-        self._grad = grad
         self._answers: dict[tuple[str, str], Answer] = {}
         self._losses: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._kept = {} if kept is None else kept
@@ -91,8 +89,8 @@ class Signals:
 
     def bound(self, bindings: Bindings, whole: bool = False) -> Signals:
         """Returns the same signals (and the same forwards) under a plugin's own names."""
-        other = object.__new__(Signals)
-        other.__dict__.update(self.__dict__, bindings=bindings, whole=whole)
+        other = copy.copy(self)
+        other.bindings, other.whole = bindings, whole
         return other
 
     def with_params(self, role: str, params: Mapping[str, Tensor]) -> Signals:
@@ -134,7 +132,7 @@ class Signals:
             self.cast.passes[role] = self.cast.passes.get(role, 0) + size * len(batch)
         if source.training or not fixed:
             rng.seed_global(self.cast.seed, "forward", role, view, self.step, *_stream(rank))
-        grad = self._grad and torch.is_grad_enabled() and not (fixed and how.grad == "none")
+        grad = torch.is_grad_enabled() and not (fixed and how.grad == "none")
         with torch.set_grad_enabled(grad):
             answer = source.answer(batch, self._params.get(role))
         if size > 1:  # what a plugin draws next is the same in all processes
@@ -162,7 +160,7 @@ class Signals:
         if not self.whole:
             return answer.features[name]
         if (role, view, name) not in self._features:
-            with torch.set_grad_enabled(self._grad):  # kept, so on the graph although it may be asked for without
+            with torch.enable_grad():  # kept, so on the graph although it may be asked for without
                 self._features[role, view, name] = whole_feature(answer.features[name])
         return self._features[role, view, name]
 
@@ -187,7 +185,12 @@ class Signals:
         key = (role, view)
         if key not in self._losses:
             answer = self.answer(role, view)
-            self._losses[key] = self.cast.task.loss(self.cast.model(role), answer.outputs, answer.batch)
+            task, model, given = self.cast.task, self.cast.model(role), (answer.outputs, answer.batch)
+            if role in self._params:
+                stepped = {f"model.{name}": value for name, value in self._params[role].items()}
+                self._losses[key] = torch.func.functional_call(_Loss(task, model), stepped, given)
+            else:
+                self._losses[key] = task.loss(model, *given)
         return self._losses[key]
 
     def supervised(self, role: str = "student", view: str = "main") -> Tensor:
@@ -201,6 +204,17 @@ class Signals:
         if name not in paths:
             raise KDBenchError(f"the pair names no part {name!r} of its {role}: add parts.{name}=PATH to the pair")
         return find_module(self.cast.model(role), paths[name])
+
+
+class _Loss(nn.Module):
+    """A task's loss as a module, so that it can be called with other parameters of the model."""
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        super().__init__()
+        self.task, self.model = task, model
+
+    def forward(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        return self.task.loss(self.model, outputs, batch)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Sources: what can answer for a role. Mostly a network with taps; a teacher can also be a table or a function."""
+"""Sources: what can answer for a role. Mostly a network with taps; a teacher can also be a table of stored outputs."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature
 from kdbench.task import Batch, Task
 
-_TAP = re.compile(r"(?P<path>[\w.\[\]-]+?)(?::(?P<end>input|output))?(?:#(?P<index>\d+))?")
+_TAP = re.compile(r"(?P<path>[\w.\[\]-]+?)(?:@(?P<call>\d+))?(?::(?P<end>input|output))?(?:#(?P<index>\d+))?")
 _STEP = re.compile(r"\[(-?\d+)\]|([^.\[\]]+)")
 
 
@@ -39,27 +40,40 @@ class Source(nn.Module):
 
 @dataclass(frozen=True)
 class Tap:
-    """A named tensor inside a model: ``path[:input|:output][#index]``, e.g. ``backbone[-1]`` or ``fc:input``."""
+    """A named tensor inside a model: ``path[@call][:input|:output][#index]``, e.g. ``backbone[-1]`` or ``fc:input``.
+
+    ``head@2`` is the second call in a forward of a module that has several (a head shared over a pyramid's levels).
+    """
 
     path: str
     end: str = "output"
     index: int | None = None
+    call: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Tap:
         """Reads a tap from the pair's configuration."""
         match = _TAP.fullmatch(text)
         if match is None:
-            raise KDBenchError(f"tap {text!r} is not of the form path[:input|:output][#index], e.g. 'backbone[-1]'")
-        index = match["index"]
-        return cls(match["path"], match["end"] or "output", None if index is None else int(index))
+            form = "path[@call][:input|:output][#index], e.g. 'backbone[-1]'"
+            raise KDBenchError(f"tap {text!r} is not of the form {form}")
+        index, call = (None if match[name] is None else int(match[name]) for name in ("index", "call"))
+        return cls(match["path"], match["end"] or "output", index, call)
 
     def arm(self, model: nn.Module, catch: Callable[[Any], None]) -> RemovableHandle:
         """Gives ``catch`` the tensor of every forward from now on, until the handle is removed."""
         module = find_module(model, self.path)
+        calls = itertools.count(1)
+
+        def seen(value: Any) -> None:
+            if self.call is None or next(calls) == self.call:
+                catch(value)
+
         if self.end == "output":
-            return module.register_forward_hook(lambda _m, _a, out: catch(self._pick(out)))
-        return module.register_forward_pre_hook(lambda _m, args: catch(args[self.index or 0]))
+            return module.register_forward_hook(lambda _m, _a, out: seen(self._pick(out)))
+        return module.register_forward_pre_hook(
+            lambda _m, args, named: seen((*args, *named.values())[self.index or 0]), with_kwargs=True
+        )
 
     def _pick(self, value: Any) -> Any:
         return value if self.index is None else value[self.index]
@@ -119,7 +133,7 @@ class Network(Source):
         def catch(name: str, value: Any) -> None:
             if name in caught:
                 path = self._taps[name].path
-                raise KDBenchError(f"tap {name!r} ({path}) was reached twice in one forward: tap its parent")
+                raise KDBenchError(f"tap {name!r} ({path}) was reached twice in a forward: tap its parent or {path}@1")
             caught[name] = value
 
         handles = [tap.arm(self.model, functools.partial(catch, name)) for name, tap in self._taps.items()]

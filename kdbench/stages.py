@@ -18,21 +18,39 @@ from kdbench.schema import Tuning
 if TYPE_CHECKING:
     from kdbench.task import Task
 
+#: Who composes a run: whose configuration may name a plugin, in the order in which their views are made.
+OWNERS = ("augment", "quant", "method")
+
 #: ``(stage name, epochs)`` -> callbacks and loggers that follow the training of a stage.
 Followers = Callable[[str, int], tuple[list[Any], list[Any]]]
 
 
 def make_task(config: Mapping[str, Any], store: Store) -> Task:
     """Builds the task of a configuration and checks that it can serve the plugins."""
-    from kdbench.compat import bind
+    from kdbench.compat import bind, removed
 
     spec = config["task"]
     task: Task = build("task", {k: v for k, v in spec.items() if k != "name"}, data=config["data"], store=store)
-    for owner in ("augment", "quant", "method"):
-        if config[owner].get("_target_"):
-            plugin: Any = locate(config[owner]["_target_"])
-            bind(plugin, type(task), config["pair"], config[owner].get("bind"))
+    plugins = configured(config)
+    for owner, given in plugins.items():
+        plugin: Any = locate(given["_target_"])
+        bind(plugin, task, config["pair"], given.get("bind"), removed(plugins, owner))
     return task
+
+
+def configured(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the configuration of every plugin that a run composes, by owner, in the order of their views."""
+    return {owner: config[owner] for owner in OWNERS if config[owner].get("_target_")}
+
+
+def untaught(plugins: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Returns the plugins that a scratch student keeps: not the method, and none that asks a trained teacher."""
+    kept = {}
+    for owner, spec in plugins.items():
+        plugin: Any = locate(spec["_target_"])
+        if owner != "method" and not any(role.init == "trained" for role in plugin.roles.values()):
+            kept[owner] = spec
+    return kept
 
 
 @dataclass
@@ -56,13 +74,12 @@ class Stages:
     @functools.cached_property
     def plugins(self) -> dict[str, Mapping[str, Any]]:
         """Configuration of every plugin that the run composes."""
-        owners = ("augment", "quant", "method")
-        return {o: self.config[o] for o in owners if self.config[o].get("_target_")}
+        return configured(self.config)
 
     @property
     def distils(self) -> bool:
-        """Whether there is a method, so that the student differs from its scratch twin."""
-        return "method" in self.plugins
+        """Whether something is compared: the student has plugins that its scratch twin has not."""
+        return self.scratch_recipe.plugins != self.plugins
 
     @functools.cached_property
     def teacher_task(self) -> Task:
@@ -78,9 +95,9 @@ class Stages:
 
     @functools.cached_property
     def scratch_recipe(self) -> Recipe:
-        """The student trained alone under the run's seed: same data, schedule and quantisation."""
+        """The student trained alone under the run's seed: same data, schedule, augmentation and quantisation."""
         recipe = self._alone("student", int(self.config["seed"]), self.config, self.task)
-        return replace(recipe, plugins={o: s for o, s in self.plugins.items() if o != "method"})
+        return replace(recipe, plugins=untaught(self.plugins))
 
     def _alone(self, side: str, seed: int, config: Mapping[str, Any], task: Task) -> Recipe:
         start = self.config[side]["init_from"]
@@ -102,18 +119,24 @@ class Stages:
         return self.teacher_recipe if self.config["role"] == "teacher" else self.student_recipe()
 
     def rehearse(self) -> None:
-        """Takes the first batch of the last training through all that it needs, before the trainings that come first.
+        """Takes the first batch through every stage of what the run needs, before anything trains.
 
         Raises:
-            KDBenchError: A tap, an option or a weights file is wrong.
+            KDBenchError: A tap, an option or a weights file is wrong, or the student cannot be measured.
         """
-        recipe = self.student_recipe()
-        earlier = {self.teacher_recipe.key, self.scratch_recipe.key} - {recipe.key}
-        if not all(self.store.find("model", key) for key in earlier) and not self.store.find("model", recipe.key):
-            from kdbench.fit import Training
+        recipes = {recipe.key: recipe for recipe in (self.scratch_recipe, self.student_recipe())}
+        if all(self.store.find("model", key) for key in {self.teacher_recipe.key, *recipes}):
+            return
+        from kdbench.fit import Training
 
-            training = Training(recipe, self.task, untrained=True)
-            training.distiller(training.stages[0]).rehearse(training.first_batch())
+        for key, recipe in recipes.items():
+            if not self.store.find("model", key):
+                training = Training(recipe, self.task, untrained=True)
+                batch = training.first_batch()
+                for stage in training.stages:
+                    training.enter(stage)
+                    training.distiller(stage).rehearse(batch)
+                self.task.export(training.cast.model("student"))
 
     def teacher(self) -> Product:
         """Returns the trained teacher.

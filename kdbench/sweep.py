@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdbench.cache import write_atomic
+from kdbench.errors import KDBenchError
 
 #: Jobs of the last multirun of this process that did not end well.
 failed: list[str] = []
@@ -39,6 +41,21 @@ COLUMNS: dict[str, dict[str, Any]] = {
 
 #: This process's place in its sweep, held until it ends.
 _place: FileLock | None = None
+
+
+def open_folder(results: str) -> None:
+    """Makes the folder of all sweeps.
+
+    Raises:
+        KDBenchError: Nothing can be written there.
+    """
+    folder = Path(results) / ".sweeps"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise KDBenchError(f"results={results}: no record can be written there: {error.strerror}") from None
 
 
 def note(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Kind
 
 if TYPE_CHECKING:
@@ -97,19 +98,23 @@ class Task:
         cls.selection = cls.selection or getattr(cls, "primary", "")
 
     @classmethod
+    def _lacks(cls, method: str) -> KDBenchError:
+        return KDBenchError(f"task {getattr(cls, 'name', cls.__name__)} does not implement {method}()")
+
+    @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
         """Returns the features, shallow to deep, that a pair's ``student`` or ``teacher`` entry can produce.
 
         It reads the configuration alone, so that compatibility is computed without running anything.
         """
-        raise NotImplementedError
+        raise cls._lacks("kinds")
 
     def prepare(self, progress: bool = True) -> None:
         """Makes or checks the data once; may be called by several processes at a time."""
 
     def dataset(self) -> DatasetInfo:
         """Returns the data set's name, digest and sizes."""
-        raise NotImplementedError
+        raise self._lacks("dataset")
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns train, val and test loaders; order and augmentation follow ``seed``.
@@ -117,11 +122,11 @@ class Task:
         For bilevel methods also ``meta_dataloader()``, a further cut of train, and what is left of train by
         ``train_dataloader(without_meta=True)``.
         """
-        raise NotImplementedError
+        raise self._lacks("data")
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
         """Creates a model; its initial weights come from torch's global generator."""
-        raise NotImplementedError
+        raise self._lacks("build")
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
         """Returns the raw outputs of ``model``, without any loss."""
@@ -129,11 +134,11 @@ class Task:
 
     def describe(self, outputs: Any, taps: Mapping[str, Any], batch: Batch) -> dict[str, Feature]:
         """Gives raw outputs and tapped tensors their kind, coordinates and masks."""
-        raise NotImplementedError
+        raise self._lacks("describe")
 
     def loss(self, model: nn.Module, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Returns the supervised terms, unweighted."""
-        raise NotImplementedError
+        raise self._lacks("loss")
 
     def loss_weights(self) -> Mapping[str, float]:
         """Returns the weight of each supervised term; 1 where absent."""
@@ -141,11 +146,11 @@ class Task:
 
     def metrics(self, split: str) -> MetricCollection:
         """Returns the metrics of a split; one of them is :attr:`primary`."""
-        raise NotImplementedError
+        raise self._lacks("metrics")
 
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Any, batch: Batch) -> None:
         """Feeds one batch to the metrics."""
-        raise NotImplementedError
+        raise self._lacks("score")
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Returns what ``mix``, ``warp``, ``noise_labels``, … mean in this domain, by capability."""
@@ -153,11 +158,11 @@ class Task:
 
     def export(self, model: nn.Module) -> ExportPlan:
         """Returns the exportable part of ``model`` and an example."""
-        raise NotImplementedError
+        raise self._lacks("export")
 
     def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image:
         """Draws what a person would look at: one test batch through each of the named models."""
-        raise NotImplementedError
+        raise self._lacks("picture")
 
     def media(self, batch: Batch, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
         """Returns interactive media for W&B as plain arrays by kind; nothing by default."""
@@ -169,11 +174,11 @@ class Task:
 
     def read(self, path: Path) -> Batch:
         """Reads one input of a user as a batch of one, for ``python -m kdbench.predict``."""
-        raise NotImplementedError
+        raise self._lacks("read")
 
     def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Returns JSON-ready predictions for each sample."""
-        raise NotImplementedError
+        raise self._lacks("predictions")
 
     @torch.no_grad()
     def evaluate(
@@ -200,6 +205,15 @@ def move(batch: Batch, device: torch.device) -> Batch:
 
 
 def scalars(metrics: MetricCollection | Metric) -> dict[str, float]:
-    """Computes metrics as plain floats; one that is undefined on the scored samples is left out."""
+    """Computes metrics as plain floats; one that is undefined on the scored samples is left out.
+
+    Every process scores all of a set, so metrics have nothing to exchange.
+    """
+    for metric in metrics.values() if isinstance(metrics, MetricCollection) else [metrics]:
+        metric.distributed_available_fn = _alone
     values = {name: float(value) for name, value in metrics.compute().items()}
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _alone() -> bool:
+    return False

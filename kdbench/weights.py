@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from kdbench.errors import KDBenchError
 
@@ -18,6 +20,20 @@ def save_weights(model: nn.Module, path: Path) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_bytes(save(state))
     aside.replace(path)
+
+
+@torch.no_grad()
+def plain(model: nn.Module) -> nn.Module:
+    """Returns a copy without parametrisations, whose weights are what the parametrised ones give."""
+    model = copy.deepcopy(model)
+    for module in [m for m in model.modules() if parametrize.is_parametrized(m)]:
+        values = {name: getattr(module, name).clone() for name in module.parametrizations}  # type: ignore[union-attr]
+        # torch's own removal changes the class, which a copy shares with what it was made of.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value))
+    return model
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

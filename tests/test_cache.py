@@ -178,6 +178,33 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_root() == platformdirs.user_cache_path("kdbench", appauthor=False)
 
 
+def test_a_user_without_a_home_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KDBENCH_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(KDBenchError, match="no home folder for the cache: set cache=DIR or KDBENCH_CACHE"):
+        default_root()
+
+
+def test_a_product_of_another_user_is_one_line_and_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = store.product("teacher", "k", maker(epochs=3))
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(
+            KDBenchError, match=rf"cannot read {made.path} of the cache \(Permission denied\): set cache="
+        ):
+            store.product("teacher", "k", never)
+    assert store.product("teacher", "k", never).path == made.path
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KDBenchError, match=r"cannot write the cache folder .*file.* set cache=DIR"):

@@ -4,7 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from kdbench import config
+from kdbench.cache import Store
 from kdbench.errors import KDBenchError
+from kdbench.stages import make_task
 from tests.cli import install
 
 
@@ -60,6 +62,83 @@ def test_keys_that_only_a_signature_knows_need_no_plus():
             load(closed)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "where", "value"),
+    [
+        (["teacher.trainer.precision=bf16-mixed"], "teacher.trainer.precision", "bf16-mixed"),
+        (["data.augment.flip=0.2"], "data.augment.flip", 0.2),
+        (["data.simulator.rings=3"], "data.simulator.rings", 3),
+        (["task.thresholds.Car=[0.5,0.3]"], "task.thresholds.Car", [0.5, 0.3]),
+        (["task=classification", "preset=paper", "student.trainer.epochs=3"], "student.trainer.epochs", 3),
+        (["task=classification", "pair.student.kinds.body=tokens"], "pair.student.kinds.body", "tokens"),
+        (["pair.student.taps.head=head"], "pair.student.taps.head", "head"),
+    ],
+)
+def test_a_mapping_that_a_preset_fills_stays_open(overrides, where, value):
+    assert OmegaConf.select(OmegaConf.create(config.load(overrides)), where) == value
+
+
+def test_an_unknown_key_in_an_open_mapping_is_refused_by_its_reader(tmp_path):
+    for key, line in (("teacher.trainer.epoch=3", "did you mean 'epochs'"), ("student.trainer.clp=3", "'clip'")):
+        with pytest.raises(KDBenchError, match=line):
+            config.load(["task=pointcloud", key])
+    for key, line in (
+        ("task.thresholds.Cra=[0.5,0.3]", "task.thresholds.Cra: there is no such class: did you mean 'Car'"),
+        ("method.bind.featre=neck", "method.bind.featre: unknown need: did you mean 'feature'"),
+    ):
+        with pytest.raises(KDBenchError, match=line):
+            make_task(config.load(["task=pointcloud", "method=fitnet", key]), Store(tmp_path))
+
+
+def test_names_of_the_users_own_replace_those_of_the_pair():
+    student = load("pair.student.taps={whole: body}", "pair.student.parts={}")["pair"]["student"]
+    assert (student["taps"], student["parts"]) == ({"whole": "body"}, {})
+    assert load("pair.student.taps=null")["pair"]["student"]["taps"] is None
+    assert load()["pair"]["student"]["taps"].keys() == {"stem", "body", "pooled"}
+
+
+def test_home_is_expanded_where_a_value_begins(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load("data.root=~/kitti")["data"]["root"] == "/home/me/kitti"
+    given = ["cache=~", "results=a~/b", "x=~user/a", "~y", "--cfg", "teacher.init_from=~/a=b"]
+    assert config.at_home(given) == ["cache=/home/me", *given[1:-1], "teacher.init_from=/home/me/a=b"]
+
+
+def test_the_nearest_name_is_of_what_was_chosen():
+    for overrides, line in (
+        (["task=classification", "data.labells=10"], r"'labels' .*\(data=classification\)"),
+        (["method=none", "method.temperature=2"], r"available: name \(method=none\)"),
+        (["logger=wandb", "logger.projct=p"], "did you mean 'project'"),
+    ):
+        with pytest.raises(KDBenchError, match=line):
+            config.load(overrides)
+
+
+def test_every_choice_of_a_sweep_is_composed_before_it_starts():
+    config.each_choice(["task=toy,pointcloud", "method=none,kd", "preset=smoke", "trainer.epochs=1,2"])
+    for overrides, line in (
+        (["task=toy,pointcloud", "preset=smoke", "data.fault=null"], r"data.fault: .*\(data=pointcloud\)"),
+        (["method=kd,none", "method.temperature=2"], r"method.temperature: .*\(method=none\)"),
+    ):
+        config.load(config.first(overrides))
+        with pytest.raises(KDBenchError, match=line):
+            config.each_choice(overrides)
+
+
+def test_options_of_a_group_are_listed_once(monkeypatch):
+    asked: list[str] = []
+
+    def options(group: str) -> list[str]:
+        asked.append(group)
+        return ["kd", "none"]
+
+    monkeypatch.setattr(config, "options", options)
+    config.choices(["method=kd,none"], sweep=True)
+    assert asked == ["method"]
+    with pytest.raises(KDBenchError, match="method=kd,none: several take a sweep: python -m kdbench -m method=kd,none"):
+        config.choices(["method=kd,none"], sweep=False)
+
+
 def test_a_model_of_the_users_own_replaces_the_students():
     own = load("student._target_=my.Net", "student.depth=3")["pair"]
     assert own["student"]["architecture"] == {"_target_": "my.Net", "depth": 3}
@@ -96,6 +175,8 @@ def test_overrides_of_a_sweep_are_checked_by_their_first_job():
         (("role=student", "method=kd"), "role=student trains one role alone and goes with method=none"),
         (("seed=${nowhere}",), "nowhere"),
         (("=3",), "must be a string"),
+        (("data.root=~me/kitti",), "data.root=~me/kitti: '~' cannot stand there; expected key=value"),
+        (("trainer.optimizer._target_=sgd",), "trainer.optimizer._target_=sgd: expected package.module.Name"),
     ],
 )
 def test_what_is_wrong_is_one_line(overrides, line):

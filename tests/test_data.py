@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from joblib import Parallel, delayed
 
 from kdbench.data import EpochSampler, SeededLoader
 from tests.toy import Patterns, collate
@@ -58,3 +59,13 @@ def test_loading_leaves_the_global_generator_alone_and_workers_change_nothing():
 def test_a_batch_larger_than_the_data_is_kept_and_evaluation_reads_everything():
     assert len(ids(SeededLoader(Patterns(5, "train", 0), 8, 0, collate, train=True))) == 5
     assert ids(SeededLoader(Patterns(20, "val", 0), 8, 0, collate)) == list(range(20))
+
+
+def load_with_a_worker() -> int:
+    return len(list(SeededLoader(Patterns(20, "train", 0), 8, 0, collate, train=True, workers=1)))
+
+
+def test_workers_start_within_the_workers_of_joblib():
+    """Those leave a start method behind that no loader can use."""
+    found = Parallel(n_jobs=2, backend="loky")(delayed(load_with_a_worker)() for _ in range(2))
+    assert found == [2, 2]

@@ -304,6 +304,27 @@ def whole_features() -> None:
     assert_same(whole_feature(Vector(torch.cat([own, 2 * own, 3 * own]))), thrice)
 
 
+def padded_features() -> None:
+    """Sequences that each process has padded to the longest of its own."""
+    rank = share()[0]
+    lengths = torch.tensor([3, 5, 2, 4])
+    mask = torch.arange(5) < lengths[:, None]
+    values = torch.arange(60.0).view(4, 5, 3) * mask[..., None]
+    mine = slice(rank, None, 2)
+    longest = int(lengths[mine].max())
+    assert longest == (3, 5)[rank]
+    own = Logits(values[mine, :longest], -1, mask[mine, :longest])
+    whole = whole_feature(own)
+    assert torch.equal(whole.values, values)
+    assert torch.equal(whole.mask, mask)  # type: ignore[attr-defined]
+    with pytest.raises(KDBenchError, match=r"features of the shapes \(2, 3\), \(2, 5\), expected one shape"):
+        whole_feature(Vector(own.values[..., 0]))
+
+
+def test_samples_may_be_padded_in_each_process():
+    together(padded_features)
+
+
 def assert_same(found: Feature, expected: Feature) -> None:
     assert type(found) is type(expected)
     for name, value in vars(expected).items():

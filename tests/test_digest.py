@@ -124,6 +124,21 @@ def test_the_engine_is_found_from_another_package(tmp_path: Path, monkeypatch: p
     assert "kdbench.record" not in found
 
 
+def test_a_module_beside_that_of_the_user_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flat_net.py").write_text("import json, torch\nfrom flat_layers import block\n")
+    (tmp_path / "flat_layers.py").write_text("import flat_package.deep.inner\nblock = 1\n")
+    (tmp_path / "flat_package" / "deep").mkdir(parents=True)
+    (tmp_path / "flat_package" / "deep" / "inner.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert set(sources(["flat_net"])) == {"flat_net", "flat_layers", "flat_package.deep.inner"}
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    for name in ("one", "other"):
+        (installed / f"installed_{name}.py").write_text("import installed_other\n")
+    monkeypatch.syspath_prepend(str(installed))
+    assert set(sources(["installed_one"])) == {"installed_one"}
+
+
 def test_a_missing_or_broken_module_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_source.py").write_text("def (:\n")
     monkeypatch.syspath_prepend(str(tmp_path))

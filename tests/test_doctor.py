@@ -32,11 +32,14 @@ def test_environment_finds_what_is_here(monkeypatch):
     assert found["torch"][0]
     assert found["torch and torchvision match"] == (True, "torchvision's operators load")
     assert found["accelerator"][0]
+    assert found["open3d"] == (True, doctor.version("open3d") or "not installed; not every run needs it")
     monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(doctor, "OPTIONAL", ("no-such-extra",))
     monkeypatch.setattr(doctor, "LIBRARIES", {"libnone.so.9": "libnone9"})
     monkeypatch.setattr(doctor, "_torchvision", lambda: 1 / 0)
     found = {name: (fine, text) for name, fine, text in doctor.environment()}
     assert found["no-such-package"] == (False, "not installed: make setup")
+    assert found["no-such-extra"] == (True, "not installed; not every run needs it")
     assert found["system libraries"] == (False, "apt-get install libnone9")
     assert found["torch and torchvision match"] == (False, "division by zero")
 
@@ -101,6 +104,7 @@ def test_bad_input_is_one_line(kdbench, healthy, capsys):
     for arguments, line in (
         (["method=kb"], "method=kb: there is no such method"),
         (["method=fitnet", "pair.student.taps.body=boddy"], "did you mean 'body'"),
+        (["method=kd", "--steps", "-1"], "--steps -1: expected 1 or more"),
     ):
         assert doctor.main(kdbench.arguments(*arguments)) == 1
         said = capsys.readouterr().err

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,21 @@ def test_the_last_epoch_is_always_validated(tmp_path, epochs, validated):
     assert [i for i, row in enumerate(rows) if i and row[column]] == validated
 
 
+class Judged(Toy):
+    """Scores a model in a way of its own."""
+
+    @torch.no_grad()
+    def evaluate(self, artifact, loader, split, device):
+        assert not artifact.training
+        return {"accuracy": sum(len(batch) for batch in loader) / 100}
+
+
+def test_validation_is_what_the_task_evaluates(tmp_path):
+    trained = Training(recipe(), Judged())
+    manifest = trained.run(tmp_path)
+    assert manifest["scores"]["val"] == manifest["scores"]["test"] == {"accuracy": 0.4}
+
+
 @pytest.mark.parametrize("val_every", [1, 3])
 def test_a_training_that_runs_out_of_time_is_scored_where_it_stands(tmp_path, val_every):
     manifest = training(tmp_path, None, epochs=1000, max_minutes=0.005, val_every=val_every).run(tmp_path)
@@ -376,3 +392,10 @@ def test_a_teacher_alone_is_trained_as_a_student_of_its_side(tmp_path):
     trained = training(tmp_path, None, side="teacher")
     trained.run(tmp_path)
     load_weights(Net(8), tmp_path / MODEL)
+
+
+def test_a_peer_does_not_start_from_weights_that_are_given_for_the_teacher(tmp_path):
+    plain, given = (replace(recipe("Mutual"), config=dict(recipe("Mutual").config)) for _ in range(2))
+    given.config["teacher"] = {**given.config["teacher"], "init_from": str(teacher_file(tmp_path))}  # type: ignore[index]
+    for a, b in zip(*(Training(r, Toy()).cast.model("peer").parameters() for r in (plain, given)), strict=True):
+        assert torch.equal(a, b)

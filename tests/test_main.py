@@ -68,6 +68,9 @@ def outside(*arguments: str, folder: Path, python: tuple[str, ...] = ("-m", "kdb
         (("pair=pointpillars_4x",), "pair=pointpillars_4x belongs to task pointcloud, not to toy"),
         (("data.fault=data",), "data.root: it is damaged"),
         (("seed",), "seed: missing EQUAL"),
+        (("method=kd,fitnet",), "method=kd,fitnet: several take a sweep: python -m kdbench -m method=kd,fitnet"),
+        (("data.labells=3",), "data.labells: unknown key: available: fault, name, root, task (data=toy)"),
+        (("trainer.optimizer._target_=sgd",), "trainer.optimizer._target_=sgd: expected package.module.Name"),
         (("student.init_from=/nowhere/w.safetensors",), "student.init_from=/nowhere/w.safetensors: there is no such"),
         (
             ("pair.student.taps.body=boddy", "method=fitnet"),
@@ -226,6 +229,23 @@ def test_sigterm_ends_with_a_code_of_its_own_and_the_next_run_goes_on(kdbench, m
     assert "teacher: epoch 2/2" in again.out
 
 
+@pytest.mark.parametrize("place", ["training", "before"])
+def test_ctrl_c_ends_with_one_line_and_a_code_of_its_own(kdbench, monkeypatch, place):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(*{"training": (History, "on_train_batch_end"), "before": (CliToy, "prepare")}[place], interrupt)
+        ended = kdbench("method=none", "role=teacher")
+    signal.signal(signal.SIGINT, before)
+    assert ended.code == 128 + signal.SIGINT
+    assert ended.err.splitlines()[-1] == "kdbench: interrupted: the same command continues"
+    assert "Traceback" not in ended.err
+    assert not kdbench.results.exists()
+    assert kdbench("method=none", "role=teacher").code == 0
+
+
 def test_an_error_while_training_is_recorded_too(kdbench):
     assert kdbench("method=kd", "data.fault=loss").code == 1
     (record,) = kdbench.records()
@@ -278,6 +298,39 @@ def test_a_refusal_by_the_real_process(tmp_path):
     assert refused.stderr.startswith("kdbench: error: trainer.epochs=x: ")
     assert refused.stderr.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"site"}
+
+
+@pytest.mark.slow
+def test_code_of_the_folder_is_found_where_pythonpath_names_it(tmp_path):
+    (tmp_path / "flatnet.py").write_text("from tests.toy import Net\n")
+    (tmp_path / "tasks.py").write_text("")
+    site = install(tmp_path / "site")
+    own = ("task=toy", "preset=smoke", "method=none", "role=student", "cache=cache", "student._target_=flatnet.Net")
+
+    def start(*path: object) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+        command = [sys.executable, "-m", "kdbench", *own, "student.width=3"]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert start(site, ROOT, ".").returncode == 0
+    assert "there is no module 'flatnet': expected one that can be imported (PYTHONPATH=." in start(site, ROOT).stderr
+    assert "kdbench: error: the package 'tasks' found is" in start(".", site, ROOT).stderr
+
+
+def test_a_terminal_without_utf_8_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    ran = outside("task=toy", "preset=smoke", "method=kd", "cache=cache", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "? scratch" in ran.stdout
+
+
+def test_a_sweep_that_cannot_be_written_or_composed_is_one_line(kdbench):
+    assert (
+        "results=/proc/nope: no record can be written there" in kdbench("-m", "method=kd", "results=/proc/nope").error
+    )
+    ran = kdbench("-m", "task=toy,pointcloud", "method=kd", "data.fault=null")
+    assert ran.error.startswith("data.fault: unknown key: ")
+    assert not kdbench.results.exists()
 
 
 def test_every_unknown_group_option_in_a_sweep_is_refused_at_once(kdbench):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kdbench import config, matrix
+from kdbench import digest as module
 from kdbench.cache import Store
 from kdbench.errors import KDBenchError
 from kdbench.fit import Training
@@ -139,6 +140,58 @@ def test_it_is_computed_once_for_one_state_of_the_sources(found, monkeypatch):
     monkeypatch.setattr(matrix, "compute", lambda: [])
     monkeypatch.setattr(matrix, "digest_files", lambda *_: "other sources")
     assert matrix.cells() == []
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch, request) -> Path:
+    """A package of somebody's own: a task without kinds(), a method that cannot be imported, one beside it."""
+    top = f"plugin_of_{request.node.name}"
+    package = tmp_path / top
+    files = {
+        "__init__.py": "",
+        "conf/__init__.py": "",
+        "conf/method/broken.yaml": f"name: broken\n_target_: {top}.broken.Broken\nweights: {{}}\n",
+        "conf/method/fine.yaml": f"name: fine\n_target_: {top}.fine.Fine\nweights: {{}}\n",
+        "conf/pair/damaged.yaml": "name: [damaged\n",
+        "conf/task/mute.yaml": f"name: mute\n_target_: {top}.task.Mute\n",
+        "conf/data/mute.yaml": "name: mute\ntask: mute\n",
+        "conf/pair/mute.yaml": "name: mute\ntask: mute\nteacher: {architecture: {}}\nstudent: {architecture: {}}\n",
+        "conf/preset/task/mute_quick.yaml": "# @package _global_\ntrainer: {epochs: 1}\n",
+        "broken.py": "raise ImportError('no backend')\n",
+        "fine.py": "from kdbench.methods.fitnet import FitNet\nclass Fine(FitNet): ...\n",
+        "task.py": "from kdbench.task import Task\nclass Mute(Task):\n    name = 'mute'\n",
+    }
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    about = tmp_path / f"{top}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {top}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[kdbench.conf]\n{top} = {top}.conf\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return package
+
+
+def test_what_is_wrong_in_another_package_is_the_reason_of_its_own_cells(plugin, found, monkeypatch):
+    assert {"broken", "fine"} <= set(config.options("method"))
+    few = {"method": ["kd", "broken", "fine"], "task": ["toy", "mute"], "pair": ["toy", "damaged", "mute"]}
+    monkeypatch.setattr(config, "options", few.__getitem__)
+    monkeypatch.setattr(matrix, "AXES", ("method",))
+    cells = {(cell.task, cell.name): cell for cell in matrix.compute()}
+    assert cells["toy", "kd"] == found["toy", "method", "kd"]
+    assert cells["toy", "fine"].ok
+    assert cells["toy", "broken"].reason == "ImportError: no backend"
+    assert cells["mute", "kd"].reason == "task mute does not implement kinds()"
+
+
+def test_another_package_that_changes_is_seen(plugin):
+    seen = [list(matrix._others())]
+    for name, text in (("conf/method/fine.yaml", "# changed\n"), ("fine.py", "# changed\n")):
+        (plugin / name).write_text((plugin / name).read_text() + text)
+        module._source_digest.cache_clear()
+        seen.append(list(matrix._others()))
+    assert len({str(others) for others in seen}) == 3
+    assert seen[2] == list(matrix._others())
 
 
 # ---- as it is -------------------------------------------------------------------------------------------------

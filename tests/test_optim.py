@@ -58,5 +58,10 @@ def test_constant():
 def test_an_unknown_option_is_one_line():
     with pytest.raises(KDBenchError, match="trainer.optimizer.lrr: .* 'lr'"):
         make_optimizer({"_target_": "torch.optim.SGD", "lrr": 1}, [{"params": [nn.Parameter(torch.ones(1))]}])
+    for betas, line in (([0.9], r"trainer.optimizer: too few numbers in betas=\[0.9\]"), ([0.9, 2], "Invalid beta")):
+        with pytest.raises(KDBenchError, match=line):
+            make_optimizer(
+                {"_target_": "torch.optim.AdamW", "betas": betas}, [{"params": [nn.Parameter(torch.ones(1))]}]
+            )
     with pytest.raises(KDBenchError, match="trainer.scheduler.peek: .* 'peak'"):
         rates("one_cycle", peek=1)

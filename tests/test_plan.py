@@ -5,7 +5,12 @@ import pytest
 from kdbench.errors import KDBenchError
 from kdbench.plan import Schedule, covers, make_plan, merge_roles, merge_stages
 from kdbench.plugin import Method, Plugin, Role, Stage, State, Update
-from tests.plugins import KD, Adversary, Faulty, Mutual, Rounded
+from tests.plugins import KD, Faulty, MeanTeacher, Mutual, Rounded
+
+
+class Swift(MeanTeacher):
+    roles = {**MeanTeacher.roles, "ema": Role("ema", init="student", grad="none", decay=0.5)}
+
 
 PARAMETERS = ("student.stem", "student.head.weight", "method.project.weight")
 
@@ -94,7 +99,7 @@ def test_covers():
         (lambda: plan_of(Faulty("no parameter")), r"reaches no trainable parameter \(\('sudent',\)\)"),
         (lambda: plan_of(Faulty("orphan")), r"no update trains student.stem \(2 such parameters\)"),
         (lambda: plan_of(Faulty("group")), "share group 0, so one forward, but not batch and modes"),
-        (lambda: merge_roles({"augment": Adversary(), "method": KD()}), "these two do not compose"),
+        (lambda: merge_roles({"augment": MeanTeacher(), "method": Swift()}), "these two do not compose"),
         (lambda: merge_stages({"quant": Rounded(), "method": Rounded()}), "quant and method each bring their own"),
     ],
 )

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ from kdbench.deployment import load_deployed
 from kdbench.predict import main
 from kdbench.record import find_records
 from kdbench.weights import load_weights
-from tests.cli import CliToy, CommandLine
+from tests.cli import ROOT, CliToy, CommandLine
 from tests.toy import Net
 
 
@@ -103,6 +107,24 @@ def test_bad_input_is_one_line(kdbench, image, tmp_path, capsys):
         assert line in said.err
         assert said.out == ""
     assert not (tmp_path / "shown.png").exists()
+
+
+def test_a_reader_that_has_gone_ends_it_quietly(kdbench, image, tmp_path):
+    kdbench("method=none", "role=teacher")
+    (run,) = find_records(kdbench.results)
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "kdbench.predict", str(run), str(image), "--out", str(tmp_path / "shown.png")],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert ended.returncode == -signal.SIGPIPE
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("change", ["edited", "damaged", "missing"])

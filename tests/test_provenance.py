@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,6 +59,17 @@ def test_provenance_of_this_machine() -> None:
     assert 1 <= found["threads"] == found["hardware"]["cores"]
     assert {"torch", "numpy"} <= set(found["packages"])
     assert found["started"] < found["finished"]
+
+
+@pytest.mark.parametrize("distribution", ["open3d", "open3d-cpu"])
+def test_a_package_is_recorded_whichever_build_brings_it(monkeypatch: pytest.MonkeyPatch, distribution: str) -> None:
+    def version(name: str) -> str:
+        if name != distribution:
+            raise PackageNotFoundError(name)
+        return "0.19"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert provenance("e" * 16, STARTED).packages == {"open3d": "0.19"}
 
 
 def test_provenance_asks_torch_where_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

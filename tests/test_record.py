@@ -357,3 +357,19 @@ def test_what_is_nearly_json_takes_no_short_cut(tmp_path: Path) -> None:
     (folder / "run.json").write_text(text.replace('"ece": null', '"ece": NaN'))
     with pytest.raises(KDBenchError, match="NaN is not JSON"):
         read_record(folder)
+
+
+def test_a_record_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path)
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError("a full disk")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(KDBenchError, match="a full disk"):
+        write(tmp_path, make(seed=1), replace=True)
+    assert read_record(folder).seed == 0
+    assert not list(folder.parent.glob(".*"))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import wandb
 from PIL import Image
 from rich.console import Console
@@ -17,9 +18,10 @@ from safetensors.torch import load_file
 
 from kdbench import config, fit
 from kdbench.cache import Product
-from kdbench.loggers import STEP
 from kdbench.record import find_records, verify
-from kdbench.run import gap_closed, show
+from kdbench.report import show
+from kdbench.run import gap_closed
+from kdbench.wandb_run import STEP
 from tests import toy
 from tests.cli import CommandLine
 from tests.wandb_server import OfflineRun, read_offline
@@ -319,3 +321,24 @@ def test_a_failed_run_is_failed_on_wandb(kdbench, offline):
 def test_bad_input_opens_nothing_on_wandb(kdbench, offline):
     assert kdbench("method=fitnet", "pair.student.taps.body=boddy", *offline).code == 1
     assert not kdbench.results.exists()
+
+
+def test_a_record_names_the_threads_that_it_was_measured_with(kdbench):
+    """Also where every product was in the store and nothing trained."""
+    before = torch.get_num_threads()
+    wanted = before + 1
+    for results in ("first", "second"):
+        kdbench.results = kdbench.results.with_name(results)
+        assert kdbench("method=kd", f"trainer.threads={wanted}").code == 0
+        (record,) = kdbench.records()
+        assert record.provenance.threads == wanted
+        assert torch.get_num_threads() == before
+
+
+def test_what_would_be_done_otherwise_or_in_vain_is_refused(kdbench, tmp_path):
+    assert "16-mixed needs a GPU" in kdbench("method=kd", "trainer.precision=16-mixed", "trainer.accelerator=cpu").error
+    kdbench.results = tmp_path / "file"
+    kdbench.results.write_text("")
+    ran = kdbench("method=kd")
+    assert "no record can be written there" in ran.error
+    assert "epoch" not in ran.out

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -162,3 +164,18 @@ def test_context_streams_and_wishes():
     assert torch.equal(first, again)
     other = Context(State(1, 11, 0.5), 3)
     assert not torch.equal(first, torch.rand(2, generator=other.generator("mix")))
+
+
+class Penalised(Lines):
+    """Its loss reads the weights."""
+
+    def loss(self, model, outputs, batch):
+        return {"weight": model.a.square()}
+
+
+def test_a_loss_that_needs_the_model_reads_the_stepped_weights(batch):
+    cast = replace(cast_of(student=(STUDENT, Line(2.0))), task=Penalised())
+    signals = Signals(cast, views_of(cast, batch))
+    stepped = Context(State(0, 0, 0.0), 0).virtual_step(signals, signals.loss()["weight"], lr=0.25)
+    assert stepped.loss()["weight"].item() == (2.0 - 0.25 * 4.0) ** 2
+    assert signals.loss()["weight"].item() == 4.0

@@ -42,13 +42,14 @@ def images():
         ("backbone.blocks[-1]:input", Tap("backbone.blocks[-1]", "input")),
         ("neck:output#2", Tap("neck", "output", 2)),
         ("neck#0", Tap("neck", "output", 0)),
+        ("head.cls@2:input#1", Tap("head.cls", "input", 1, 2)),
     ],
 )
 def test_tap_grammar(text, tap):
     assert Tap.parse(text) == tap
 
 
-@pytest.mark.parametrize("text", ["", "a:outputs", "a#x", "a b", "a:input:output"])
+@pytest.mark.parametrize("text", ["", "a:outputs", "a#x", "a b", "a:input:output", "a@", "a@x"])
 def test_a_malformed_tap_is_one_line(text):
     with pytest.raises(KDBenchError, match="is not of the form path") as error:
         Tap.parse(text)
@@ -92,6 +93,39 @@ def test_a_tap_that_is_reached_twice_or_never_is_an_error():
         Network(Toy(), Twin(), {"a": "shared"})(torch.zeros(1, 3))
     with pytest.raises(KDBenchError, match="tap 'b' was not reached in the forward of Twin"):
         Network(Toy(), Twin(), {"b": "spare"})(torch.zeros(1, 3))
+
+
+def test_a_call_picks_from_several_of_one_module():
+    """A head that is shared over the levels of a pyramid."""
+    x = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
+    net = Twin()
+    _, taps = Network(Toy(), net, {"first": "shared@1", "second": "shared@2", "read": "shared@2:input"})(x)
+    assert torch.equal(taps["second"], net.shared(taps["read"]))
+    assert torch.equal(taps["first"], net.shared(x))
+    with pytest.raises(KDBenchError, match="tap 'third' was not reached"):
+        Network(Toy(), net, {"third": "shared@3"})(x)
+
+
+class Named(nn.Module):
+    """Calls a module with its input by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = Double()
+
+    def forward(self, x):
+        return self.twice(hidden=x)
+
+
+class Double(nn.Module):
+    def forward(self, hidden):
+        return 2 * hidden
+
+
+def test_an_input_may_be_given_by_name():
+    x = torch.ones(1, 3)
+    _, taps = Network(Toy(), Named(), {"read": "twice:input"})(x)
+    assert taps["read"] is x
 
 
 def test_an_index_picks_from_several_inputs_and_outputs():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from kdbench.loggers import open_loggers
+from kdbench.wandb_logger import open_logger
 from kdbench.wandb_sync import main as sync
 from tests.wandb_server import RUN, Received, assert_whole, closed_port, made, no_account, serve
 
@@ -46,9 +46,8 @@ def test_past_records_are_pushed_once(
 
 
 def test_a_mirror_that_broke_off_is_completed(tmp_path: Path, server: Received) -> None:
-    with open_loggers({"name": "wandb", "mode": "online"}, run=RUN, folder=tmp_path) as loggers:
-        for logger in loggers:
-            logger.log_metrics({"val/acc": 0.1}, step=4)
+    with open_logger({"name": "wandb", "mode": "online"}, run=RUN, folder=tmp_path) as logger:
+        logger.log_metrics({"val/acc": 0.1}, step=4)
     wandb.teardown()
     record, path = made(tmp_path)
     assert sync([str(path)]) == 0

@@ -1,7 +1,7 @@
 """Pure loss functions: tensors in, a scalar or one value per row out.
 
-None holds state or detaches a tensor, low precision is summed in float32, and empty input gives a zero that is
-connected to the graph.
+None holds state, a tensor is detached only where the equation does so, low precision is summed in float32, and empty
+input gives a zero that is connected to the graph.
 """
 
 from kdbench.functional.ab import activation_boundary_loss
@@ -17,14 +17,7 @@ from kdbench.functional.dkd import nckd_loss, tckd_loss
 from kdbench.functional.fitnet import hint_loss
 from kdbench.functional.fsp import fsp_loss, fsp_matrix
 from kdbench.functional.ft import factor_loss
-from kdbench.functional.graph import (
-    batch_norm_edges,
-    edge_distances,
-    edge_features_factorised,
-    gather_edges,
-    knn,
-    project_edges,
-)
+from kdbench.functional.graph import batch_norm_edges, edge_distances, gather_edges, knn, project_edges
 from kdbench.functional.ickd import channel_correlation, channel_correlation_loss
 from kdbench.functional.kd import adversarial_temperature, cosine_ramp, kd_loss, z_score
 from kdbench.functional.kdsvd import align, kdsvd_loss, right_singular_vectors
@@ -40,14 +33,7 @@ from kdbench.functional.pool import average_pool, global_average, pool_to_smalle
 from kdbench.functional.pruned import distillation_weight, pruned_loss
 from kdbench.functional.reviewkd import hierarchical_context_loss
 from kdbench.functional.rkd import angle_loss, distance_loss
-from kdbench.functional.self_guided import (
-    distillation_filter,
-    distilled_fits,
-    distilled_limit,
-    optimal_alpha,
-    ridge_fit,
-    self_guided_loss,
-)
+from kdbench.functional.self_guided import self_guided_loss
 from kdbench.functional.simkd import simkd_loss
 from kdbench.functional.sinkd import sinkhorn_loss, transport_cost
 from kdbench.functional.sp import similarity_matrix, similarity_preserving_loss
@@ -86,14 +72,10 @@ __all__ = [
     "correlation_matrix",
     "cosine_ramp",
     "distance_loss",
-    "distillation_filter",
     "distillation_weight",
-    "distilled_fits",
-    "distilled_limit",
     "divergence",
     "draw_negatives",
     "edge_distances",
-    "edge_features_factorised",
     "entropy",
     "factor_loss",
     "fsp_loss",
@@ -128,7 +110,6 @@ __all__ = [
     "non_target",
     "nst_loss",
     "ofa_loss",
-    "optimal_alpha",
     "partial_distance",
     "pearson_correlation",
     "pkt_loss",
@@ -137,7 +118,6 @@ __all__ = [
     "pruned_loss",
     "random_mask",
     "reweight",
-    "ridge_fit",
     "right_singular_vectors",
     "select",
     "select_transfer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdbench.functional.divergence import check_same_shape, upcast
+from kdbench.functional.numerics import check_same_shape, upcast
 
 
 def activation_boundary_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.errors import KDBenchError, nearest
-from kdbench.functional.divergence import safe_mean, upcast
+from kdbench.functional.numerics import Faithful, check_faithful, safe_mean, upcast
 from kdbench.functional.pool import pool_to_smaller
 
 
@@ -40,7 +37,7 @@ def attention_transfer_loss(
     *,
     power: float = 2.0,
     norm: float = 2.0,
-    faithful: Literal["paper", "code"] = "code",
+    faithful: Faithful = "code",
 ) -> Tensor:
     """Distance between the normalised attention maps of two grids, whose channel counts may differ.
 
@@ -70,8 +67,7 @@ def attention_transfer_loss(
         >>> attention_transfer_loss(student, teacher), attention_transfer_loss(student, teacher, faithful="paper")
         (tensor(1.), tensor(1.4142))
     """
-    if faithful not in ("paper", "code"):
-        raise KDBenchError(f"faithful={faithful!r} is unknown; {nearest(str(faithful), ('paper', 'code'))}")
+    check_faithful(faithful)
     student, teacher = pool_to_smaller(student, teacher, "attention_transfer_loss")
     difference = attention_map(student, power) - attention_map(teacher, power)
     if faithful == "paper":

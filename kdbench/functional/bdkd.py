@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.divergence import Law, divergence, upcast, weighted_mean
+from kdbench.features import Law
+from kdbench.functional.divergence import divergence
+from kdbench.functional.numerics import upcast, weighted_mean
 
 
 def entropy(logits: Tensor, temperature: float = 1.0, law: Law = "categorical") -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, upcast
 from kdbench.functional.pool import average_pool
 
 
@@ -38,8 +38,7 @@ def class_activation_maps(feature: Tensor, weight: Tensor, resolution: int) -> T
             f"{feature.shape[1]}, expected the grid right before global average pooling: set method.bind.feature"
         )
     pooled = upcast(average_pool(feature, (resolution,) * (feature.ndim - 2)))
-    # Autocast would take the product back to low precision.
-    with torch.autocast(pooled.device.type, enabled=False):
+    with full_precision(pooled):
         return torch.einsum("bc...,kc->bk...", pooled, weight.to(pooled.dtype))
 
 

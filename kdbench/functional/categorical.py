@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import Law
+from kdbench.features import Law
 
 
 def check_categorical(law: Law, what: str) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, upcast
 
 
 def neighbour_product_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -53,8 +53,7 @@ def correlation_matrix(embedding: Tensor, gamma: float = 0.4, order: int = 2) ->
                 [0.4493, 1.0000]])
     """
     unit = F.normalize(upcast(embedding), dim=1)
-    # Autocast would take the product back to low precision.
-    with torch.autocast(unit.device.type, enabled=False):
+    with full_precision(unit):
         cosine = unit @ unit.T
     series = torch.ones_like(cosine)
     for p in range(order, 0, -1):

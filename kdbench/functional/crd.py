@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kdbench.functional.divergence import safe_mean, upcast
+from kdbench.functional.numerics import full_precision, safe_mean, upcast
 
 #: Similarities (rows, N) that are held at a time.
 _CHUNK = 2**24
@@ -77,8 +77,7 @@ def contrast_logits(embedding: Tensor, bank: Tensor, index: Tensor, temperature:
 
 
 def _picked(embedding: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    # Autocast would take the product back to low precision.
-    with torch.autocast(embedding.device.type, enabled=False):
+    with full_precision(embedding):
         return (embedding @ bank.to(embedding.dtype).T).gather(1, index)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast, weighted_mean
+from kdbench.functional.numerics import check_same_shape, safe_mean, upcast, weighted_mean
 
 
 def pearson_correlation(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:

@@ -1,47 +1,13 @@
-"""Divergences between a teacher's and a student's predictions, per row, and what every loss here needs to stay safe."""
+"""Divergences between a teacher's and a student's predictions, per row."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError, nearest
-
-Law = Literal["categorical", "bernoulli"]
-
-
-def upcast(x: Tensor) -> Tensor:
-    """Returns ``x`` in float32, or as it is where it is float32 or wider: low precision is never summed as such."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def check_same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
-    """Raises ``KDBenchError`` where the shapes differ, which torch would broadcast into a wrong loss."""
-    if student.shape != teacher.shape:
-        raise KDBenchError(
-            f"{what}: the student has shape {tuple(student.shape)} and the teacher {tuple(teacher.shape)}, "
-            "expected equal shapes; project one of them or check the pair's taps"
-        )
-
-
-def safe_mean(values: Tensor) -> Tensor:
-    """Mean over all elements; of an empty tensor a zero that is connected to the graph."""
-    return values.sum() / max(values.numel(), 1)
-
-
-def weighted_mean(rows: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean of ``rows`` (N,), or ``sum(weight * rows) / sum(weight)`` with non-negative weights (N,).
-
-    No rows, or no weight at all, give a zero that is connected to the graph.
-    """
-    if weight is None:
-        return safe_mean(rows)
-    check_same_shape(rows, weight, "row weights")
-    weight = weight.to(rows.dtype)
-    return (weight * rows).sum() / weight.sum().clamp_min(torch.finfo(rows.dtype).tiny)
+from kdbench.features import Law
+from kdbench.functional.numerics import check_same_shape, upcast
 
 
 def categorical_kl(student: Tensor, teacher: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
@@ -58,6 +24,7 @@ def categorical_kl(student: Tensor, teacher: Tensor, temperature: float | Tensor
         (N,), float32 for low-precision input.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
         >>> categorical_kl(torch.zeros(2, 2), logits)
         tensor([0.3278, 0.0000])
@@ -83,6 +50,7 @@ def bernoulli_kl(student: Tensor, teacher: Tensor, temperature: float | Tensor =
         (N,), float32 for low-precision input.
 
     Example:
+        >>> import torch
         >>> bernoulli_kl(torch.zeros(1, 3), torch.tensor([[2.0, 0.0, -2.0]]))
         tensor([0.6556])
     """
@@ -106,6 +74,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor = 1
         (N,), not scaled by T^2.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[2.0, 0.0]])
         >>> divergence(torch.zeros(1, 2), logits), divergence(torch.zeros(1, 2), logits, law="bernoulli")
         (tensor([0.3278]), tensor([0.3278]))

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.functional.categorical import non_target
-from kdbench.functional.divergence import categorical_kl, check_same_shape, upcast, weighted_mean
+from kdbench.functional.divergence import categorical_kl
+from kdbench.functional.numerics import check_same_shape, upcast, weighted_mean
 
 
 def tckd_loss(

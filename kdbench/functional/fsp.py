@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, upcast
 from kdbench.functional.pool import pool_to_smaller
 
 
@@ -25,12 +24,12 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         (B, C_1, C_2), float32 for low-precision input.
 
     Example:
+        >>> import torch
         >>> fsp_matrix(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))
         tensor([[[5.5000, 2.0000]]])
     """
     first, second = (upcast(x).flatten(2) for x in pool_to_smaller(first, second, "fsp_matrix"))
-    # Autocast would take the product back to low precision.
-    with torch.autocast(first.device.type, enabled=False):
+    with full_precision(first):
         return first @ second.mT / max(first.shape[2], 1)
 
 
@@ -51,6 +50,7 @@ def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         KDBenchError: fewer than two layers, or numbers of layers or widths differ.
 
     Example:
+        >>> import torch
         >>> ones = torch.ones(1, 2, 3, 3)
         >>> fsp_loss([ones, ones], [2 * ones, ones])
         tensor(1.)

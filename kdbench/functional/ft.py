@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.errors import KDBenchError, nearest
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast
+from kdbench.functional.numerics import Faithful, check_faithful, check_same_shape, safe_mean, upcast
 from kdbench.functional.pool import pool_to_smaller
 
 
-def factor_loss(
-    student: Tensor, teacher: Tensor, *, p: float = 1.0, faithful: Literal["paper", "code"] = "code"
-) -> Tensor:
+def factor_loss(student: Tensor, teacher: Tensor, *, p: float = 1.0, faithful: Faithful = "code") -> Tensor:
     """Mean ``|n(F_s) - n(F_t)|^p`` between the factors of the student's translator and of the teacher's paraphraser.
 
     Kim et al., Paraphrasing Complex Network (NeurIPS 2018). ``n`` scales to unit l2 norm per sample:
@@ -39,8 +34,7 @@ def factor_loss(
         >>> factor_loss(student, teacher, faithful="paper"), factor_loss(student, teacher)
         (tensor(0.6000), tensor(0.6907))
     """
-    if faithful not in ("paper", "code"):
-        raise KDBenchError(f"faithful={faithful!r} is unknown; {nearest(str(faithful), ('paper', 'code'))}")
+    check_faithful(faithful)
     student, teacher = pool_to_smaller(student, teacher, "factor_loss")
     check_same_shape(student, teacher, "factor_loss")
     if faithful == "code":

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import check_same_shape, upcast
+from kdbench.functional.numerics import check_same_shape, full_precision, upcast
 
 # A float32 distance written as float64 has 29 zero bits at its end: room for the index of a point.
 _INDEX_BITS = 29
@@ -86,7 +86,7 @@ def knn(
     if k > fewest:
         raise KDBenchError(f"knn: k={k}, but a sample holds {fewest} points; clamp k to the smallest sample")
 
-    with torch.autocast(queries.device.type, enabled=False):
+    with full_precision(queries):
         queries, points = upcast(queries), upcast(points)
         # Distances as one product. The common offset is taken away first: they stay accurate far from the origin.
         offset = points.mean(dim=0)
@@ -162,32 +162,6 @@ def gather_edges(centre: Tensor, neighbour: Tensor, neighbour_index: Tensor) -> 
     """Edges (N, K, D) from centre terms (N, D), neighbour terms (M, D) and neighbour indices (N, K)."""
     rows = neighbour.index_select(0, neighbour_index.reshape(-1))
     return rows.view(*neighbour_index.shape, neighbour.shape[1]).add_(centre[:, None])
-
-
-def edge_features_factorised(
-    centre_index: Tensor, neighbour_index: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Linear edge features ``weight @ [x_centre; x_neighbour] + bias`` without the concatenation.
-
-    The edge features of PointDistiller (CVPR 2023) before normalisation: a 1x1 convolution over [centre; neighbour].
-
-    Args:
-        centre_index: (N,), as in ``project_edges``.
-        neighbour_index: (N, K), as ``knn`` returns.
-        x: features (M, C).
-        weight: (D, 2C), the columns of the centre first.
-        bias: (D,).
-
-    Returns:
-        (N, K, D).
-
-    Example:
-        >>> x, weight = torch.tensor([[1.0], [2.0]]), torch.tensor([[10.0, 1.0]])
-        >>> edge_features_factorised(torch.tensor([1]), torch.tensor([[1, 0]]), x, weight)
-        tensor([[[22.],
-                 [21.]]])
-    """
-    return gather_edges(*project_edges(centre_index, x, weight, bias), neighbour_index)
 
 
 def batch_norm_edges(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import safe_mean, upcast
+from kdbench.functional.numerics import full_precision, safe_mean, upcast
 
 
 def channel_correlation(feature: Tensor) -> Tensor:
@@ -26,8 +26,7 @@ def channel_correlation(feature: Tensor) -> Tensor:
                  [0.4472, 0.8944]]])
     """
     flat = upcast(feature).flatten(2)
-    # Autocast would take the product back to low precision.
-    with torch.autocast(flat.device.type, enabled=False):
+    with full_precision(flat):
         products = flat @ flat.transpose(1, 2)
     norm = torch.linalg.vector_norm(products, dim=2, keepdim=True)
     return products * torch.where(norm > 1e-12, 1 / norm.clamp_min(1e-12), 0.0)

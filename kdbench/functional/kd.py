@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import Law, divergence, upcast, weighted_mean
+from kdbench.features import Law
+from kdbench.functional.divergence import divergence
+from kdbench.functional.numerics import upcast, weighted_mean
 
 
 def z_score(logits: Tensor, eps: float = 1e-7) -> Tensor:

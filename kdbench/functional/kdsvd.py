@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import upcast
+from kdbench.functional.numerics import full_precision, upcast
 
 
 def right_singular_vectors(feature: Tensor, k: int, eps: float = 1e-3) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def right_singular_vectors(feature: Tensor, k: int, eps: float = 1e-3) -> tuple[
         tensor([0.6000, 0.8000])
     """
     x = upcast(feature).flatten(2).mT
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         # Directions do not depend on the size of the feature: at norm 1 eps means the same for every one.
         x = x / torch.linalg.vector_norm(x.detach(), dim=(1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         with torch.no_grad():

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdbench.functional.divergence import check_same_shape, upcast
+from kdbench.functional.numerics import check_same_shape, upcast
 
 
 def random_mask(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.errors import KDBenchError, nearest
-from kdbench.functional.divergence import categorical_kl, check_same_shape, safe_mean, upcast, weighted_mean
+from kdbench.functional.divergence import categorical_kl
+from kdbench.functional.numerics import (
+    Faithful,
+    check_faithful,
+    check_same_shape,
+    full_precision,
+    safe_mean,
+    upcast,
+    weighted_mean,
+)
 
 
 class Levels(NamedTuple):
@@ -41,8 +49,7 @@ def gram_loss(student: Tensor, teacher: Tensor, kept: Tensor | None = None) -> T
     """
     check_same_shape(student, teacher, "gram_loss")
     student, teacher = upcast(student), upcast(teacher)
-    # Autocast would take the products back to low precision.
-    with torch.autocast(student.device.type, enabled=False):
+    with full_precision(student):
         rows = (teacher @ teacher.T - student @ student.T).square().sum(dim=1)
     return safe_mean(rows if kept is None else kept * rows)
 
@@ -65,7 +72,7 @@ def mlkd_losses(
     temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
     *,
     share: float = 0.5,
-    faithful: Literal["paper", "code"] = "code",
+    faithful: Faithful = "code",
     weight: Tensor | None = None,
 ) -> Levels:
     """Distillation at three levels, at several temperatures, on two views of a batch.
@@ -98,8 +105,7 @@ def mlkd_losses(
         >>> mlkd_losses((logits, logits), (logits, logits)).instance
         tensor(0.)
     """
-    if faithful not in ("paper", "code"):
-        raise KDBenchError(f"faithful={faithful!r} is unknown; {nearest(str(faithful), ('paper', 'code'))}")
+    check_faithful(faithful)
     for name, pair in (("weak", weak), ("strong", strong)):
         check_same_shape(*pair, f"mlkd_losses, {name} view")
     confidence = F.softmax(upcast(weak[1]), dim=1)

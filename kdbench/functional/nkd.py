@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.functional.categorical import non_target
-from kdbench.functional.divergence import check_same_shape, upcast, weighted_mean
+from kdbench.functional.numerics import check_same_shape, upcast, weighted_mean
 
 
 def nkd_target_loss(student: Tensor, teacher: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:

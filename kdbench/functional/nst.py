@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.divergence import safe_mean, upcast
+from kdbench.functional.numerics import full_precision, safe_mean, upcast
 from kdbench.functional.pool import pool_to_smaller
 
 
@@ -25,11 +24,11 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar, float32 for low-precision input; zero for an empty batch.
 
     Example:
+        >>> import torch
         >>> nst_loss(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]]))
         tensor(2.)
     """
     s, t = (F.normalize(upcast(x).flatten(2), dim=2) for x in pool_to_smaller(student, teacher, "nst_loss"))
-    # Autocast would take the products back to low precision.
-    with torch.autocast(s.device.type, enabled=False):
+    with full_precision(s):
         within = safe_mean((t @ t.mT).square()) + safe_mean((s @ s.mT).square())
         return within - 2 * safe_mean((s @ t.mT).square())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import check_same_shape, upcast
+from kdbench.functional.numerics import check_same_shape, upcast
 
 
 def gaussian_margin(mean: Tensor, std: Tensor) -> Tensor:

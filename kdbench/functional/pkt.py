@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from kdbench.errors import KDBenchError, nearest
-from kdbench.functional.divergence import safe_mean, upcast
+from kdbench.errors import KDBenchError
+from kdbench.functional.numerics import Faithful, check_faithful, full_precision, safe_mean, upcast
 
 
 def neighbour_probabilities(feature: Tensor, *, itself: bool = True, eps: float = 1e-7) -> Tensor:
@@ -31,17 +29,14 @@ def neighbour_probabilities(feature: Tensor, *, itself: bool = True, eps: float 
     norm = torch.linalg.vector_norm(feature, dim=1, keepdim=True)
     # No gradient comes to a vector of zeros, where that of the norm would be divided by eps.
     unit = feature * torch.where(norm > 0, 1 / (norm + eps), 0.0)
-    # Autocast would take the product back to low precision.
-    with torch.autocast(unit.device.type, enabled=False):
+    with full_precision(unit):
         kernel = (unit @ unit.T + 1) / 2
     if not itself:
         kernel = kernel * (1 - torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device))
     return kernel / kernel.sum(dim=1, keepdim=True).clamp_min(eps)
 
 
-def pkt_loss(
-    student: Tensor, teacher: Tensor, *, faithful: Literal["paper", "code"] = "code", eps: float = 1e-7
-) -> Tensor:
+def pkt_loss(student: Tensor, teacher: Tensor, *, faithful: Faithful = "code", eps: float = 1e-7) -> Tensor:
     """Divergence of the neighbour probabilities, ``p_t log((p_t + eps) / (p_s + eps))``.
 
     Passalis & Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer (ECCV 2018), with the cosine
@@ -71,8 +66,7 @@ def pkt_loss(
             f"pkt_loss: the student has shape {tuple(student.shape)} and the teacher {tuple(teacher.shape)}, "
             "expected (B, D) with one batch size"
         )
-    if faithful not in ("paper", "code"):
-        raise KDBenchError(f"faithful={faithful!r} is unknown; {nearest(str(faithful), ('paper', 'code'))}")
+    check_faithful(faithful)
     itself = faithful == "code"
     p_s, p_t = (neighbour_probabilities(feature, itself=itself, eps=eps) for feature in (student, teacher))
     divergence = p_t * ((p_t + eps) / (p_s + eps)).log()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import KDBenchError, nearest
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast, weighted_mean
+from kdbench.functional.numerics import Faithful, check_faithful, check_same_shape, safe_mean, upcast, weighted_mean
 
 Importance = Literal["count", "channel_max"]
 Mode = Literal["top", "bottom", "random", "mixed"]
@@ -127,7 +127,7 @@ def local_graph_loss(
     graph_s: Tensor,
     graph_t: Tensor,
     phi: Tensor | None = None,
-    faithful: Literal["paper", "code"] = "code",
+    faithful: Faithful = "code",
 ) -> Tensor:
     """Distance between the student's and the teacher's local graphs, weighted by importance.
 
@@ -153,7 +153,7 @@ def local_graph_loss(
     return weigh_distances(squared.sum(dim=1) / max(squared.shape[1], 1), phi, faithful)
 
 
-def weigh_distances(distance: Tensor, phi: Tensor | None = None, faithful: Literal["paper", "code"] = "code") -> Tensor:
+def weigh_distances(distance: Tensor, phi: Tensor | None = None, faithful: Faithful = "code") -> Tensor:
     """Brings the distances of all graphs into one loss; N is the number of graphs.
 
     * ``paper``: ``(1/N) sum_i phi_i d_i``, and ``(1/N) sum_i d_i`` without phi. As phi sums to one, reweighting also
@@ -179,8 +179,7 @@ def weigh_distances(distance: Tensor, phi: Tensor | None = None, faithful: Liter
         >>> weigh_distances(distance, phi, "paper"), weigh_distances(distance, phi, "code")
         (tensor(1.5000), tensor(6.))
     """
-    if faithful not in ("paper", "code"):
-        raise KDBenchError(f"faithful={faithful!r} is unknown; {nearest(str(faithful), ('paper', 'code'))}")
+    check_faithful(faithful)
     if faithful == "code":
         return 2 * weighted_mean(distance, phi)
     return safe_mean(distance if phi is None else distance * phi)

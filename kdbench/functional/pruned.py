@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdbench.functional.divergence import Law
+from kdbench.features import Law
 from kdbench.functional.kd import kd_loss
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import safe_mean, upcast
+from kdbench.functional.numerics import full_precision, safe_mean, upcast
 
 #: Elements of the (anchors, B, D) differences and (anchors, B, B) angles that are held at a time.
 _CHUNK = 2**24
@@ -96,6 +96,5 @@ def _cosines(points: Tensor, start: int, stop: int) -> Tensor:
     # Samples nearer than the rounding of their coordinates have no direction, whose gradient would have no bound.
     apart = length > torch.finfo(points.dtype).eps * safe_mean(points.detach().square()).sqrt()
     unit = difference * torch.where(apart, 1 / torch.where(apart, length, 1.0), 0.0)
-    # Autocast would take the product back to low precision.
-    with torch.autocast(points.device.type, enabled=False):
+    with full_precision(points):
         return unit @ unit.transpose(1, 2)

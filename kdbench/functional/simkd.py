@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, safe_mean, upcast
 from kdbench.functional.pool import average_pool
 
 

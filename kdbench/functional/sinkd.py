@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdbench.functional.divergence import check_same_shape, upcast
+from kdbench.functional.numerics import check_same_shape, upcast
 
 
 def transport_cost(student: Tensor, teacher: Tensor, eps: float = 0.1, iterations: int = 20) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import upcast
+from kdbench.functional.numerics import full_precision, upcast
 
 
 def similarity_matrix(feature: Tensor) -> Tensor:
@@ -19,13 +18,13 @@ def similarity_matrix(feature: Tensor) -> Tensor:
         (B, B) with rows of unit l2 norm, float32 for low-precision input.
 
     Example:
+        >>> import torch
         >>> similarity_matrix(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
         tensor([[0.7071, 0.7071],
                 [0.4472, 0.8944]])
     """
     flat = upcast(feature).flatten(1)
-    # Autocast would take the product back to low precision.
-    with torch.autocast(flat.device.type, enabled=False):
+    with full_precision(flat):
         return F.normalize(flat @ flat.T, dim=1)
 
 
@@ -43,6 +42,7 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar, float32 for low-precision input; zero for an empty batch.
 
     Example:
+        >>> import torch
         >>> similarity_preserving_loss(torch.eye(2), torch.ones(2, 5))
         tensor(0.2929)
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, safe_mean, upcast
 from kdbench.functional.pool import global_average
 
 

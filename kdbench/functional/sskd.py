@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.divergence import safe_mean, upcast
 from kdbench.functional.kd import kd_loss
+from kdbench.functional.numerics import full_precision, safe_mean, upcast
 
 
 def contrast_similarities(transformed: Tensor, original: Tensor) -> Tensor:
@@ -23,12 +22,12 @@ def contrast_similarities(transformed: Tensor, original: Tensor) -> Tensor:
         (M, B), float32 for low-precision input.
 
     Example:
+        >>> import torch
         >>> contrast_similarities(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
         tensor([[1.0000, 0.7071]])
     """
     transformed, original = (F.normalize(upcast(x), dim=1) for x in (transformed, original))
-    # Autocast would take the product back to low precision.
-    with torch.autocast(original.device.type, enabled=False):
+    with full_precision(original):
         return transformed @ original.T
 
 
@@ -45,6 +44,7 @@ def contrast_loss(similarities: Tensor, origin: Tensor) -> Tensor:
         A scalar, float32 for low-precision input; zero for no rows.
 
     Example:
+        >>> import torch
         >>> contrast_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
         tensor(0.3133)
     """
@@ -66,6 +66,7 @@ def select_transfer(scores: Tensor, target: Tensor, keep: float) -> Tensor:
         (N,) of 0 and 1, in the dtype of ``scores``.
 
     Example:
+        >>> import torch
         >>> scores = torch.tensor([[3.0, 2.0, 1.0]]).expand(3, 3)
         >>> select_transfer(scores, torch.tensor([2, 0, 1]), 0.5)
         tensor([0., 1., 1.])
@@ -94,6 +95,7 @@ def contrast_transfer_loss(
         A scalar, float32 for low-precision input; zero where nothing is transferred.
 
     Example:
+        >>> import torch
         >>> contrast_transfer_loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
         tensor(0.0820)
     """

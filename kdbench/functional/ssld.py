@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError, nearest
-from kdbench.functional.divergence import Law, check_same_shape, upcast
+from kdbench.features import Law
+from kdbench.functional.numerics import check_same_shape, upcast
 
 Divergence = Literal["js", "symmetric_kl", "soft_ce"]
 

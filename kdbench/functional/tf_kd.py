@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from kdbench.errors import KDBenchError, nearest
-from kdbench.functional.divergence import categorical_kl, weighted_mean
+from kdbench.functional.divergence import categorical_kl
 from kdbench.functional.kd import kd_loss
+from kdbench.functional.numerics import Faithful, check_faithful, weighted_mean
 
 
 def virtual_teacher(
@@ -33,7 +31,7 @@ def self_training_loss(
     teacher: Tensor,
     temperature: float = 20.0,
     *,
-    faithful: Literal["paper", "code"] = "paper",
+    faithful: Faithful = "paper",
     weight: Tensor | None = None,
 ) -> Tensor:
     """Divergence of the student from its own earlier self, Tf-KD_self.
@@ -57,7 +55,7 @@ def self_training_loss(
         >>> self_training_loss(torch.zeros(1, 2), torch.tensor([[8.0, 0.0]]), 4.0, faithful="code")
         tensor(2.6225)
     """
-    _check(faithful)
+    check_faithful(faithful)
     loss = kd_loss(student, teacher, temperature, weight=weight)
     return loss / student.shape[1] if faithful == "code" else loss
 
@@ -68,7 +66,7 @@ def virtual_teacher_loss(
     temperature: float = 20.0,
     correct_prob: float = 0.99,
     *,
-    faithful: Literal["paper", "code"] = "paper",
+    faithful: Faithful = "paper",
     weight: Tensor | None = None,
 ) -> Tensor:
     """Divergence from a teacher made by hand, Tf-KD_reg.
@@ -95,13 +93,8 @@ def virtual_teacher_loss(
         >>> virtual_teacher_loss(torch.zeros(1, 2), torch.tensor([0]), 1.0)
         tensor(0.6371)
     """
-    _check(faithful)
+    check_faithful(faithful)
     teacher = virtual_teacher(labels, student.shape[1], correct_prob, torch.promote_types(student.dtype, torch.float32))
     if faithful == "code":
         return weighted_mean(categorical_kl(student, teacher / temperature), weight) / student.shape[1]
     return kd_loss(student, teacher.log(), temperature, weight=weight)
-
-
-def _check(faithful: str) -> None:
-    if faithful not in ("paper", "code"):
-        raise KDBenchError(f"faithful={faithful!r} is unknown; {nearest(str(faithful), ('paper', 'code'))}")

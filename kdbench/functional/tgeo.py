@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.divergence import categorical_kl, upcast, weighted_mean
+from kdbench.functional.divergence import categorical_kl
+from kdbench.functional.numerics import full_precision, upcast, weighted_mean
 
 
 def class_sums(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,8 +22,7 @@ def class_sums(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
                 [0.0000, 0.0000]]), tensor([2., 0.]))
     """
     hot = F.one_hot(labels, probabilities.shape[1]).to(probabilities)
-    # Autocast would take the product to low precision.
-    with torch.autocast(hot.device.type, enabled=False):
+    with full_precision(hot):
         return hot.T @ probabilities, hot.sum(dim=0)
 
 

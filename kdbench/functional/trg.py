@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, upcast
 
 
 def _squared_distances(tokens: Tensor) -> Tensor:
     """Squared Euclidean distances (N, N) between the rows of (N, D)."""
-    with torch.autocast(tokens.device.type, enabled=False):
+    with full_precision(tokens):
         products = tokens @ tokens.T
     squares = tokens.square().sum(dim=1)
     return (squares[:, None] + squares - 2 * products).clamp_min(0)
@@ -93,7 +93,7 @@ def token_global_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1
     """
     check_same_shape(student, teacher, "token_global_loss")
     s, t = F.normalize(upcast(student), dim=1), F.normalize(upcast(teacher), dim=1)
-    with torch.autocast(s.device.type, enabled=False):
+    with full_precision(s):
         similarity = s @ t.T / temperature
     return -safe_mean(similarity.log_softmax(dim=1).diagonal())
 
@@ -115,7 +115,7 @@ def token_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
         tensor(0.0288)
     """
     _check_tokens(student, teacher, "token_context_loss")
-    with torch.autocast(student.device.type, enabled=False):
+    with full_precision(student):
         cs_s, cs_t = (
             (f @ f.mT / max(f.shape[-1], 1) ** 0.5).softmax(dim=-1) for f in (upcast(student), upcast(teacher))
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.divergence import check_same_shape, upcast, weighted_mean
+from kdbench.functional.numerics import check_same_shape, upcast, weighted_mean
 
 
 def ttm_loss(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import check_same_shape, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, safe_mean, upcast
 
 
 def softplus_inverse(value: float) -> float:

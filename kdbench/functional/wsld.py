@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.divergence import check_same_shape, upcast, weighted_mean
+from kdbench.functional.numerics import check_same_shape, upcast, weighted_mean
 
 
 def soft_label_weight(student: Tensor, teacher: Tensor, target: Tensor, eps: float = 1e-7) -> Tensor:

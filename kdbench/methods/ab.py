@@ -19,7 +19,7 @@ from kdbench.functional.ab import activation_boundary_loss
 from kdbench.functional.pool import pool_to_smaller
 from kdbench.methods.blocks import connector, levels
 from kdbench.plugin import Method, Need, Stage
-from kdbench.signals import Context, Signals
+from kdbench.signals import Context, Signals, total
 
 
 class AB(Method):
@@ -49,7 +49,7 @@ class AB(Method):
             student, teacher = pool_to_smaller(connect(s.pre), t.pre, "ab")
             weight = 2.0 ** (level - len(pairs) + 1)
             losses.append(weight * activation_boundary_loss(student, teacher, self.margin))
-        return {"ab": sum(losses[1:], start=losses[0])}
+        return {"ab": total(losses)}
 
     def stages(self) -> tuple[Stage, ...]:
         """Returns the boundary stage and the task stage."""

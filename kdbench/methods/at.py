@@ -7,15 +7,17 @@ use; ``faithful=paper`` is the norm of eq. 2.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from kdbench.features import Grid
 from kdbench.functional.at import attention_transfer_loss
+from kdbench.functional.numerics import Faithful
+from kdbench.methods.blocks import levels
 from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
+from kdbench.signals import Context, Signals, total
 
 
 class AT(Method):
@@ -26,18 +28,17 @@ class AT(Method):
         faithful: ``code`` or ``paper``.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("features", Grid, many=True),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("stages", Grid, many=True),)
 
-    def __init__(self, p: Annotated[float, Field(ge=1)] = 2.0, faithful: Literal["code", "paper"] = "code") -> None:
+    def __init__(self, p: Annotated[float, Field(ge=1)] = 2.0, faithful: Faithful = "code") -> None:
         super().__init__()
         self.p = p
-        self.faithful: Literal["code", "paper"] = faithful
+        self.faithful = faithful
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``at``, the sum over grids."""
-        student, teacher = signals.features("features", "student"), signals.features("features", "teacher")
         losses = [
             attention_transfer_loss(s.values, t.values, power=self.p, faithful=self.faithful)
-            for s, t in zip(student, teacher, strict=True)
+            for s, t in levels(signals, "stages")
         ]
-        return {"at": sum(losses[1:], start=losses[0])}
+        return {"at": total(losses)}

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kdbench.features import Logits
 from kdbench.functional.bdkd import balanced_loss
-from kdbench.functional.divergence import divergence, weighted_mean
+from kdbench.functional.divergence import divergence
+from kdbench.functional.numerics import weighted_mean
 from kdbench.plugin import PEER, STUDENT, Method, Need, Role, Update
 from kdbench.signals import Context, Signals
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import upcast
+from kdbench.functional.numerics import upcast
 from kdbench.functional.pool import global_average
 from kdbench.signals import Signals
 
@@ -21,9 +21,11 @@ _DECONV: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.C
 TOLERANCE = 0.02
 
 
-def conv(axes: int, inputs: int, outputs: int, kernel: int = 1, bias: bool = False) -> nn.Module:
-    """Makes a convolution over ``axes`` spatial axes that keeps their size (odd kernels)."""
-    return _CONV[axes](inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+def conv(
+    axes: int, inputs: int, outputs: int, kernel: int = 1, bias: bool = False, stride: int = 1, groups: int = 1
+) -> nn.Module:
+    """Makes a convolution over ``axes`` spatial axes that keeps their size (odd kernels), or divides it by a stride."""
+    return _CONV[axes](inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
 
 
 def deconv(axes: int, inputs: int, outputs: int, kernel: int = 1) -> nn.Module:

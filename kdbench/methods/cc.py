@@ -11,13 +11,14 @@ equations of ``paper`` were read from reimplementations (torchdistill, FaceX-Zoo
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from kdbench.features import Vector
 from kdbench.functional.cc import correlation_congruence_loss, neighbour_product_loss
+from kdbench.functional.numerics import Faithful
 from kdbench.plugin import Method, Need
 from kdbench.signals import Context, Signals
 
@@ -38,7 +39,7 @@ class CC(Method):
     def __init__(
         self,
         embed_dim: PositiveInt = 128,
-        faithful: Literal["code", "paper"] = "code",
+        faithful: Faithful = "code",
         gamma: PositiveFloat = 0.4,
         order: PositiveInt = 2,
     ) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Logits, Vector
 from kdbench.functional.crd import contrast_logits, draw_negatives, log_normalizer, momentum_update, nce_loss
-from kdbench.functional.divergence import upcast
+from kdbench.functional.numerics import upcast
 from kdbench.plugin import Method, Need, State
 from kdbench.signals import Context, Signals
 

@@ -10,7 +10,7 @@ rate, a fifth of the run's (there for ResNets and WRNs; the whole of it for othe
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdbench.features import Grid
 from kdbench.functional.fitnet import hint_loss
 from kdbench.functional.ft import factor_loss
+from kdbench.functional.numerics import Faithful
 from kdbench.methods.blocks import BatchNorm, conv, deconv
 from kdbench.plugin import Method, Need, Stage
 from kdbench.signals import Context, Signals
@@ -63,13 +64,13 @@ class FT(Method):
         self,
         rate: PositiveFloat = 0.5,
         p: Annotated[float, Field(ge=1)] = 1.0,
-        faithful: Literal["code", "paper"] = "code",
+        faithful: Faithful = "code",
         init_epochs: PositiveFloat = 0.125,
     ) -> None:
         super().__init__()
         self.rate = rate
         self.p = p
-        self.faithful: Literal["code", "paper"] = faithful
+        self.faithful = faithful
         self.init_epochs = init_epochs
 
     def build(self, probe: Signals) -> None:

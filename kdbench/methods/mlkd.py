@@ -12,7 +12,7 @@ pairs at 0.025 (``preset=paper`` too) and cross-family ones for 480 or 960 epoch
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveFloat
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from kdbench.features import Logits
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.mlkd import mlkd_losses
+from kdbench.functional.numerics import Faithful
 from kdbench.plugin import Method, Need, Views
 from kdbench.signals import Context, Signals
 
@@ -41,12 +42,12 @@ class MLKD(Method):
         self,
         temperatures: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (2.0, 3.0, 4.0, 5.0, 6.0),
         share: Annotated[float, Field(gt=0, le=1)] = 0.5,
-        faithful: Literal["code", "paper"] = "code",
+        faithful: Faithful = "code",
     ) -> None:
         super().__init__()
         self.temperatures = temperatures
         self.share = share
-        self.faithful: Literal["code", "paper"] = faithful
+        self.faithful = faithful
 
     def build(self, probe: Signals) -> None:
         """Keeps the task's strong augmentation."""

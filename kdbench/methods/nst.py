@@ -14,7 +14,7 @@ from kdbench.features import Grid
 from kdbench.functional.nst import nst_loss
 from kdbench.methods.blocks import levels
 from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
+from kdbench.signals import Context, Signals, total
 
 
 class NST(Method):
@@ -25,4 +25,4 @@ class NST(Method):
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``nst``, the sum over grids."""
         losses = [nst_loss(s.values, t.values) for s, t in levels(signals, "stages")]
-        return {"nst": sum(losses[1:], start=losses[0])}
+        return {"nst": total(losses)}

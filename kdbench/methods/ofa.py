@@ -26,26 +26,22 @@ from torch import Tensor, nn
 from kdbench.features import Feature, Grid, Logits, Tokens
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.ofa import ofa_loss
+from kdbench.methods.blocks import BatchNorm, conv
 from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
+from kdbench.signals import Context, Signals, total
 
-#: Convolution, normalisation and pooling by the number of spatial axes.
-_LAYERS: dict[int, tuple[Any, Any, Any]] = {
-    1: (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d),
-    2: (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d),
-    3: (nn.Conv3d, nn.BatchNorm3d, nn.AdaptiveAvgPool3d),
-}
+#: Global pooling by the number of spatial axes.
+_POOL: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 #: Side of a token grid from which no more patches are merged, and heads of a block.
 _SIDE, _HEADS = 7, 4
 
 
 def separable(width: int, out: int, axes: int) -> nn.Sequential:
     """Two separable convolutions, the first of stride 2."""
-    conv, norm, _ = _LAYERS[axes]
     layers: list[nn.Module] = []
     for stride, to in ((2, width), (1, out)):
-        layers += [conv(width, width, 3, stride, 1, groups=width, bias=False), conv(width, to, 1, bias=False)]
-        layers += [norm(to), nn.ReLU()]
+        layers += [conv(axes, width, width, 3, stride=stride, groups=width), conv(axes, width, to)]
+        layers += [BatchNorm(to), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
@@ -54,10 +50,10 @@ class GridBranch(nn.Sequential):
 
     def __init__(self, grid: Grid, steps: int, out: int, classes: int) -> None:
         width, axes = grid.values.shape[1], grid.values.dim() - 2
-        conv, _, pool = _LAYERS[axes]
         widths = [width * 2**i for i in range(steps)] + [out]
-        body = [separable(*pair, axes) for pair in zip(widths[:-1], widths[1:], strict=True)] or [conv(width, out, 1)]
-        super().__init__(*body, pool(1), nn.Flatten(), nn.Linear(out, classes))
+        body: list[nn.Module] = [separable(*pair, axes) for pair in zip(widths[:-1], widths[1:], strict=True)]
+        body = body or [conv(axes, width, out, bias=True)]
+        super().__init__(*body, _POOL[axes](1), nn.Flatten(), nn.Linear(out, classes))
 
 
 class Merge(nn.Module):
@@ -148,7 +144,7 @@ class OFA(Method):
                 ofa_loss(replace(student, values=scores).rows(), rows, labels, self.gamma_branch, weight=weight)
                 for scores in exits
             ]
-            terms["ofa_branches"] = sum(losses[1:], start=losses[0])
+            terms["ofa_branches"] = total(losses)
         return terms
 
 

@@ -22,7 +22,7 @@ from kdbench.functional.ofd import gaussian_margin, partial_distance
 from kdbench.functional.pool import pool_to_smaller
 from kdbench.methods.blocks import connector, levels
 from kdbench.plugin import Method, Need, State
-from kdbench.signals import Context, Signals
+from kdbench.signals import Context, Signals, total
 
 
 class OFD(Method):
@@ -74,7 +74,7 @@ class OFD(Method):
             student, teacher = pool_to_smaller(connect(s.pre), t.pre, "ofd")
             weight = 2.0 ** (level - len(pairs) + 1)
             losses.append(weight * partial_distance(student, teacher, self.margins(level)))
-        return {"ofd": sum(losses[1:], start=losses[0])}
+        return {"ofd": total(losses)}
 
     def after_step(self, signals: Signals, state: State) -> None:
         """Measures the teacher's responses to one more batch."""

@@ -9,11 +9,12 @@ text could not be read here, so this form has no second source.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from kdbench.features import Vector
+from kdbench.functional.numerics import Faithful
 from kdbench.functional.pkt import pkt_loss
 from kdbench.plugin import Method, Need
 from kdbench.signals import Context, Signals
@@ -29,9 +30,9 @@ class PKT(Method):
     needs: ClassVar[tuple[Need, ...]] = (Need("pooled", Vector),)
     over_batch: ClassVar[bool] = True
 
-    def __init__(self, faithful: Literal["code", "paper"] = "code") -> None:
+    def __init__(self, faithful: Faithful = "code") -> None:
         super().__init__()
-        self.faithful: Literal["code", "paper"] = faithful
+        self.faithful = faithful
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``pkt``."""

@@ -24,7 +24,7 @@ from kdbench.features import Activated, Grid, Vector
 from kdbench.functional.reviewkd import hierarchical_context_loss
 from kdbench.methods.blocks import BatchNorm, conv
 from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
+from kdbench.signals import Context, Signals, total
 
 
 def resize(feature: Tensor, space: Sequence[int]) -> Tensor:
@@ -112,4 +112,4 @@ class ReviewKD(Method):
         for fusion, level, guide in zip(self.fusions, student, teacher, strict=True):
             output, deeper = fusion(level, deeper, guide.shape[2:])
             losses.append(hierarchical_context_loss(output, guide))
-        return {"review": sum(losses[1:], start=losses[0])}
+        return {"review": total(losses)}

@@ -1,13 +1,11 @@
 """Generations of self-distillation under ground-truth targets.
 
 Paper: Borup, Andersen, "Even your Teacher Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by
-Self-Distillation", NeurIPS 2021; the deep loss as in the authors' code. The kernel theory is in
-:mod:`kdbench.functional.self_guided`.
+Self-Distillation", NeurIPS 2021; the deep loss as in the authors' code.
 Deviations: squared errors are summed, not averaged, over classes, so that the step does not shrink with their number;
 the code's penalty on norms of weights is left to the optimizer's weight decay; every generation starts from the same
 initial weights. The closed-form ``alpha`` needs a fit to the previous predictions alone and held-out labels at every
-step: a network would train twice a generation, on data kept from it, so ``alpha`` is a number here and the closed form
-stays with the kernel theory.
+step: a network would train twice a generation, on data kept from it, so ``alpha`` is a number here.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kdbench.features import Logits
 from kdbench.functional.categorical import check_categorical
-from kdbench.functional.divergence import categorical_kl, weighted_mean
+from kdbench.functional.divergence import categorical_kl
+from kdbench.functional.numerics import weighted_mean
 from kdbench.functional.sinkd import sinkhorn_loss
 from kdbench.plugin import Method, Need
 from kdbench.signals import Context, Signals

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits
-from kdbench.functional.divergence import upcast, weighted_mean
+from kdbench.functional.numerics import upcast, weighted_mean
 from kdbench.functional.ssld import Divergence, label_free_divergence, surest
 from kdbench.plugin import Method, Need, Stage, State
 from kdbench.signals import Context, Signals

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kdbench.features import Logits
 from kdbench.functional.categorical import check_categorical
+from kdbench.functional.numerics import Faithful
 from kdbench.functional.tf_kd import self_training_loss, virtual_teacher_loss
 from kdbench.plugin import STUDENT, Method, Need, Role, Stage
 from kdbench.signals import Context, Signals
@@ -43,7 +44,7 @@ class TfKD(Method):
         variant: Literal["self", "reg"] = "self",
         temperature: PositiveFloat = 20.0,
         correct_prob: Annotated[float, Field(gt=0, lt=1)] = 0.99,
-        faithful: Literal["paper", "code"] = "paper",
+        faithful: Faithful = "paper",
     ) -> None:
         super().__init__()
         self.variant = variant

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kdbench.features import Logits
 from kdbench.functional.categorical import check_categorical
-from kdbench.functional.divergence import upcast
+from kdbench.functional.numerics import upcast
 from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
 from kdbench.plugin import Method, Need, Stage, State, Update
 from kdbench.signals import Context, Signals

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid, Logits, Tokens
-from kdbench.functional.divergence import upcast
 from kdbench.functional.kd import kd_loss
+from kdbench.functional.numerics import upcast
 from kdbench.functional.pool import average_pool
 from kdbench.functional.trg import token_context_loss, token_global_loss, token_local_loss
 from kdbench.plugin import Method, Need

@@ -20,7 +20,7 @@ from kdbench.functional.pool import pool_to_smaller
 from kdbench.functional.vid import softplus_inverse, vid_loss
 from kdbench.methods.blocks import conv, levels
 from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
+from kdbench.signals import Context, Signals, total
 
 
 class VID(Method):
@@ -56,4 +56,4 @@ class VID(Method):
         for (s, t), regressor, scale in zip(levels(signals, "stages"), self.regressors, self.scales, strict=True):
             student, teacher = pool_to_smaller(s.values, t.values, "vid")
             losses.append(vid_loss(regressor(student), teacher, scale, self.eps))
-        return {"vid": sum(losses[1:], start=losses[0])}
+        return {"vid": total(losses)}

@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 from torchmetrics import Metric
 
-from kdbench.functional.divergence import upcast
+from kdbench.functional.numerics import upcast
 
 BINS = 15
 #: Temperatures that are tried: a model that makes no mistake on validation would ask for an infinitely sharp one.

@@ -22,7 +22,7 @@ from kdbench.cache import Store
 from kdbench.distributed import normalizer
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Activated, Feature, Grid, Kind, Last, Logits, Tokens, Vector
-from kdbench.functional.divergence import upcast
+from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task, move, scalars
 from tasks.classification import picture
 from tasks.classification.data import Images, open_images
@@ -68,7 +68,7 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     capabilities: ClassVar[frozenset[str]] = frozenset(
-        {"single_label", "sample_id", "differentiable_input", "mixable", "rotate", "strong_view"}
+        {"single_label", "sample_id", "differentiable_input", "rotate", "strong_view"}
     )
     primary: ClassVar[str] = "top1"
 
@@ -186,18 +186,21 @@ class Classification(Task):
         return Grid(value, stride) if pre is None else Activated(value, stride, pre=pre)
 
     def loss(self, model: nn.Module, outputs: Outputs | Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy, the mean over supervised samples; zero where there is none."""
+        """Cross-entropy, the mean over supervised samples; zero where there is none. Targets may be distributions."""
         targets = batch.targets
+        counted = torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+        if not targets.is_floating_point():
+            counted = targets >= 0
         if batch.supervised is not None:
-            targets = torch.where(batch.supervised, targets, -1)
-        total = F.cross_entropy(
+            counted = counted & batch.supervised
+        losses = F.cross_entropy(
             upcast(_outputs(outputs).logits),
-            targets,
+            targets if targets.is_floating_point() else torch.where(counted, targets, -1),
             ignore_index=-1,
             label_smoothing=self.label_smoothing,
-            reduction="sum",
+            reduction="none",
         )
-        return {"ce": total / normalizer((targets >= 0).sum())}
+        return {"ce": losses[counted].sum() / normalizer(counted.sum())}
 
     # ---- scores -----------------------------------------------------------------------------------------------
 

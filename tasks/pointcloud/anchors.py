@@ -19,6 +19,7 @@ BACKGROUND = -1
 IGNORED = -2
 YAWS = (0.0, math.pi / 2)
 DIR_OFFSET = -math.pi / 2
+SIZE_LIMIT = 4.0  # of the log size that a code says, a factor of 55: a network may say any, and exp(89) is infinite
 
 
 class AnchorClass(NamedTuple):
@@ -105,10 +106,11 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode(codes: Tensor, anchors: Tensor) -> Tensor:
-    """Returns the boxes (..., 7) that codes (..., 7) say relative to anchors (..., 7)."""
+    """Returns the boxes (..., 7) that codes (..., 7) say relative to anchors (..., 7), their sizes bounded."""
     anchor_size = anchors[..., 3:6]
     centre = codes[..., :3] * _scale(anchor_size) + anchors[..., :3]
-    return torch.cat([centre, codes[..., 3:6].exp() * anchor_size, codes[..., 6:] + anchors[..., 6:]], -1)
+    size = codes[..., 3:6].clamp(-SIZE_LIMIT, SIZE_LIMIT).exp() * anchor_size
+    return torch.cat([centre, size, codes[..., 6:] + anchors[..., 6:]], -1)
 
 
 def _scale(size: Tensor) -> Tensor:

@@ -9,17 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from kdbench.errors import KDBenchError
 from tasks.pointcloud.database import Database, points_in_boxes
-from tasks.pointcloud.kitti import Calibration, wrap_angle
-
-#: The ground: a plane fitted to the points, a constant z, or a plane (a, b, c, d) with ax + by + cz + d = 0.
-Ground = Literal["points"] | float | np.ndarray
+from tasks.pointcloud.kitti import wrap_angle
 
 GROUND_CELL = 2.0  # m
 GROUND_QUANTILE = 0.1  # of the heights in a cell: half of the lowest fifth, the median of the lowest ones
@@ -124,11 +119,8 @@ def fit_ground(points: np.ndarray) -> np.ndarray | None:
     return np.array([-plane[0], -plane[1], 1.0, -plane[2]])
 
 
-def ground_height(points: np.ndarray, boxes: np.ndarray, ground: Ground) -> np.ndarray:
-    """Returns the z of the ground under the centres of boxes ``(N, 7)``: ``(N,)``, NaN where it is unknown."""
-    plane = fit_ground(points) if isinstance(ground, str) else ground
-    if plane is None or isinstance(plane, (int, float)):
-        return np.full(len(boxes), np.nan if plane is None else plane)
+def ground_height(boxes: np.ndarray, plane: np.ndarray) -> np.ndarray:
+    """Returns the z of a plane ``(4,)`` (see :func:`fit_ground`) under the centres of boxes ``(N, 7)``: ``(N,)``."""
     a, b, c, d = plane
     return -(a * boxes[:, 0] + b * boxes[:, 1] + d) / c
 
@@ -139,7 +131,7 @@ def paste(
     labels: np.ndarray,
     database: Database,
     chosen: np.ndarray,
-    ground: Ground | None = None,
+    ground: np.ndarray | None = None,
 ) -> Labelled:
     """Pastes objects into a scan and removes the points of the scene inside their boxes.
 
@@ -149,8 +141,7 @@ def paste(
         labels: ``(N,)`` labels of the scene.
         database: Where the objects come from.
         chosen: ``(K,)`` indices into the database; see :func:`accept`.
-        ground: What the objects are stood on; None leaves them at the height where they were seen, as does a ground
-            that is unknown.
+        ground: ``(4,)`` plane that the objects are stood on; None leaves them at the height where they were seen.
 
     Returns:
         Points, boxes and labels: those of the scene first, then those of the objects.
@@ -158,8 +149,7 @@ def paste(
     added = database.boxes[chosen].astype(boxes.dtype)
     objects = database.points_of(chosen)
     if ground is not None:
-        shift = ground_height(points, added, ground) - (added[:, 2] - added[:, 5] / 2)
-        shift = np.nan_to_num(shift, nan=0.0).astype(boxes.dtype)
+        shift = (ground_height(added, ground) - (added[:, 2] - added[:, 5] / 2)).astype(boxes.dtype)
         added[:, 2] += shift
         objects[:, 2] += np.repeat(shift, database.counts[chosen])
     stays = np.ones(len(points), dtype=bool)
@@ -214,25 +204,6 @@ def _within(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
     return np.all(inside, axis=1)
 
 
-def read_plane(path: Path | str, calibration: Calibration) -> np.ndarray:
-    """Reads a road plane of KITTI's ``planes`` folder as (4,) a, b, c, d in the LiDAR frame.
-
-    Raises:
-        KDBenchError: for a missing file, or one whose fourth line is not a plane in camera coordinates.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        plane = np.array(lines[3].split(), dtype=np.float64)
-    except FileNotFoundError:
-        raise KDBenchError(f"{path}: no such road plane; expected a file of KITTI's planes folder") from None
-    except (OSError, UnicodeDecodeError, IndexError, ValueError) as error:
-        raise KDBenchError(f"{path}: cannot read this road plane ({error}); expected 3 header lines, then 4") from None
-    transform = calibration.lidar_to_rectified
-    if plane.shape == (4,) and abs(plane[:3] @ transform[:, 2]) > 0.5:
-        return np.append(plane[:3] @ transform[:, :3], plane[:3] @ transform[:, 3] + plane[3])
-    raise KDBenchError(f"{path}: {lines[3]!r} is no road plane; expected a b c d in camera coordinates, b near -1")
-
-
 @dataclass(frozen=True)
 class Augment:
     """The augmentation of a training scan; the defaults are those of PointPillars on KITTI.
@@ -242,6 +213,7 @@ class Augment:
         rotation: Range of the global rotation, radians.
         scale: Range of the global scaling.
         sample: Objects of each class that ground-truth sampling aims at; the first class has precedence.
+        ground: Whether pasted objects are stood on the ground; else they stay at the height where they were seen.
         point_range: x, y, z minimum, then maximum, metres: objects centred outside are not pasted, and points and
             boxes outside at the end are dropped. None for no limit.
     """
@@ -250,6 +222,7 @@ class Augment:
     rotation: tuple[float, float] = (-math.pi / 4, math.pi / 4)
     scale: tuple[float, float] = (0.95, 1.05)
     sample: dict[str, int] = field(default_factory=lambda: {"Car": 15, "Pedestrian": 15, "Cyclist": 15})
+    ground: bool = True
     point_range: tuple[float, float, float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -267,7 +240,7 @@ class Augment:
         labels: np.ndarray,
         rng: np.random.Generator,
         database: Database | None = None,
-        ground: Ground | None = "points",
+        ground: np.ndarray | None = None,
     ) -> Labelled:
         """Augments one scan.
 
@@ -280,7 +253,7 @@ class Augment:
             labels: ``(N,)`` labels, indices into the classes of the database.
             rng: Source of all draws.
             database: Objects to paste, or None.
-            ground: What pasted objects are stood on; see :func:`paste`.
+            ground: Of the scan, ``(4,)``; see :func:`fit_ground`. None where it is unknown.
 
         Returns:
             Points, boxes and labels.
@@ -293,7 +266,8 @@ class Augment:
                 low, high = np.asarray(self.point_range[:2]), np.asarray(self.point_range[3:5])
                 chosen = chosen[_within(database.boxes[chosen], low, high)]
             chosen = chosen[accept(database.boxes[chosen], boxes)]
-            points, boxes, labels = paste(points, boxes, labels, database, chosen, ground)
+            plane = ground if self.ground else None
+            points, boxes, labels = paste(points, boxes, labels, database, chosen, plane)
         if mirrored:
             points, boxes = flip(points, boxes)
         points, boxes = scale(*rotate(points, boxes, angle), factor)

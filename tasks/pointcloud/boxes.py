@@ -1,4 +1,4 @@
-"""Rotated boxes: corners, overlaps, non-maximum suppression and points in boxes.
+"""Rotated boxes: corners, overlaps and non-maximum suppression.
 
 A box is ``(x, y, z, l, w, h, yaw)``: centre and sizes in metres, yaw in radians about z, 0 where ``l`` lies along x.
 A bird's-eye-view (BEV) box is ``(x, y, l, w, yaw)``. Everything here is batched, deterministic and runs in the dtype
@@ -8,14 +8,9 @@ and on the device of its inputs.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-from kdbench.errors import KDBenchError
-
-Criterion = Literal["union", "first"]
 
 _PAIRS_PER_BLOCK = 1 << 22  # bounds the (rows, M) mask of the distance test, not the result
 _CORNERS = ((0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5))  # counter-clockwise
@@ -104,32 +99,29 @@ def _near_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return i, j
 
 
-def _ratio(shared: Tensor, a: Tensor, b: Tensor, criterion: Criterion) -> Tensor:
-    """Shared area or volume over that of the union or of the first box; 0 where that is empty."""
-    if criterion not in ("union", "first"):
-        raise KDBenchError(f"criterion is {criterion!r}; expected 'union' or 'first'")
-    whole = a if criterion == "first" else a + b - shared
+def _iou(shared: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Shared area or volume over that of the union; 0 where that is empty."""
+    whole = a + b - shared
     return torch.where(whole > 0, shared / torch.where(whole > 0, whole, torch.ones_like(whole)), 0)
 
 
-def _overlap_bev(a: Tensor, b: Tensor, criterion: Criterion) -> Tensor:
-    return _ratio(_intersection(a, b), a[:, 2] * a[:, 3], b[:, 2] * b[:, 3], criterion)
+def _iou_bev(a: Tensor, b: Tensor) -> Tensor:
+    return _iou(_intersection(a, b), a[:, 2] * a[:, 3], b[:, 2] * b[:, 3])
 
 
-def _overlap_3d(a: Tensor, b: Tensor, criterion: Criterion) -> Tensor:
+def _iou_3d(a: Tensor, b: Tensor) -> Tensor:
     top = torch.minimum(a[:, 2] + a[:, 5] / 2, b[:, 2] + b[:, 5] / 2)
     bottom = torch.maximum(a[:, 2] - a[:, 5] / 2, b[:, 2] - b[:, 5] / 2)
     shared = _intersection(to_bev(a), to_bev(b)) * (top - bottom).clamp(min=0)
-    return _ratio(shared, a[:, 3:6].prod(-1), b[:, 3:6].prod(-1), criterion)
+    return _iou(shared, a[:, 3:6].prod(-1), b[:, 3:6].prod(-1))
 
 
-def rotated_iou_bev(a: Tensor, b: Tensor, criterion: Criterion = "union", aligned: bool = False) -> Tensor:
-    """Exact overlap of rotated BEV boxes.
+def rotated_iou_bev(a: Tensor, b: Tensor, aligned: bool = False) -> Tensor:
+    """Exact intersection over union of rotated BEV boxes.
 
     Args:
         a: ``(N, 5)`` boxes.
         b: ``(M, 5)`` boxes; ``(N, 5)`` if ``aligned``.
-        criterion: ``union`` for intersection over union, ``first`` for intersection over the area of ``a``.
         aligned: Compare row with row instead of all with all.
 
     Returns:
@@ -137,41 +129,18 @@ def rotated_iou_bev(a: Tensor, b: Tensor, criterion: Criterion = "union", aligne
     """
     if aligned:
         (i,) = _near(a, b).nonzero(as_tuple=True)
-        return a.new_zeros(len(a)).index_put((i,), _overlap_bev(a[i], b[i], criterion))
+        return a.new_zeros(len(a)).index_put((i,), _iou_bev(a[i], b[i]))
     i, j = _near_pairs(a, b)
-    return a.new_zeros(len(a), len(b)).index_put((i, j), _overlap_bev(a[i], b[j], criterion))
+    return a.new_zeros(len(a), len(b)).index_put((i, j), _iou_bev(a[i], b[j]))
 
 
-def iou_3d(a: Tensor, b: Tensor, criterion: Criterion = "union", aligned: bool = False) -> Tensor:
-    """Exact overlap of boxes ``(N, 7)`` and ``(M, 7)`` by volume; see :func:`rotated_iou_bev`."""
+def iou_3d(a: Tensor, b: Tensor, aligned: bool = False) -> Tensor:
+    """Exact intersection over union of boxes ``(N, 7)`` and ``(M, 7)`` by volume; see :func:`rotated_iou_bev`."""
     if aligned:
         (i,) = _near(to_bev(a), to_bev(b)).nonzero(as_tuple=True)
-        return a.new_zeros(len(a)).index_put((i,), _overlap_3d(a[i], b[i], criterion))
+        return a.new_zeros(len(a)).index_put((i,), _iou_3d(a[i], b[i]))
     i, j = _near_pairs(to_bev(a), to_bev(b))
-    return a.new_zeros(len(a), len(b)).index_put((i, j), _overlap_3d(a[i], b[j], criterion))
-
-
-def nearest_bev_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of BEV boxes ``(N, 5)`` and ``(M, 5)`` turned to the nearest of 0 and 90 degrees: ``(N, M)``.
-
-    This is the overlap by which SECOND and PointPillars assign ground truth to anchors.
-    """
-    (a_low, a_high), (b_low, b_high) = _snapped(a), _snapped(b)
-    # One axis at a time: a (N, M, 2) tensor for every anchor of a KITTI grid is slow to make and to reduce.
-    width, height = (
-        (
-            torch.minimum(a_high[:, None, k], b_high[None, :, k]) - torch.maximum(a_low[:, None, k], b_low[None, :, k])
-        ).clamp_(min=0)
-        for k in (0, 1)
-    )
-    return _ratio(width * height, (a[:, 2] * a[:, 3])[:, None], (b[:, 2] * b[:, 3])[None], "union")
-
-
-def _snapped(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Low and high corners ``(N, 2)`` of BEV boxes turned to the nearest axis."""
-    across = limit_period(boxes[:, 4]).abs() > math.pi / 4
-    half = torch.where(across[:, None], boxes[:, [3, 2]], boxes[:, 2:4]) / 2
-    return boxes[:, :2] - half, boxes[:, :2] + half
+    return a.new_zeros(len(a), len(b)).index_put((i, j), _iou_3d(a[i], b[j]))
 
 
 def rotated_nms(
@@ -199,7 +168,7 @@ def rotated_nms(
     if labels is not None:
         pair &= labels[order][i] == labels[order][j]
     i, j = i[pair], j[pair]
-    hit = _overlap_bev(boxes[i], boxes[j], "union") > threshold
+    hit = _iou_bev(boxes[i], boxes[j]) > threshold
     i, j = i[hit], j[hit]
     keep = torch.ones_like(order, dtype=torch.bool)
     while True:
@@ -208,20 +177,3 @@ def rotated_nms(
         if torch.equal(stay, keep):
             return order[keep][:max_keep]
         keep = stay
-
-
-def points_in_boxes_mask(points: Tensor, boxes: Tensor) -> Tensor:
-    """Which points ``(P, 3)`` or more columns lie in or on which boxes ``(N, 7)``: ``(P, N)`` bool."""
-    dx, dy, dz = (points[:, None, :3] - boxes[None, :, :3]).unbind(-1)
-    cos, sin = boxes[:, 6].cos(), boxes[:, 6].sin()
-    half = boxes[:, 3:6] / 2
-    along, across = dx * cos + dy * sin, dy * cos - dx * sin
-    return (along.abs() <= half[:, 0]) & (across.abs() <= half[:, 1]) & (dz.abs() <= half[:, 2])
-
-
-def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
-    """Index of the first box ``(N, 7)`` that holds each point ``(P, 3)``, -1 for none: ``(P,)`` int64."""
-    if len(boxes) == 0:
-        return torch.full((len(points),), -1, device=points.device)
-    first = points_in_boxes_mask(points, boxes).to(torch.uint8).max(dim=1)
-    return torch.where(first.values > 0, first.indices, -1)

@@ -1,35 +1,40 @@
 """KITTI-layout data for the detector: prepared once, then read, augmented and batched.
 
-Preparing crops each scan to the camera's view, gathers labels, and cuts the training objects out for ground-truth
+Preparing crops each scan to the camera's view, fits its ground, and cuts the training objects out for ground-truth
 sampling. Embedded data is simulated in KITTI's layout first and takes the same way.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from kdbench import rng
-from kdbench.cache import Store
+from kdbench.cache import Store, write_atomic
 from kdbench.data import Key, SeededLoader
 from kdbench.digest import digest, digest_files
 from kdbench.errors import KDBenchError
 from kdbench.splits import SHARE, cut
 from kdbench.task import Batch
 from tasks.pointcloud import kitti
-from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.augment import Augment, fit_ground
 from tasks.pointcloud.database import Database
 
 DATABASE = "database.npz"
+GROUND = "ground.json"
+
+Truth = tuple[kitti.Objects, kitti.Calibration, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class Frame:
         points: ``(P, 4)`` float32 x, y, z, reflectance, LiDAR frame.
         boxes: ``(N, 7)`` float32 x, y, z of the centre, l, w, h, yaw.
         labels: ``(N,)`` class indices; -1 for objects that are not detected but take up space (vans, trucks).
+        ground: ``(4,)`` plane of the ground (see :func:`~tasks.pointcloud.augment.fit_ground`), None where unknown.
     """
 
     name: str
     points: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
+    ground: np.ndarray | None = None
 
 
 class Frames:
@@ -62,14 +69,25 @@ class Frames:
         self.root = root
         self.prepared = prepared
         self.classes = tuple(classes)
-        self.truth = lru_cache(maxsize=None)(self._truth)
+        self._truth: dict[str, Truth] = {}
 
-    def _truth(self, name: str) -> tuple[kitti.Objects, kitti.Calibration, tuple[int, int]]:
-        """Returns labels, calibration and image size of a frame."""
-        training = self.root / "training"
-        objects = kitti.read_objects(training / "label_2" / f"{name}.txt")
-        calibration = kitti.read_calibration(training / "calib" / f"{name}.txt")
-        return objects, calibration, kitti.image_size(self.root, name)
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader's process reads what it needs.
+        return {"root": self.root, "prepared": self.prepared, "classes": self.classes, "_truth": {}}
+
+    def truth(self, name: str) -> Truth:
+        """Returns labels, calibration and image size of a frame; reads them once."""
+        if name not in self._truth:
+            training = self.root / "training"
+            objects = kitti.read_objects(training / "label_2" / f"{name}.txt")
+            calibration = kitti.read_calibration(training / "calib" / f"{name}.txt")
+            self._truth[name] = objects, calibration, image_size(training / "image_2" / f"{name}.png")
+        return self._truth[name]
+
+    @cached_property
+    def _ground(self) -> dict[str, list[float] | None]:
+        planes: dict[str, list[float] | None] = json.loads((self.prepared / GROUND).read_text())
+        return planes
 
     def read(self, name: str) -> Frame:
         """Reads a prepared frame."""
@@ -79,13 +97,14 @@ class Frames:
         index = {name: i for i, name in enumerate(self.classes)}
         labels = np.array([index.get(t, -1) for t in objects.types], dtype=np.int64)
         points = np.load(self.prepared / f"{name}.npy", allow_pickle=False)
-        return Frame(name, points, boxes, labels)
+        plane = self._ground[name]
+        return Frame(name, points, boxes, labels, None if plane is None else np.array(plane))
 
 
 def prepare(
     root: Path, names: Sequence[str], train: Sequence[str], classes: Sequence[str], work: Path
 ) -> dict[str, Any]:
-    """Crops scans to the camera's view and builds the ground-truth database, into ``work``.
+    """Crops scans to the camera's view, fits their ground and builds the ground-truth database, into ``work``.
 
     Args:
         root: KITTI-layout folder.
@@ -99,15 +118,17 @@ def prepare(
     """
     frames = Frames(root, work, classes)
 
-    def crop(name: str) -> int:
+    def crop(name: str) -> tuple[int, list[float] | None]:
         points = kitti.read_points(root / "training" / "velodyne" / f"{name}.bin")
         _, calibration, size = frames.truth(name)
         points = points[kitti.in_camera_view(points, calibration, size)]
         np.save(work / f"{name}.npy", points)
-        return len(points)
+        plane = fit_ground(points)
+        return len(points), None if plane is None else plane.tolist()
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        counts = list(pool.map(crop, names))
+        counts, planes = zip(*pool.map(crop, names), strict=True)
+    write_atomic(work / GROUND, json.dumps(dict(zip(names, planes, strict=True))))
 
     def cut_out() -> Any:
         for name in train:
@@ -117,29 +138,52 @@ def prepare(
             yield name, frames.read(name).points, boxes, objects.types, kitti.difficulty(objects)
 
     Database.build(cut_out()).save(work / DATABASE)
-    return {"frames": len(names), "points": int(sum(counts))}
+    return {"frames": len(names), "points": sum(counts)}
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Returns width and height of a frame's image in pixels, KITTI's usual size where the image is absent.
+
+    Raises:
+        KDBenchError: The file is no image.
+    """
+    if not path.is_file():
+        return kitti.DEFAULT_IMAGE_SIZE
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise KDBenchError(f"{path}: not a readable image ({error}); expected a PNG") from None
 
 
 def content_digest(root: Path, names: Sequence[str], store: Store) -> str:
     """Digests a real data set: labels, calibrations and scans by content, images by width and height.
 
     Scans are read once: their digest stays in ``store`` while their paths, sizes and times of change do.
+
+    Raises:
+        KDBenchError: A file cannot be read.
     """
-    entries = {}
-    for name in names:
-        for folder in ("label_2", "calib"):
-            path = root / "training" / folder / f"{name}.txt"
-            entries[f"{folder}/{name}"] = path.read_text()
-        entries[f"image_2/{name}"] = str(kitti.image_size(root, name))
-    scans = [root / "training" / "velodyne" / f"{name}.bin" for name in names]
-    states = {str(path.absolute()): (path.stat().st_size, path.stat().st_mtime_ns) for path in scans}
+    training = root / "training"
+    texts = [training / folder / f"{name}.txt" for folder in ("label_2", "calib") for name in names]
+    images = {name: image_size(training / "image_2" / f"{name}.png") for name in names}
+    scans = [training / "velodyne" / f"{name}.bin" for name in names]
+    states = {str(path.absolute()): _state(path) for path in scans}
     product = store.product(
         "kitti-scans",
         digest(states),
         lambda _: {"digest": digest_files(scans, root)},
         wait_message="the digest of the scans",
     )
-    return digest([entries, product.manifest["digest"]])
+    return digest([digest_files(texts, root), images, product.manifest["digest"]])
+
+
+def _state(scan: Path) -> tuple[int, int]:
+    try:
+        found = scan.stat()
+    except OSError as error:
+        raise KDBenchError(f"{scan}: cannot read this scan ({error.strerror}); expected a file") from None
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -215,8 +259,8 @@ class Scans(Dataset[Any]):
         if self.augment is None:
             return frame
         stream = rng.numpy(self.seed, "augment", epoch, frame.name)
-        points, boxes, labels = self.augment(frame.points, frame.boxes, frame.labels, stream, self.database)
-        return Frame(frame.name, points, boxes, labels)
+        scene = frame.points, frame.boxes, frame.labels
+        return Frame(frame.name, *self.augment(*scene, stream, self.database, frame.ground))
 
 
 class Collate:
@@ -256,8 +300,8 @@ class Collate:
 
 
 def frame_id(name: str) -> int:
-    """Returns a stable integer id of a frame name."""
-    return int(name) if name.isdigit() else rng.derive(0, "frame", name)
+    """Returns a stable integer id of a frame name, below 2^63."""
+    return int(name) if name.isdecimal() and len(name) < 19 else rng.derive(0, "frame", name)
 
 
 def _index(parts: Sequence[np.ndarray]) -> torch.Tensor:
@@ -296,8 +340,13 @@ class KittiData(LightningDataModule):
         self.workers = workers
         self.seed = seed
 
+    @cached_property
+    def _database(self) -> Database:
+        return Database.load(self.frames.prepared / DATABASE).filter(self.frames.classes)
+
     def _train(self, names: Sequence[str], seed: int) -> SeededLoader:
-        database = Database.load(self.frames.prepared / DATABASE).filter(self.frames.classes)
+        # Objects of other frames must not get into this cut by being pasted.
+        database = self._database.select(np.isin(self._database.frames, names))
         return self._loader(Scans(self.frames, names, seed, self.augment, database), seed, train=True)
 
     def _loader(self, scans: Scans, seed: int = 0, train: bool = False) -> SeededLoader:

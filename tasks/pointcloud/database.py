@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -135,35 +135,24 @@ class Database:
         """Returns the indices of the objects of a class; none where the class is absent."""
         return np.flatnonzero(self.classes[self.labels] == name)
 
-    def filter(
-        self, classes: Sequence[str], min_points: int | Mapping[str, int] = MIN_POINTS, min_difficulty: int = 0
-    ) -> Database:
-        """Keeps the objects that are worth pasting.
+    def select(self, which: np.ndarray) -> Database:
+        """Returns the objects that a boolean mask or an index array names."""
+        columns = {name: getattr(self, name)[which] for name in ("boxes", "labels", "difficulty", "counts", "frames")}
+        return Database(classes=self.classes, points=self.points_of(which), **columns)
+
+    def filter(self, classes: Sequence[str]) -> Database:
+        """Keeps the objects that are worth pasting: of 5 points or more, and not such as KITTI ignores.
 
         Args:
             classes: Classes to keep; ``labels`` of the result index into them.
-            min_points: Fewest points of an object, for all or by class (5 where a class is left out).
-            min_difficulty: Lowest difficulty; 0 leaves out objects that KITTI ignores.
 
         Returns:
             A database of ``classes``, also where it holds no object of some.
         """
-        least = min_points if isinstance(min_points, Mapping) else dict.fromkeys(classes, min_points)
         match = self.classes[:, None] == np.asarray(classes, dtype=np.str_)[None]
         label = np.where(match.any(1), match.argmax(1), -1)[self.labels]
-        needed = np.array([least.get(name, MIN_POINTS) for name in classes], dtype=np.int64)
-        keep = (label >= 0) & (self.difficulty >= min_difficulty)
-        keep[keep] = self.counts[keep] >= needed[label[keep]]
-        index = np.flatnonzero(keep)
-        return Database(
-            classes=np.asarray(classes, dtype=np.str_),
-            boxes=self.boxes[index],
-            labels=label[index],
-            difficulty=self.difficulty[index],
-            counts=self.counts[index],
-            points=self.points_of(index),
-            frames=self.frames[index],
-        )
+        keep = (label >= 0) & (self.difficulty >= 0) & (self.counts >= MIN_POINTS)
+        return replace(self.select(keep), classes=np.asarray(classes, dtype=np.str_), labels=label[keep])
 
     def save(self, path: Path | str) -> None:
         """Writes one ``.npz`` file, whole or not at all."""

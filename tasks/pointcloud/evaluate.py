@@ -118,7 +118,8 @@ def _cell(value: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.pointcloud.evaluate", description="KITTI 2-D, BEV and 3-D average precision."
+        prog="python -m tasks.pointcloud.evaluate",
+        description="KITTI 2-D, BEV and 3-D average precision and orientation (AOS).",
     )
     parser.add_argument("gt_dir", type=Path, metavar="GT_DIR", help="labels, one 000123.txt per frame")
     parser.add_argument("det_dir", type=Path, metavar="DET_DIR", help="detections with score, one 000123.txt per frame")

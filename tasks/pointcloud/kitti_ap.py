@@ -1,4 +1,4 @@
-"""KITTI average precision (2-D, bird's eye view and 3-D), as the benchmark's own evaluator computes it.
+"""KITTI average precision (2-D, bird's eye view and 3-D) and orientation, as the benchmark's own evaluator computes it.
 
 Geiger et al., "Are we ready for autonomous driving? The KITTI vision benchmark suite" (CVPR 2012); 40 recall
 positions since Simonelli et al. (ICCV 2019). What follows from the official evaluator and is easy to miss:
@@ -13,12 +13,14 @@ positions since Simonelli et al. (ICCV 2019). What follows from the official eva
 * With fewer than 41 valid objects even a perfect detector stays below 100 (n objects: at most (n - 1) / 40 under R40).
   ``all`` is the plain area under the precision envelope at every score and has no such limit; it is not an official
   figure.
+* Average orientation similarity (AOS) is 2-D average precision with a true positive worth (1 + cos d) / 2, d being the
+  difference of the observation angles. It needs the angle of every detection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,7 @@ from kdbench.errors import KDBenchError, nearest
 from tasks.pointcloud.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT, Objects
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
-METRICS = ("3d", "bev", "2d")
+METRICS = ("3d", "bev", "2d", "aos")
 DIFFICULTIES = ("easy", "moderate", "hard")
 INTERPOLATIONS = ("R40", "R11", "all")
 
@@ -41,6 +43,7 @@ _NEUTRAL = {"car": "van", "pedestrian": "person_sitting"}
 _STRICT = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
 _LOOSE = {"Car": 0.5, "Pedestrian": 0.25, "Cyclist": 0.25}  # BEV and 3-D; 2-D has no loose variant
 _SLOTS = 41
+_NO_ANGLE = -10
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class _Rows:
     score: Floats
     occluded: Floats
     truncated: Floats
+    alpha: Floats
 
     @property
     def height(self) -> Floats:
@@ -67,9 +71,10 @@ class _Edges:
     gt: Ints
     dt: Ints
     overlap: Floats
+    worth: Floats  # of a match, 1 but for AOS
 
     def select(self, which: Bools | Ints) -> _Edges:
-        return _Edges(self.gt[which], self.dt[which], self.overlap[which])
+        return _Edges(self.gt[which], self.dt[which], self.overlap[which], self.worth[which])
 
 
 def evaluate(
@@ -77,36 +82,33 @@ def evaluate(
     detections: Sequence[Objects],
     classes: Sequence[str] = CLASSES,
     loose: bool = False,
-    min_overlap: Mapping[str, float] | None = None,
 ) -> Result:
-    """Average precision of detections, frame by frame in the order of ``ground_truth``.
+    """Average precision and orientation similarity of detections, frame by frame in the order of ``ground_truth``.
 
     Args:
         ground_truth: Labels of each frame, DontCare included.
         detections: Scored detections of each frame; any class, only ``classes`` are evaluated.
         classes: Which classes to evaluate.
         loose: KITTI's second set of minimum overlaps for BEV and 3-D: 0.5 for Car, 0.25 for the others.
-        min_overlap: Minimum overlap for classes that KITTI does not evaluate, or instead of KITTI's.
 
     Returns:
-        ``{class: {"3d" | "bev" | "2d": {"R40" | "R11" | "all": {"easy" | "moderate" | "hard": percent}}}}``; nan where
-        a class has no valid ground truth.
+        ``{class: {"3d" | "bev" | "2d" | "aos": {"R40" | "R11" | "all": {"easy" | "moderate" | "hard": percent}}}}``;
+        nan where a class has no valid ground truth, and for AOS where a detection has no angle (alpha = -10).
 
     Raises:
-        KDBenchError: Different numbers of frames, a detection without score, or a class without minimum overlap.
+        KDBenchError: Different numbers of frames, a detection without score, or a class that KITTI does not evaluate.
     """
     if len(ground_truth) != len(detections):
         raise KDBenchError(f"{len(ground_truth)} frames of ground truth but {len(detections)} of detections")
     for k, frame in enumerate(detections):
         if len(frame) and frame.score is None:
             raise KDBenchError(f"detections of frame {k} have no score; read them with scored=True")
-    strict = {**_STRICT, **(min_overlap or {})}
-    spatial = {**_LOOSE, **(min_overlap or {})} if loose else strict
     for name in classes:
-        if name not in strict:
-            raise KDBenchError(f"no minimum overlap for class {name!r}; pass min_overlap or {nearest(name, strict)}")
+        if name not in _STRICT:
+            raise KDBenchError(f"KITTI has no minimum overlap for class {name!r}; {nearest(name, _STRICT)}")
+    spatial = _LOOSE if loose else _STRICT
     gt, dt = _rows(ground_truth), _rows(detections)
-    return {name: _evaluate_class(gt, dt, name, strict[name], spatial[name]) for name in classes}
+    return {name: _evaluate_class(gt, dt, name, _STRICT[name], spatial[name]) for name in classes}
 
 
 def valid_counts(ground_truth: Sequence[Objects], classes: Sequence[str] = CLASSES) -> dict[str, dict[str, int]]:
@@ -144,6 +146,7 @@ def _rows(frames: Sequence[Objects]) -> _Rows:
         score=np.concatenate(scores) if scores else np.zeros(0),
         occluded=column("occluded"),
         truncated=column("truncated"),
+        alpha=column("alpha"),
     )
 
 
@@ -158,14 +161,18 @@ def _evaluate_class(gt: _Rows, dt: _Rows, name: str, overlap_2d: float, overlap_
     neutral = gt.kind == _NEUTRAL.get(kind, "")
     height = np.abs(dt.height)
     pairs = _pairs(gt, own_gt | neutral, dt, own_dt | (height < max(MIN_HEIGHT)))
-    minimum = {"3d": overlap_3d, "bev": overlap_3d, "2d": overlap_2d}
+    minimum = {"3d": overlap_3d, "bev": overlap_3d, "2d": overlap_2d, "aos": overlap_2d}
     excused = _covered(gt, dt, own_dt, overlap_2d)
 
     result: ClassResult = {}
     for metric in METRICS:
         overlap = _overlap(gt, dt, *pairs, metric)
         near = overlap > minimum[metric]
-        edges = _Edges(pairs[0][near], pairs[1][near], overlap[near])
+        edges = _Edges(pairs[0][near], pairs[1][near], overlap[near], np.ones(near.sum()))
+        judged = True
+        if metric == "aos":
+            edges = replace(edges, worth=(1 + np.cos(gt.alpha[edges.gt] - dt.alpha[edges.dt])) / 2)
+            judged = not (dt.alpha == _NO_ANGLE).any()
         result[metric] = {interpolation: {} for interpolation in INTERPOLATIONS}
         for level, difficulty in enumerate(DIFFICULTIES):
             small = height < MIN_HEIGHT[level]
@@ -173,9 +180,9 @@ def _evaluate_class(gt: _Rows, dt: _Rows, name: str, overlap_2d: float, overlap_
             values = _average_precision(
                 edges.select((scored | small)[edges.dt]),
                 gt.frame,
-                valid=own_gt & ~_too_hard(gt, level),
+                valid=own_gt & ~_too_hard(gt, level) & judged,
                 scored=scored,
-                blamed=scored & ~excused if metric == "2d" else scored,
+                blamed=scored & ~excused if metric in ("2d", "aos") else scored,
                 score=dt.score,
             )
             for interpolation, value in zip(INTERPOLATIONS, values, strict=True):
@@ -194,7 +201,7 @@ def _pairs(gt: _Rows, gt_mask: Bools, dt: _Rows, dt_mask: Bools) -> tuple[Ints, 
 
 def _overlap(gt: _Rows, dt: _Rows, i: Ints, j: Ints, metric: str) -> Floats:
     """IoU of pairs of a ground truth and a detection, ``(P,)``."""
-    if metric == "2d":
+    if metric in ("2d", "aos"):
         shared = _shared(gt.bbox[i], dt.bbox[j])
         return _divide(shared, _area(gt.bbox[i]) + _area(dt.bbox[j]) - shared)
 
@@ -247,14 +254,15 @@ def _average_precision(
     by_score = edges.select(np.lexsort((edges.dt, -score[edges.dt], edges.gt)))
     taken = _match(by_score, gt_frame, np.ones((len(by_score.gt), 1), dtype=bool))[:, 0]
     matched = by_score.select(taken)
-    hits = score[matched.dt[valid[matched.gt] & scored[matched.dt]]]
+    right = matched.select(valid[matched.gt] & scored[matched.dt])
+    hits = score[right.dt]
     free = blamed.copy()
     free[matched.dt] = False
     curve = _precision(edges, gt_frame, valid, scored, blamed, score, _thresholds(hits, n_valid))
     return (
         100 * float(curve[1:].sum()) / (_SLOTS - 1),
         100 * float(curve[::4].sum()) / 11,
-        100 * _area_under_envelope(hits, score[free], n_valid),
+        100 * _area_under_envelope(hits, right.worth, score[free], n_valid),
     )
 
 
@@ -313,21 +321,24 @@ def _precision(
     preference = np.where(scored[edges.dt], -edges.overlap, 0.0)  # ignored detections last, in file order
     edges = edges.select(np.lexsort((edges.dt, preference, edges.gt)))
     taken = _match(edges, gt_frame, score[edges.dt][:, None] >= thresholds)
-    tp = taken[valid[edges.gt] & scored[edges.dt]].sum(axis=0)
+    right = valid[edges.gt] & scored[edges.dt]
+    tp = taken[right]
     present = np.sort(score[blamed])
     fp = len(present) - np.searchsorted(present, thresholds) - taken[blamed[edges.dt]].sum(axis=0)
     curve = np.zeros(_SLOTS)
-    curve[: len(thresholds)] = tp / np.maximum(tp + fp, 1)
+    curve[: len(thresholds)] = edges.worth[right] @ tp / np.maximum(tp.sum(axis=0) + fp, 1)
     return np.maximum.accumulate(curve[::-1])[::-1]
 
 
-def _area_under_envelope(hits: Floats, misses: Floats, n_valid: int) -> float:
+def _area_under_envelope(hits: Floats, worth: Floats, misses: Floats, n_valid: int) -> float:
     """Area under precision made monotone, as recall passes every distinct score.
 
     Matching by score is the same at every threshold, so that one pass yields the whole curve.
     """
     levels = np.unique(hits)[::-1]
-    tp = len(hits) - np.searchsorted(np.sort(hits), levels)
+    order = np.argsort(hits)
+    tp = len(hits) - np.searchsorted(hits[order], levels)
+    gained = worth[order][::-1].cumsum()[tp - 1]
     fp = len(misses) - np.searchsorted(np.sort(misses), levels)
-    envelope = np.maximum.accumulate((tp / (tp + fp))[::-1])[::-1]
+    envelope = np.maximum.accumulate((gained / (tp + fp))[::-1])[::-1]
     return float((np.diff(tp, prepend=0) * envelope).sum() / n_valid)

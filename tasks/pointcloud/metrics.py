@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,28 +15,24 @@ from tasks.pointcloud.kitti_ap import CLASSES, DIFFICULTIES, METRICS, Result, ev
 
 
 class KittiAP(Metric):
-    """KITTI 2-D, BEV and 3-D average precision in percent.
+    """KITTI 2-D, BEV and 3-D average precision and orientation similarity (``aos``) in percent.
 
     ``compute`` returns scalars named ``<class>_<metric>_<difficulty>_<interpolation>``, such as
     ``pedestrian_3d_moderate_r40``, and with ``map`` for the mean over the classes that have valid ground truth; the
-    usual primary figure is ``map_3d_moderate_r40``. R40 comes for every metric and difficulty, R11 and ``all`` (see
+    usual primary figure is ``map_3d_moderate_r40``. R40 and R11 come for every metric and difficulty, ``all`` (see
     :mod:`tasks.pointcloud.kitti_ap`) for moderate. nan where a class has no valid ground truth.
 
     Args:
         classes: Which classes to evaluate.
-        min_overlap: Minimum overlap for classes that KITTI does not evaluate.
         kwargs: As for ``torchmetrics.Metric``.
     """
 
     is_differentiable = False
     higher_is_better = True
 
-    def __init__(
-        self, classes: Sequence[str] = CLASSES, min_overlap: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, classes: Sequence[str] = CLASSES, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.classes = tuple(classes)
-        self.min_overlap = min_overlap
         self._frames: list[tuple[Objects, Objects]] = []
 
     def update(self, detections: Sequence[Objects], ground_truth: Sequence[Objects]) -> None:
@@ -69,7 +65,7 @@ class KittiAP(Metric):
 
     def _evaluate(self, frames: list[tuple[Objects, Objects]]) -> dict[str, Tensor]:
         ground_truth, detections = [gt for gt, _ in frames], [det for _, det in frames]
-        result = evaluate(ground_truth, detections, self.classes, min_overlap=self.min_overlap)
+        result = evaluate(ground_truth, detections, self.classes)
         return {name: torch.tensor(value, device=self.device) for name, value in _flatten(result).items()}
 
 
@@ -77,7 +73,7 @@ def _flatten(result: Result) -> dict[str, float]:
     flat = {}
     for metric in METRICS:
         for difficulty in DIFFICULTIES:
-            for interpolation in ("R40", "R11", "all") if difficulty == "moderate" else ("R40",):
+            for interpolation in ("R40", "R11", "all") if difficulty == "moderate" else ("R40", "R11"):
                 key = f"{metric}_{difficulty}_{interpolation.lower()}"
                 flat[f"map_{key}"] = mean_ap(result, metric, interpolation, difficulty)
                 for name, by_metric in result.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from kdbench import rng
 from kdbench.build import build, check
 from kdbench.cache import SCRATCH, Store
 from kdbench.digest import digest, source_digest
@@ -25,14 +27,21 @@ from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature, Grid, Kind, Logits, Points
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
 from tasks.pointcloud import kitti, picture
-from tasks.pointcloud.anchors import IGNORED, KITTI_ANCHORS, Anchors, assign_per_class
+from tasks.pointcloud.anchors import IGNORED, KITTI_ANCHORS, AnchorClass, Anchors, assign_per_class
 from tasks.pointcloud.augment import Augment
-from tasks.pointcloud.data import Collate, Frame, Frames, KittiData, Split, content_digest, prepare
+from tasks.pointcloud.data import Collate, Frame, Frames, KittiData, Split, content_digest, image_size, prepare
 from tasks.pointcloud.decode import Detections, decode
 from tasks.pointcloud.detector import PillarOutputs, PointPillars, grid_shape
 from tasks.pointcloud.loss import detection_loss
 from tasks.pointcloud.metrics import KittiAP
 
+_log = logging.getLogger(__name__)
+
+#: Test frames whose objects are looked at for a warning, and the share of them that may lie outside the range.
+_PROBED, _BEYOND = 100, 0.02
+
+#: Points of a scan in the camera's view, about.
+SCAN = 18_000
 #: Keys of ``data`` that the engine reads.
 _ENGINE = ("name", "task")
 
@@ -58,6 +67,28 @@ class DataOptions:
     workers: NonNegativeInt
     augment: dict[str, Any]
     simulator: dict[str, Any]
+
+
+def _check_space(point_range: Sequence[float], pillar: Sequence[float]) -> None:
+    expected = "expected x, y, z minimum, then the greater x, y, z maximum, finite and in metres"
+    ordered = len(point_range) == 6 and all(a < b for a, b in zip(point_range[:3], point_range[3:], strict=True))
+    if not ordered or not np.isfinite(point_range).all():
+        raise KDBenchError(f"task.point_range is {list(point_range)}; {expected}")
+    if len(pillar) != 2 or not all(0 < side < np.inf for side in pillar):
+        raise KDBenchError(f"task.pillar is {list(pillar)}; expected two sizes above 0, along x and y, in metres")
+
+
+def _anchor_table(thresholds: Mapping[str, tuple[float, float]]) -> dict[str, AnchorClass]:
+    """Returns KITTI's anchors with other thresholds."""
+    table = dict(KITTI_ANCHORS)
+    for name, (positive, negative) in thresholds.items():
+        if name not in table:
+            raise KDBenchError(f"task.thresholds.{name}: there is no such class: {nearest(name, table)}")
+        if not 1 >= positive >= negative >= 0:
+            found = f"task.thresholds.{name} is {[positive, negative]}"
+            raise KDBenchError(f"{found}; expected the positive one first: 1 >= positive >= negative >= 0")
+        table[name] = table[name]._replace(positive=positive, negative=negative)
+    return table
 
 
 class PointCloud(Task):
@@ -101,12 +132,11 @@ class PointCloud(Task):
         self.classes = tuple(classes)
         self.weights = dict(loss_weights)
         self.score_threshold = score_threshold
+        _check_space(self.point_range, self.pillar)
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise KDBenchError(f"task.classes is {list(self.classes)}; expected at least one class, each once")
         grid = grid_shape(self.point_range, self.pillar)
-        table = dict(KITTI_ANCHORS)
-        for name, (positive, negative) in (thresholds or {}).items():
-            if name not in table:
-                raise KDBenchError(f"task.thresholds.{name}: there is no such class: {nearest(name, table)}")
-            table[name] = table[name]._replace(positive=positive, negative=negative)
+        table = _anchor_table(thresholds or {})
         self.anchors = Anchors(self.point_range, (grid[0] // 2, grid[1] // 2), self.classes, table)
 
     @classmethod
@@ -137,7 +167,33 @@ class PointCloud(Task):
         product = self.store.product(
             "kitti-frames", key, lambda work: prepare(root, names, split.train, self.classes, work)
         )
-        return Frames(root, product.path, self.classes), split, identity
+        frames = Frames(root, product.path, self.classes)
+        if options.root is not None:
+            self._warn(frames, split)
+        return frames, split, identity
+
+    def _warn(self, frames: Frames, split: Split) -> None:
+        """Says where the figures will not be those of the published set."""
+        parts = []
+        for key, name, used in (
+            ("train", "train", len(split.train) + len(split.val)),
+            ("test", "val", len(split.test)),
+        ):
+            found = len(kitti.read_split(frames.root, name))
+            if used < found:
+                parts.append(f"data.{key}={getattr(self.options, key)} takes {used} of {found} frames of {name}.txt")
+        if parts:
+            _log.warning("%s: %s; preset=paper, or null, takes all", frames.root / "ImageSets", ", ".join(parts))
+        counted, beyond = 0, 0
+        for name in split.test[:_PROBED]:
+            objects, calibration, _ = frames.truth(name)
+            objects = objects.select(np.isin(objects.types, self.classes) & (kitti.difficulty(objects) >= 0))
+            boxes = kitti.objects_to_boxes(objects, calibration)
+            inside = (boxes[:, :2] >= self.point_range[:2]) & (boxes[:, :2] < self.point_range[3:5])
+            counted, beyond = counted + len(boxes), beyond + int((~inside.all(axis=1)).sum())
+        if beyond > _BEYOND * counted:
+            what = f"{beyond} of {counted} objects of test frames"
+            _log.warning("%s lie outside task.point_range and count as missed; preset=paper has KITTI's range", what)
 
     def _simulated(self) -> tuple[Path, str]:
         options = self.options
@@ -264,9 +320,13 @@ class PointCloud(Task):
     # ---- what a person looks at -------------------------------------------------------------------------------
 
     def export(self, model: nn.Module) -> ExportPlan:
-        """All after the pillar encoder, on a canvas of one scan."""
+        """All after the pillar encoder, on a canvas of one scan; a detector of another class whole, on one scan."""
         device = next(model.parameters()).device
-        assert isinstance(model, PointPillars)
+        if not isinstance(model, PointPillars):
+            low, high = (torch.tensor([*self.point_range[i : i + 3], end]) for i, end in ((0, 0.0), (3, 1.0)))
+            points = low + (high - low) * torch.rand(SCAN, 4, generator=rng.generator(0, "export"))
+            batch = torch.zeros(SCAN, dtype=torch.long)
+            return ExportPlan(model.eval(), (points.to(device), batch.to(device), 1), ("points", "batch", "size"))
         canvas = torch.randn(1, model.canvas_channels, *model.grid, device=device)
         canvas = canvas.contiguous(memory_format=torch.channels_last)
         return ExportPlan(model.dense_part().eval(), (canvas,), ("canvas",))
@@ -303,9 +363,10 @@ class PointCloud(Task):
     def read(self, path: Path) -> Batch:
         """Reads a ``.bin`` scan; one in KITTI's layout is cropped to the camera's view with its calibration."""
         points = kitti.read_points(path)
-        calibration = path.parent.parent / "calib" / f"{path.stem}.txt"
+        folder = path.absolute().parent.parent
+        calibration = folder / "calib" / f"{path.stem}.txt"
         if calibration.is_file():
-            size = kitti.image_size(path.parent.parent.parent, path.stem)
+            size = image_size(folder / "image_2" / f"{path.stem}.png")
             points = points[kitti.in_camera_view(points, kitti.read_calibration(calibration), size)]
         frame = Frame(path.stem, points, np.empty((0, 7), np.float32), np.empty(0, np.int64))
         return Collate(self.point_range)([frame])

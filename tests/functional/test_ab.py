@@ -3,15 +3,13 @@ float64, with their factor 0.003 and their weights of layers."""
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import ab as module
 from kdbench.functional.ab import activation_boundary_loss
+from tests.functional.checks import check_empty, check_low_precision
 
 
 def features(*shape: int) -> tuple[torch.Tensor, ...]:
@@ -57,23 +55,13 @@ def test_gradients():
 
 def test_low_precision():
     student, teacher = features(8, 16, 4)
-    low = activation_boundary_loss(student.bfloat16(), teacher.bfloat16())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(activation_boundary_loss(student, teacher).item(), rel=0.02)
+    check_low_precision(activation_boundary_loss, student, teacher)
 
 
 def test_empty():
-    student = torch.zeros(0, 4, 2, requires_grad=True)
-    value = activation_boundary_loss(student, torch.zeros(0, 4, 2))
-    value.backward()
-    assert value == 0
-    assert student.grad is not None
+    check_empty(activation_boundary_loss, (0, 4, 2), (0, 4, 2))
 
 
 def test_shapes_must_agree():
     with pytest.raises(KDBenchError, match=r"activation_boundary_loss.*\(2, 4\).*\(2, 1\)"):
         activation_boundary_loss(torch.zeros(2, 4), torch.zeros(2, 1))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import itertools
 
 import numpy as np
@@ -9,8 +8,8 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import at as module
 from kdbench.functional.at import attention_map, attention_transfer_loss
+from tests.functional.checks import check_empty, check_low_precision
 
 
 def grids(b: int, c_s: int, c_t: int, *space: int) -> tuple[torch.Tensor, ...]:
@@ -105,20 +104,14 @@ def test_a_dead_feature_gives_no_nan(power, faithful):
 
 def test_low_precision():
     student, teacher = grids(4, 64, 32, 16, 16)
-    low = attention_transfer_loss(student.bfloat16(), teacher.bfloat16())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(attention_transfer_loss(student, teacher).item(), rel=0.02)
+    check_low_precision(attention_transfer_loss, student, teacher)
     assert attention_map(1e4 * student.half()).isfinite().all()
 
 
 @pytest.mark.parametrize("faithful", ["paper", "code"])
 @pytest.mark.parametrize("space", [(4, 4), (2, 4)])
 def test_empty(faithful, space):
-    student = torch.zeros(0, 3, 4, 4, requires_grad=True)
-    value = attention_transfer_loss(student, torch.zeros(0, 5, *space), faithful=faithful)
-    value.backward()
-    assert value == 0
-    assert student.grad is not None
+    check_empty(attention_transfer_loss, (0, 3, 4, 4), (0, 5, *space), faithful=faithful)
 
 
 def test_errors():
@@ -128,7 +121,3 @@ def test_errors():
         attention_transfer_loss(torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(KDBenchError, match="did you mean 'paper'"):
         attention_transfer_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), faithful="papr")  # type: ignore[arg-type]
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

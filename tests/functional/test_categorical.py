@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 
 from kdbench.errors import KDBenchError
-from kdbench.functional import categorical as module
 from kdbench.functional.categorical import check_categorical, non_target
 
 
@@ -25,7 +22,3 @@ def test_errors():
         check_categorical("bernoulli", "DKD")
     with pytest.raises(KDBenchError, match="1 class, expected at least 2"):
         non_target(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

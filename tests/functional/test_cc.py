@@ -3,7 +3,6 @@ HobbitLong/RepDistiller (BSD-2), run outside of this repository on (8, 16) and (
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import cc as module
 from kdbench.functional.cc import correlation_congruence_loss, correlation_matrix, neighbour_product_loss
+from tests.functional.checks import check_low_precision
 
 LOSSES = (neighbour_product_loss, correlation_congruence_loss)
 
@@ -78,9 +77,7 @@ def test_only_the_code_depends_on_the_order():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_low_precision(loss):
     student, teacher = embeddings(32, 64)
-    low = loss(student.bfloat16(), teacher.bfloat16())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(loss(student, teacher).item(), rel=0.02)
+    check_low_precision(loss, student, teacher)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -99,7 +96,3 @@ def test_errors():
         neighbour_product_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(KDBenchError, match="one batch size"):
         correlation_congruence_loss(torch.zeros(2, 3), torch.zeros(3, 3))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import doctest
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import bernoulli_kl, categorical_kl, divergence, weighted_mean
+from kdbench.functional.divergence import bernoulli_kl, categorical_kl, divergence
 
 LAWS = {"categorical": categorical_kl, "bernoulli": bernoulli_kl}
 
@@ -94,23 +92,8 @@ def test_no_rows(law):
     assert student.grad is not None
 
 
-def test_weighted_mean():
-    rows = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
-    assert weighted_mean(rows) == 3
-    assert weighted_mean(rows, torch.tensor([1, 1, 0])) == 1.5
-    for value in (weighted_mean(rows, torch.zeros(3)), weighted_mean(rows[:0]), weighted_mean(rows[:0], torch.ones(0))):
-        assert value == 0
-        assert torch.autograd.grad(value, rows)[0].isfinite().all()
-    with pytest.raises(KDBenchError, match=r"row weights.*\(3,\).*\(2,\)"):
-        weighted_mean(rows, torch.ones(2))
-
-
 def test_errors():
     with pytest.raises(KDBenchError, match=r"\(2, 3\).*\(1, 3\)"):
         categorical_kl(torch.zeros(2, 3), torch.zeros(1, 3))
     with pytest.raises(KDBenchError, match="did you mean 'bernoulli'"):
         divergence(torch.zeros(2, 3), torch.zeros(2, 3), law="bernouli")  # type: ignore[arg-type]
-
-
-def test_examples():
-    assert doctest.testmod(sys.modules[categorical_kl.__module__]).failed == 0

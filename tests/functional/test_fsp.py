@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import fsp as module
 from kdbench.functional.fsp import fsp_loss, fsp_matrix
+from tests.functional.checks import check_autocast, check_empty, check_low_precision
 
 Layers = list[torch.Tensor]
 
@@ -75,22 +74,19 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda *s: fsp_loss(s, teacher), tuple(student))
 
 
+def two_layers(*tensors: torch.Tensor) -> torch.Tensor:
+    """The loss of two layers of the student and two of the teacher."""
+    return fsp_loss(tensors[:2], tensors[2:])
+
+
 def test_low_precision_also_under_autocast():
     student, teacher = ([x.float() for x in side] for side in layers(4, (16, 32), 6, 6))
-    low = fsp_loss([x.bfloat16() for x in student], [x.bfloat16() for x in teacher])
-    full = fsp_loss(student, teacher)
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(full.item(), rel=0.02)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(fsp_loss(student, teacher), full)
+    check_low_precision(two_layers, *student, *teacher)
+    check_autocast(two_layers, *student, *teacher)
 
 
 def test_empty():
-    student = [torch.zeros(0, 3, 4, 4, requires_grad=True), torch.zeros(0, 5, 2, 2)]
-    value = fsp_loss(student, [x.detach() for x in student])
-    value.backward()
-    assert value == 0
-    assert student[0].grad is not None
+    check_empty(two_layers, *2 * [(0, 3, 4, 4), (0, 5, 2, 2)])
 
 
 def test_errors():
@@ -99,7 +95,3 @@ def test_errors():
         fsp_loss([a], [a, b])
     with pytest.raises(KDBenchError, match=r"layers 0 and 1.*\(2, 3, 5\).*\(2, 3, 3\)"):
         fsp_loss([a, b], [a, a])
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

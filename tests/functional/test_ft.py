@@ -3,7 +3,6 @@ each to the bit in float64."""
 
 from __future__ import annotations
 
-import doctest
 import itertools
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import ft as module
 from kdbench.functional.ft import factor_loss
+from tests.functional.checks import check_low_precision, check_zero
 
 
 def factors(*shape: int) -> tuple[torch.Tensor, ...]:
@@ -71,16 +70,9 @@ def test_the_larger_factor_is_pooled():
 @pytest.mark.parametrize("faithful", ["paper", "code"])
 def test_low_precision_empty_and_dead(faithful):
     student, teacher = factors(4, 16, 6, 6)
-    low = factor_loss(student.bfloat16(), teacher.bfloat16(), faithful=faithful)
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(factor_loss(student, teacher, faithful=faithful).item(), rel=0.02)
+    check_low_precision(factor_loss, student, teacher, faithful=faithful)
     for shape in ((0, 3, 4, 4), (2, 3, 4, 4)):
-        leaf = torch.zeros(shape, requires_grad=True)
-        value = factor_loss(leaf, torch.zeros(shape), faithful=faithful)
-        value.backward()
-        assert value == 0
-        assert leaf.grad is not None
-        assert leaf.grad.isfinite().all()
+        check_zero(factor_loss, shape, shape, faithful=faithful)
 
 
 def test_errors():
@@ -88,7 +80,3 @@ def test_errors():
         factor_loss(torch.zeros(2, 4, 3), torch.zeros(2, 1, 3))
     with pytest.raises(KDBenchError, match="did you mean 'paper'"):
         factor_loss(torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), faithful="papr")  # type: ignore[arg-type]
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -10,14 +8,7 @@ import torch.nn.functional as F
 from kdbench import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional import graph as module
-from kdbench.functional.graph import (
-    batch_norm_edges,
-    edge_distances,
-    edge_features_factorised,
-    gather_edges,
-    knn,
-    project_edges,
-)
+from kdbench.functional.graph import batch_norm_edges, edge_distances, gather_edges, knn, project_edges
 
 
 def normal(*shape: int, name: str = "x", dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -101,14 +92,14 @@ def case(n: int = 6, m: int = 9, k: int = 4, c: int = 3, d: int = 5) -> tuple[to
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (6, 9, 4, 3, 5), (20, 7, 3, 8, 2)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_factorised_edges_equal_the_concatenation(shape, biased):
+def test_edges_equal_the_concatenation(shape, biased):
     centre, neighbour, x, weight, bias = case(*shape)
     x.requires_grad_()
     weight.requires_grad_()
     b = bias if biased else None
     pairs = torch.cat([x[centre][:, None].expand(-1, neighbour.shape[1], -1), x[neighbour]], dim=2)
     expected = pairs @ weight.T + (bias if biased else 0)
-    value = edge_features_factorised(centre, neighbour, x, weight, b)
+    value = gather_edges(*project_edges(centre, x, weight, b), neighbour)
     torch.testing.assert_close(value, expected)
     upstream = normal(*value.shape)
     for got, want in zip(
@@ -122,9 +113,10 @@ def test_factorised_edges_equal_the_concatenation(shape, biased):
 def test_edges_gradcheck_and_the_released_order():
     centre, neighbour, x, weight, bias = case(3, 4, 2, 2, 3)
     inputs = x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *t: edge_features_factorised(centre, neighbour, *t), inputs)
+    assert torch.autograd.gradcheck(lambda *t: gather_edges(*project_edges(centre, *t), neighbour), inputs)
     pairs = torch.cat([x[neighbour], x[centre][:, None].expand(-1, 2, -1)], dim=2)
-    torch.testing.assert_close(edge_features_factorised(centre, neighbour, x, weight.roll(2, dims=1)), pairs @ weight.T)
+    released = gather_edges(*project_edges(centre, x, weight.roll(2, dims=1)), neighbour)
+    torch.testing.assert_close(released, pairs @ weight.T)
     with pytest.raises(KDBenchError, match=r"\(3, 4\), expected \(D, 2\)"):
         project_edges(centre, x[:, :1], weight)
 
@@ -215,7 +207,3 @@ def test_edge_distances_of_no_graphs():
     assert all(leaf.grad is not None and not leaf.grad.any() for leaf in leaves)
     with pytest.raises(KDBenchError, match=r"centre terms.*\(3, 2\).*\(3, 4\)"):
         edge_distances(torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(3, 4), torch.zeros(4, 4), torch.zeros(3, 1))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -4,8 +4,6 @@ outside of this repository on the same tensors up to 64 x 100 and 33 x 1000, fai
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -174,7 +172,3 @@ def test_errors():
         mlkd_losses((z, z), (z, torch.zeros(2, 4)))
     with pytest.raises(KDBenchError, match="did you mean 'paper'"):
         mlkd_losses((z, z), (z, z), faithful="papr")  # type: ignore[arg-type]
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

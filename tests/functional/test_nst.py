@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import nst as module
 from kdbench.functional.nst import nst_loss
+from tests.functional.checks import check_autocast, check_low_precision, check_zero
 
 
 def grids(b: int, c_s: int, c_t: int, *space: int) -> tuple[torch.Tensor, ...]:
@@ -62,28 +60,15 @@ def test_the_larger_grid_is_pooled():
 
 def test_low_precision_also_under_autocast():
     student, teacher = (x.float() for x in grids(4, 16, 32, 6, 6))
-    low = nst_loss(student.bfloat16(), teacher.bfloat16())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(nst_loss(student, teacher).item(), rel=0.02)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = nst_loss(student, teacher)
-    torch.testing.assert_close(inside, nst_loss(student, teacher))
+    check_low_precision(nst_loss, student, teacher)
+    check_autocast(nst_loss, student, teacher)
 
 
 @pytest.mark.parametrize("b", [0, 2])
 def test_empty_and_dead(b):
-    student = torch.zeros(b, 3, 4, 4, requires_grad=True)
-    value = nst_loss(student, torch.zeros(b, 5, 2, 2))
-    value.backward()
-    assert value == 0
-    assert student.grad is not None
-    assert student.grad.isfinite().all()
+    check_zero(nst_loss, (b, 3, 4, 4), (b, 5, 2, 2))
 
 
 def test_errors():
     with pytest.raises(KDBenchError, match="nst_loss: found shapes"):
         nst_loss(torch.zeros(2, 3, 4), torch.zeros(1, 3, 4))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -3,16 +3,14 @@ bit in float64; the authors' margins, which they hold in float32, agree within 2
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 from scipy import integrate, stats
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import ofd as module
 from kdbench.functional.ofd import gaussian_margin, partial_distance
+from tests.functional.checks import check_empty, check_low_precision
 
 
 def inputs(*shape: int) -> tuple[torch.Tensor, ...]:
@@ -80,14 +78,8 @@ def test_gradients():
 
 def test_low_precision_and_empty():
     student, teacher, margin = inputs(4, 16, 6, 6)
-    low = partial_distance(student.bfloat16(), teacher.bfloat16(), margin.float())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(partial_distance(student, teacher, margin).item(), rel=0.02)
-    leaf = torch.zeros(0, 3, 2, requires_grad=True)
-    value = partial_distance(leaf, torch.zeros(0, 3, 2), torch.zeros(3))
-    value.backward()
-    assert value == 0
-    assert leaf.grad is not None
+    check_low_precision(lambda s, t: partial_distance(s, t, margin.float()), student, teacher)
+    check_empty(partial_distance, (0, 3, 2), (0, 3, 2), torch.zeros(3))
 
 
 def test_errors():
@@ -95,7 +87,3 @@ def test_errors():
         partial_distance(torch.zeros(2, 4, 3), torch.zeros(2, 1, 3), torch.zeros(4))
     with pytest.raises(KDBenchError, match=r"found margin \(1,\), expected one a channel"):
         partial_distance(torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), torch.zeros(1))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -4,7 +4,6 @@ in float32."""
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import pkt as module
 from kdbench.functional.pkt import neighbour_probabilities, pkt_loss
+from tests.functional.checks import check_low_precision
 
 
 def features(b: int, d_s: int, d_t: int) -> tuple[torch.Tensor, ...]:
@@ -77,9 +76,7 @@ def test_a_dead_sample_gives_no_nan(faithful):
 @pytest.mark.parametrize("faithful", ["paper", "code"])
 def test_low_precision(faithful):
     student, teacher = features(16, 32, 24)
-    low = pkt_loss(student.bfloat16(), teacher.bfloat16(), faithful=faithful)
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(pkt_loss(student, teacher, faithful=faithful).item(), rel=0.02)
+    check_low_precision(pkt_loss, student, teacher, faithful=faithful)
 
 
 @pytest.mark.parametrize("faithful", ["paper", "code"])
@@ -99,7 +96,3 @@ def test_errors():
         pkt_loss(torch.zeros(2, 3), torch.zeros(3, 3))
     with pytest.raises(KDBenchError, match="did you mean 'paper'"):
         pkt_loss(torch.zeros(2, 3), torch.zeros(2, 3), faithful="papr")  # type: ignore[arg-type]
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
@@ -9,16 +8,9 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import pointdistiller as module
-from kdbench.functional.graph import (
-    batch_norm_edges,
-    edge_distances,
-    edge_features_factorised,
-    gather_edges,
-    knn,
-    project_edges,
-)
+from kdbench.functional.graph import batch_norm_edges, edge_distances, gather_edges, knn, project_edges
 from kdbench.functional.pointdistiller import importance, local_graph_loss, reweight, select, weigh_distances
+from tests.functional.checks import check_empty, check_low_precision
 
 
 def normal(*shape: int, name: str = "x") -> torch.Tensor:
@@ -164,19 +156,13 @@ def test_loss_minimum_gradients_and_precision(faithful):
     assert torch.autograd.gradcheck(
         lambda s, p: local_graph_loss(s, graph_t, p, faithful), (graph_s, phi.requires_grad_())
     )
-    low = local_graph_loss(graph_s.bfloat16(), graph_t.bfloat16(), phi.bfloat16(), faithful)
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(local_graph_loss(graph_s, graph_t, phi, faithful).item(), rel=0.03)
+    check_low_precision(local_graph_loss, graph_s, graph_t, phi, rel=0.03, faithful=faithful)
 
 
 @pytest.mark.parametrize("faithful", ["paper", "code"])
 @pytest.mark.parametrize("phi", [None, torch.zeros(0)])
 def test_no_graphs(faithful, phi):
-    graph_s = torch.zeros(0, 4, 3, requires_grad=True)
-    value = local_graph_loss(graph_s, torch.zeros(0, 4, 3), phi, faithful)
-    value.backward()
-    assert value == 0
-    assert graph_s.grad is not None
+    check_empty(local_graph_loss, (0, 4, 3), (0, 4, 3), phi=phi, faithful=faithful)
 
 
 def test_loss_errors():
@@ -205,7 +191,7 @@ def test_the_whole_method_against_the_naive_form():
         layer = batch_norm_edges(*project_edges(centre, x, w), index, *stats, gamma, beta, training=True)
         layers.append(layer)
         graphs.append(gather_edges(*layer, index).relu())
-        edges = edge_features_factorised(centre, index, x, w)
+        edges = torch.cat([x[centre][:, None].expand(-1, k, -1), x[index]], dim=2) @ w.T
         norm = torch.nn.functional.batch_norm(edges.view(-1, d), None, None, gamma, beta, training=True)
         stored.append(norm.relu().view_as(edges))
     naive = 2 * sum(phi[i] * (stored[0][i] - stored[1][i]).square().mean() for i in range(len(centre))) / phi.sum()
@@ -219,7 +205,3 @@ def test_the_whole_method_against_the_naive_form():
         torch.testing.assert_close(loss, losses[2], check_dtype=False)
         torch.testing.assert_close(grad, grads[2], check_dtype=False)
     assert all(g.abs().sum() > 0 for g in grads[2])
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

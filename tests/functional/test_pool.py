@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 from torch import Tensor
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import pool as module
 from kdbench.functional.pool import average_pool, global_average, pool_to_smaller
 
 
@@ -56,7 +53,3 @@ def test_errors():
         pool_to_smaller(torch.zeros(2, 3, 4), torch.zeros(1, 3, 4), "ab")
     with pytest.raises(KDBenchError, match="1 to 3 spatial axes"):
         pool_to_smaller(torch.zeros(2, 3), torch.zeros(2, 3))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -3,7 +3,6 @@ float32 on the same weights and four levels, three of them of other sizes than t
 
 from __future__ import annotations
 
-import doctest
 import itertools
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import reviewkd as module
 from kdbench.functional.reviewkd import hierarchical_context_loss
+from tests.functional.checks import check_empty, check_low_precision
 
 
 def grids(*shape: int) -> tuple[torch.Tensor, ...]:
@@ -69,23 +68,13 @@ def test_minimum_and_gradients():
 
 def test_low_precision():
     student, teacher = grids(4, 32, 16, 16)
-    low = hierarchical_context_loss(student.bfloat16(), teacher.bfloat16())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(hierarchical_context_loss(student, teacher).item(), rel=0.02)
+    check_low_precision(hierarchical_context_loss, student, teacher)
 
 
 def test_empty():
-    student = torch.zeros(0, 3, 8, 8, requires_grad=True)
-    value = hierarchical_context_loss(student, torch.zeros(0, 3, 8, 8))
-    value.backward()
-    assert value == 0
-    assert student.grad is not None
+    check_empty(hierarchical_context_loss, (0, 3, 8, 8), (0, 3, 8, 8))
 
 
 def test_errors():
     with pytest.raises(KDBenchError, match=r"\(1, 3, 4, 4\).*\(1, 2, 4, 4\)"):
         hierarchical_context_loss(torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 4, 4))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,8 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import simkd as module
 from kdbench.functional.simkd import simkd_loss
+from tests.functional.checks import check_empty, check_low_precision
 
 
 def maps(b: int, c: int, space: tuple[int, ...], factor: int) -> tuple[torch.Tensor, ...]:
@@ -48,23 +47,13 @@ def test_minimum_and_gradients():
 
 def test_low_precision():
     student, teacher = maps(4, 32, (8, 8), 2)
-    low = simkd_loss(student.bfloat16(), teacher.bfloat16())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(simkd_loss(student, teacher).item(), rel=0.02)
+    check_low_precision(simkd_loss, student, teacher)
 
 
 def test_empty():
-    student = torch.zeros(0, 3, 2, 2, requires_grad=True)
-    value = simkd_loss(student, torch.zeros(0, 3, 4, 4))
-    value.backward()
-    assert value == 0
-    assert student.grad is not None
+    check_empty(simkd_loss, (0, 3, 2, 2), (0, 3, 4, 4))
 
 
 def test_errors():
     with pytest.raises(KDBenchError, match=r"\(1, 3, 2, 2\).*\(1, 4, 2, 2\)"):
         simkd_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 4, 4))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

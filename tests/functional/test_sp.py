@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import sp as module
 from kdbench.functional.sp import similarity_preserving_loss
+from tests.functional.checks import check_autocast, check_empty, check_low_precision
 
 
 def features(b: int, student: tuple[int, ...], teacher: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
@@ -54,12 +52,8 @@ def test_gradients():
 
 def test_low_precision_also_under_autocast():
     student, teacher = features(16, (32, 4, 4), (64, 4, 4))
-    low = similarity_preserving_loss(student.bfloat16(), teacher.bfloat16())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(similarity_preserving_loss(student, teacher).item(), rel=0.02)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = similarity_preserving_loss(student.float(), teacher.float())
-    torch.testing.assert_close(inside, similarity_preserving_loss(student.float(), teacher.float()))
+    check_low_precision(similarity_preserving_loss, student, teacher)
+    check_autocast(similarity_preserving_loss, student, teacher)
 
 
 def test_batch_of_one_and_dead_features():
@@ -74,17 +68,9 @@ def test_batch_of_one_and_dead_features():
 
 
 def test_empty():
-    student = torch.zeros(0, 8, 2, requires_grad=True)
-    value = similarity_preserving_loss(student, torch.zeros(0, 8))
-    value.backward()
-    assert value == 0
-    assert student.grad is not None
+    check_empty(similarity_preserving_loss, (0, 8, 2), (0, 8))
 
 
 def test_errors():
     with pytest.raises(KDBenchError, match=r"\(2, 3\).*\(3, 3\)"):
         similarity_preserving_loss(torch.zeros(2, 3), torch.zeros(3, 3))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

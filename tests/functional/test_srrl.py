@@ -3,15 +3,12 @@ float32 on the same weights: the former on grids, the latter on vectors."""
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import srrl as module
 from kdbench.functional.srrl import srrl_losses
 
 CLASSES = 7
@@ -80,7 +77,3 @@ def test_empty(space):
 def test_errors():
     with pytest.raises(KDBenchError, match=r"\(2, 3\).*\(2, 4\)"):
         srrl_losses(torch.zeros(2, 3), torch.zeros(2, 4), lambda f: f)
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -4,7 +4,6 @@ are cut, which of them stay depends on the order of the batch, there as here (3e
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from kdbench import rng
-from kdbench.functional import sskd as module
 from kdbench.functional.sskd import contrast_loss, contrast_similarities, contrast_transfer_loss, select_transfer
 
 
@@ -104,7 +102,3 @@ def test_empty():
     assert [loss.item() for loss in losses] == [0, 0]
     (gradient,) = torch.autograd.grad(losses[0] + losses[1], moved)
     assert gradient.shape == (0, 4)
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

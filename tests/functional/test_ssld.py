@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import math
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import ssld as module
 from kdbench.functional.ssld import label_free_divergence, surest
 
 DIVERGENCES: list[Any] = ["js", "symmetric_kl", "soft_ce"]
@@ -118,7 +116,3 @@ def test_errors():
         label_free_divergence(torch.zeros(2, 3), torch.zeros(2, 3), "jss")  # type: ignore[arg-type]
     with pytest.raises(KDBenchError, match="label_free_divergence"):
         label_free_divergence(torch.zeros(2, 3), torch.zeros(2, 4))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -4,7 +4,6 @@ to a relative 5e-14 in float64, over three shapes and three settings, for self-t
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import pytest
@@ -12,8 +11,8 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import tf_kd as module
 from kdbench.functional.tf_kd import self_training_loss, virtual_teacher, virtual_teacher_loss
+from tests.functional.checks import check_empty, check_low_precision
 
 
 def logits(n: int, c: int) -> tuple[torch.Tensor, ...]:
@@ -113,21 +112,11 @@ def test_low_precision_and_no_rows(faithful):
         "reg": lambda s, t, y: virtual_teacher_loss(s, y, faithful=faithful),
     }
     for loss in losses.values():
-        low = loss(student.bfloat16(), teacher.bfloat16(), labels)
-        assert low.dtype == torch.float32
-        assert low.item() == pytest.approx(loss(student, teacher, labels).item(), rel=0.03)
-        empty = torch.zeros(0, 5, requires_grad=True)
-        value = loss(empty, torch.zeros(0, 5), labels[:0])
-        value.backward()
-        assert value == 0
-        assert empty.grad is not None
+        check_low_precision(loss, student, teacher, labels, rel=0.03)
+        check_empty(loss, (0, 5), (0, 5), labels[:0])
 
 
 def test_errors():
     for loss in (self_training_loss, virtual_teacher_loss):
         with pytest.raises(KDBenchError, match="did you mean 'paper'"):
             loss(torch.zeros(2, 3), torch.zeros(2, 3), faithful="papr")  # type: ignore[arg-type]
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import math
 
 import pytest
@@ -8,8 +7,8 @@ import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import tgeo as module
 from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
+from tests.functional.checks import check_empty, check_low_precision
 
 
 def drawn(n: int, c: int) -> tuple[torch.Tensor, ...]:
@@ -84,14 +83,8 @@ def test_gradients_and_options():
 
 def test_low_precision_no_rows_and_errors():
     student, teacher, labels, ratio, _ = drawn(64, 30)
-    low = fused_loss(student.bfloat16(), teacher.bfloat16(), labels, ratio.float())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(fused_loss(student, teacher, labels, ratio).item(), rel=0.03)
-    empty = torch.zeros(0, 5, requires_grad=True)
-    value = fused_loss(empty, torch.zeros(0, 5), labels[:0], ratio[:0].float())
-    value.backward()
-    assert value == 0
-    assert empty.grad is not None
+    check_low_precision(lambda s, t: fused_loss(s, t, labels, ratio.float()), student, teacher, rel=0.03)
+    check_empty(fused_loss, (0, 5), (0, 5), labels[:0], ratio[:0].float())
     sums, counts = class_sums(torch.zeros(0, 5), labels[:0])
     assert not sums.any()
     assert not counts.any()
@@ -106,7 +99,3 @@ def test_sums_stay_in_float32_under_autocast():
     assert sums.dtype == torch.float32
     assert sums[0].tolist() == [150.0, 150.0]
     assert counts.tolist() == [300.0, 0.0]
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

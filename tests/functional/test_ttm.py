@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional import ttm as module
 from kdbench.functional.divergence import categorical_kl
 from kdbench.functional.ttm import ttm_loss
+from tests.functional.checks import check_empty, check_low_precision
 
 
 def logits(n: int, c: int) -> tuple[torch.Tensor, ...]:
@@ -93,24 +91,14 @@ def test_gradients(wttm):
 @pytest.mark.parametrize("wttm", [False, True])
 def test_low_precision(wttm):
     student, teacher, _ = logits(64, 100)
-    low = ttm_loss(student.bfloat16(), teacher.bfloat16(), weighted=wttm)
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(ttm_loss(student, teacher, weighted=wttm).item(), rel=0.02)
+    check_low_precision(ttm_loss, student, teacher, weighted=wttm)
 
 
 @pytest.mark.parametrize("wttm", [False, True])
 def test_no_rows(wttm):
-    student = torch.zeros(0, 5, requires_grad=True)
-    value = ttm_loss(student, torch.zeros(0, 5), weighted=wttm)
-    value.backward()
-    assert value == 0
-    assert student.grad is not None
+    check_empty(ttm_loss, (0, 5), (0, 5), weighted=wttm)
 
 
 def test_errors():
     with pytest.raises(KDBenchError, match=r"\(2, 3\).*\(2, 4\)"):
         ttm_loss(torch.zeros(2, 3), torch.zeros(2, 4))
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

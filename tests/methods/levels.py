@@ -53,8 +53,8 @@ def check_init_then_distil(name: str, task: Task, folder: Path) -> None:
     spec = {k: v for k, v in yaml(name).items() if k in ("_target_", "weights")}
     training: Any = Training(recipe("KD", **spec), task, teacher_file(folder))
     assert training.stages == (
-        Stage("init", 0.125, (name,), constant=True),
-        Stage("distil", 1.0, ("task",), ("student",)),
+        Stage("init", 0.125, (name,), constant=True, owner="method"),
+        Stage("distil", 1.0, ("task",), ("student",), owner="method"),
     )
     plans = []
     for stage in training.stages:
@@ -70,13 +70,11 @@ class LevelInvariants(Invariants):
 
     Attributes:
         method: The class of the method.
-        need: Its need of grids.
         feature: Makes a grid from values and role.
         task: A task that gives such grids.
     """
 
     method: type[Method]
-    need = "stages"
     feature: Callable[[Tensor, str], Grid] = staticmethod(grid)
     task: type[Task] = Toy
 
@@ -88,15 +86,15 @@ class LevelInvariants(Invariants):
             }
             for role, shapes in SHAPES.items()
         )
-        return Bench(self.name, student, teacher, {self.need: LEVELS}, **options)
+        return Bench(self.name, student, teacher, {"stages": LEVELS}, **options)
 
     def one_level(self, student: Tensor, teacher: Tensor, **options: Any) -> Bench:
         """A bench with one level, of these values."""
         given = {"a": self.feature(student, "student")}, {"a": self.feature(teacher, "teacher")}
-        return Bench(self.name, *given, {self.need: ["a"]}, **options)
+        return Bench(self.name, *given, {"stages": ["a"]}, **options)
 
     def test_binds_to_every_grid(self):
-        assert bind(self.method, self.task, PAIR) == {self.need: ["stem", "body"]}
+        assert bind(self.method, self.task, PAIR) == {"stages": ["stem", "body"]}
 
 
 class ProjectedInvariants(LevelInvariants):

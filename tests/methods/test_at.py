@@ -10,7 +10,7 @@ from tests.methods.levels import LevelInvariants
 
 
 class TestAT(LevelInvariants):
-    name, method, need = "at", AT, "features"
+    name, method = "at", AT
     other = {"p": 1.0, "faithful": "paper"}
     variants = ({}, {"faithful": "paper", "p": 1.5})
 
@@ -32,5 +32,5 @@ class TestAT(LevelInvariants):
     def test_bad_options_are_one_line(self):
         with pytest.raises(KDBenchError, match=r"method.p: found 0.5; input should be greater than or equal to 1"):
             self.bench(p=0.5)
-        with pytest.raises(KDBenchError, match=r"method.faithful: found 'both'; input should be 'code' or 'paper'"):
+        with pytest.raises(KDBenchError, match=r"method.faithful: found 'both'; input should be 'paper' or 'code'"):
             self.bench(faithful="both")

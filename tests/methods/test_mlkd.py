@@ -180,5 +180,5 @@ def test_bad_options_are_one_line():
         Bench(share=0.0)
     with pytest.raises(KDBenchError, match=r"method.temperatures.1: found -1.0; input should be greater than 0"):
         Bench(temperatures=[2.0, -1.0])
-    with pytest.raises(KDBenchError, match=r"method.faithful: found 'both'; input should be 'code' or 'paper'"):
+    with pytest.raises(KDBenchError, match=r"method.faithful: found 'both'; input should be 'paper' or 'code'"):
         Bench(faithful="both")

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench import rng
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Grid, Logits, Tokens
 from kdbench.functional.ofa import ofa_loss
+from kdbench.methods.blocks import BatchNorm
 from kdbench.methods.ofa import OFA, Merge
 from tests.methods.harness import Bench, knobs, normal, yaml
 from tests.toy import Toy
@@ -63,6 +64,23 @@ def test_gradients_reach_features_and_branches_and_no_teacher(kind, batch):
     assert all(leaf.grad is None for leaf in made.teacher)
 
 
+@pytest.mark.parametrize("space", [(2,), (2, 2), (2, 2, 2)])
+def test_one_value_a_channel_is_enough(space):
+    """A batch of one whose map a branch halves to one cell: it has no variance to normalise by."""
+    deep = [1] * len(space)
+    grids = {"stage1": Grid(normal(1, 4, *space)), "stage2": Grid(normal(1, 6, *deep))}
+    student, teacher = (Logits(normal(1, 5, name=n), target=torch.tensor([1])) for n in ("s", "t"))
+    made = Bench("ofa", {"logits": student, **grids}, {"logits": teacher}, {"stages": list(grids)})
+    assert made.method.training
+    before = {name: buffer.clone() for name, buffer in made.method.named_buffers()}
+    total(made).backward()
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in made.method.named_buffers() if "mean" in name)
+    for name, parameter in made.trainable().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_branches_term_is_the_sum_over_exits(kind):
     made = bench(kind)
@@ -79,7 +97,7 @@ def test_branches_term_is_the_sum_over_exits(kind):
 
 def test_earlier_stages_get_deeper_branches():
     grids = bench("grids").method.branches
-    assert [sum(isinstance(m, nn.BatchNorm2d) for m in branch.modules()) for branch in grids] == [4, 2, 0]
+    assert [sum(isinstance(m, BatchNorm) for m in branch.modules()) for branch in grids] == [4, 2, 0]
     tokens = bench("tokens").method.branches
     assert [len(branch.blocks) for branch in tokens] == [2, 1, 1]
     assert [len(branch.merges) for branch in tokens] == [1, 1, 1]

@@ -12,6 +12,8 @@ from kdbench import config, rng
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid, Points
+from kdbench.functional.pointdistiller import reweight
+from kdbench.methods import pointdistiller as module
 from kdbench.methods.pointdistiller import CAP, EdgeMap, PointDistiller
 from tasks.pointcloud.task import PointCloud
 from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal
@@ -107,11 +109,11 @@ def reference(made: Bench, faithful: str, kind: str) -> Tensor:
     if faithful == "code":
         phi = torch.softmax(score[centres] / 0.01, 0) * len(centres)
         return 2 * (distance * phi).mean()
-    weigh = score[centres] if kind == "pillars" else graph_t.detach().amax((1, 2))
+    weigh = score[centres] / 10 if kind == "pillars" else graph_t.detach().amax((1, 2)) / 0.7
     loss = torch.zeros((), dtype=torch.float64)
     for b in (0, 1, 2):
         own = [i for i, owner in enumerate(owners) if owner == b]
-        loss = loss + 2 * (torch.softmax(weigh[own] / 10, 0) * distance[own]).sum() / 3
+        loss = loss + 2 * (torch.softmax(weigh[own], 0) * distance[own]).sum() / 3
     return loss
 
 
@@ -255,6 +257,53 @@ def test_counts_above_the_cap_count_as_the_cap(faithful):
             Bench("pointdistiller", {"points": student}, {"points": teacher}, **SMALL, faithful=faithful).loss()
         )
     assert torch.equal(*losses)
+
+
+def weighing(made: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[float, Tensor]:
+    """The temperature and the weights of one step."""
+    found = []
+
+    def spied(score: Tensor, temperature: float, batch: Tensor | None) -> Tensor:
+        found.append((temperature, reweight(score, temperature, batch)))
+        return found[-1][1]
+
+    monkeypatch.setattr(module, "reweight", spied)
+    made.loss()
+    ((temperature, phi),) = found
+    return temperature, phi
+
+
+@pytest.mark.parametrize(("kind", "given", "used"), [("pillars", None, 10.0), ("grid", None, 0.7), ("grid", 3.0, 3.0)])
+def test_temperature_is_in_the_unit_of_the_score(kind, given, used, monkeypatch):
+    assert weighing(bench(kind, temperature=given), monkeypatch)[0] == used
+
+
+def test_reweighting_of_maxima_tells_graphs_apart(monkeypatch):
+    """Half of the graphs count, as with the counts of pillars; at 10, the temperature of counts, all do."""
+
+    def effective(temperature: float | None) -> float:
+        student, teacher = (Grid(normal(1, c, 20, 20, name=n).relu()) for c, n in ((32, "s"), (64, "t")))
+        options: dict[str, Any] = {"points": 300, "neighbours": 32, "width": 32, "temperature": temperature}
+        made = Bench("pointdistiller", {"points": student}, {"points": teacher}, **options)
+        phi = weighing(made, monkeypatch)[1]
+        return (1 / phi.square().sum() / len(phi)).item()
+
+    assert 0.35 < effective(None) < 0.75
+    assert effective(10.0) > 0.99
+
+
+def test_a_nearly_empty_scan_leaves_the_graphs_of_the_others_alone():
+    alone, _, _ = choice(bench("pillars", (20, 15)))
+    centres, neighbours, teacher = choice(bench("pillars", (20, 15, 2)))
+    assert neighbours.shape == (len(alone), SMALL["neighbours"])
+    assert torch.bincount(teacher.batch[centres]).tolist() == [6, 6]
+    _, neighbours, teacher = choice(bench("pillars", (3, 2)))
+    assert neighbours.shape == (5, 2)  # none has four
+    made = double(bench("pillars", (20, 15, 2)))
+    student = made.student[0]
+    made.loss().backward()
+    assert student.grad is not None
+    assert not student.grad[35:].any()
 
 
 def test_sampling_modes():

@@ -43,5 +43,6 @@ def create(
     except TypeError as error:
         if img_size is not None and "'img_size'" in str(error):
             return create(model_name, num_classes, in_chans, **options)
-        raise KDBenchError(f"model_name={model_name}: {error}") from None
+        listed = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no options"
+        raise KDBenchError(f"model_name={model_name} with {listed}: {error}") from None
     return model

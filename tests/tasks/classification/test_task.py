@@ -164,6 +164,15 @@ def test_the_loss_is_cross_entropy(made, model, smoothing, monkeypatch):
     assert made.loss(model, outputs._replace(logits=outputs.logits.double()), batch)["ce"].dtype == torch.float64
 
 
+def test_targets_may_be_distributions(made, model):
+    batch = first(made)
+    outputs = made.forward(model, batch.inputs)
+    soft = torch.rand(outputs.logits.shape, generator=rng.generator(0)).softmax(1)
+    mixed = replace(batch, targets=soft, supervised=torch.arange(len(batch)) > 0)
+    expected = F.cross_entropy(outputs.logits[1:], soft[1:])
+    assert made.loss(model, outputs, mixed)["ce"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_samples_without_a_label_do_not_count(made, model):
     batch = first(made)
     logits = made.forward(model, batch.inputs).logits

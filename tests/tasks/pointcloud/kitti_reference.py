@@ -34,8 +34,8 @@ def reference_evaluate(gts: Sequence[Objects], dets: Sequence[Objects], loose: b
     result: dict = {}
     for name in STRICT:
         result[name] = {}
-        for metric in ("3d", "bev", "2d"):
-            minimum = LOOSE[name] if loose and metric != "2d" else STRICT[name]
+        for metric in ("3d", "bev", "2d", "aos"):
+            minimum = LOOSE[name] if loose and metric in ("3d", "bev") else STRICT[name]
             tables = [_overlaps(gt, det, metric) for gt, det in frames]
             result[name][metric] = {"R40": {}, "R11": {}, "all": {}}
             for difficulty in LIMITS:
@@ -61,6 +61,7 @@ def _as_dicts(objects: Objects) -> list[dict]:
             {
                 "type": str(objects.types[k]),
                 "truncated": float(objects.truncated[k]),
+                "alpha": float(objects.alpha[k]),
                 "occluded": float(objects.occluded[k]),
                 "pixels": y2 - y1,
                 "image": box(x1, y1, x2, y2),
@@ -145,19 +146,22 @@ def _class_ap(frames, tables, name, metric, difficulty, minimum):
         return {"R40": math.nan, "R11": math.nan, "all": math.nan}
 
     def count(threshold, by_overlap):
-        tp, fp, hits = 0, 0, []
+        tp, fp, worth, hits = 0, 0, 0.0, []
         for (gt, det), (gt_states, det_states), table in zip(frames, states, tables, strict=True):
-            regions = [g["image"] for g in gt if g["type"] == "DontCare"] if metric == "2d" else []
+            regions = [g["image"] for g in gt if g["type"] == "DontCare"] if metric in ("2d", "aos") else []
             visible = [
                 state if row["score"] >= threshold else "other" for state, row in zip(det_states, det, strict=True)
             ]
             matches = _match_frame(gt_states, visible, det, table, minimum, by_overlap)
-            found = [det[d]["score"] for g, d in matches if gt_states[g] == visible[d] == "valid"]
-            tp += len(found)
-            hits += found
+            right = [(g, d) for g, d in matches if gt_states[g] == visible[d] == "valid"]
+            for g, d in right:
+                turned = gt[g]["alpha"] - det[d]["alpha"]
+                worth += (1 + math.cos(turned)) / 2 if metric == "aos" else 1
+            tp += len(right)
+            hits += [det[d]["score"] for _, d in right]
             wrong = {d for d, state in enumerate(visible) if state == "valid"} - {d for _, d in matches}
             fp += sum(not _excused(det[d], regions, minimum) for d in wrong)
-        return tp, fp, hits
+        return worth, tp + fp, hits
 
     hits = sorted(count(-math.inf, by_overlap=False)[2], reverse=True)
     slots = [0.0] * 41
@@ -166,16 +170,16 @@ def _class_ap(frames, tables, name, metric, difficulty, minimum):
         here, following = (i + 1) / n_valid, (i + 2) / n_valid
         is_last = i + 1 == len(hits)
         if is_last or following - target >= target - here:
-            tp, fp, _ = count(score, by_overlap=True)
-            slots[slot] = tp / (tp + fp) if tp + fp else 0.0
+            worth, counted, _ = count(score, by_overlap=True)
+            slots[slot] = worth / counted if counted else 0.0
             slot += 1
             target += 1 / 40
     slots = [max(slots[i:]) for i in range(41)]
 
     points = []
     for score in sorted(set(hits)):
-        tp, fp, _ = count(score, by_overlap=False)
-        points.append((tp / n_valid, tp / (tp + fp)))
+        worth, counted, _ = count(score, by_overlap=False)
+        points.append((sum(hit >= score for hit in hits) / n_valid, worth / counted))
     points.sort()
     area, reached = 0.0, 0.0
     for i, (recall, _) in enumerate(points):
@@ -196,7 +200,7 @@ def objects(rows: Sequence[tuple], scored: bool = False) -> Objects:
         types=np.array(types),
         truncated=np.array(truncated, float),
         occluded=np.array(occluded, int),
-        alpha=np.zeros(len(rows)),
+        alpha=np.array([ry - math.atan2(x, z) for (x, _, z), ry in zip(location, yaw, strict=True)]),
         bbox=np.array(bbox, float),
         dimensions=np.array(size, float),
         location=np.array(location, float),

@@ -20,7 +20,7 @@ from tasks.pointcloud.anchors import (
     heading_bin,
     with_heading,
 )
-from tasks.pointcloud.boxes import nearest_bev_iou, to_bev
+from tasks.pointcloud.boxes import limit_period, to_bev
 
 RANGE = (0.0, -10.24, -3.0, 15.36, 10.24, 1.0)
 GRID = (32, 24)  # cells of 0.64 m, (y, x)
@@ -37,6 +37,21 @@ def random_boxes(anchors: Anchors, count: int, seed: int) -> tuple[Tensor, Tenso
     return torch.cat([centre, anchors.sizes[labels] * (0.8 + 0.4 * u[:, 3:6]), yaw], 1), labels
 
 
+def nearest_bev_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boxes (N, 7) and (M, 7) turned to the nearest of 0 and 90 degrees, from the corners of each."""
+    corners = []
+    for boxes in (a, b):
+        bev = to_bev(boxes)
+        across = limit_period(bev[:, 4]).abs() > math.pi / 4
+        half = torch.where(across[:, None], bev[:, [3, 2]], bev[:, 2:4]) / 2
+        corners.append((bev[:, :2] - half, bev[:, :2] + half))
+    (a_low, a_high), (b_low, b_high) = corners
+    low, high = torch.maximum(a_low[:, None], b_low), torch.minimum(a_high[:, None], b_high)
+    shared = (high - low).clamp(min=0).prod(2)
+    areas = [boxes[:, 3] * boxes[:, 4] for boxes in (a, b)]
+    return shared / (areas[0][:, None] + areas[1] - shared)
+
+
 def assign_slowly(anchors: Anchors, boxes: Tensor, labels: Tensor, batch: Tensor, batch_size: int) -> Tensor:
     """Max-IoU assignment box by box and anchor by anchor, from the full IoU matrix."""
     table = [KITTI_ANCHORS[name] for name in anchors.classes]
@@ -48,7 +63,7 @@ def assign_slowly(anchors: Anchors, boxes: Tensor, labels: Tensor, batch: Tensor
             its_anchors = (kinds == kind).nonzero()[:, 0].tolist()
             if not mine:
                 continue
-            iou = nearest_bev_iou(to_bev(boxes[mine]), to_bev(anchors.boxes[its_anchors])).tolist()
+            iou = nearest_bev_iou(boxes[mine], anchors.boxes[its_anchors]).tolist()
             for column, anchor in enumerate(its_anchors):
                 best = max(range(len(mine)), key=lambda row: iou[row][column])
                 if iou[best][column] >= anchor_class.positive:
@@ -87,6 +102,12 @@ def test_decode_inverts_encode():
     rows = torch.randint(len(anchors), (50,), generator=rng.generator(0, "rows"))
     codes = encode(boxes.double(), anchors.boxes[rows].double())
     torch.testing.assert_close(decode(codes, anchors.boxes[rows].double()), boxes.double(), rtol=1e-12, atol=1e-12)
+
+
+def test_decoded_sizes_are_bounded():
+    anchor = torch.tensor([1.0, 2.0, 3.0, 4.0, 3.0, 2.0, 0.5])
+    size = decode(torch.tensor([0, 0, 0, 100.0, -1000.0, 4.0, 0]), anchor)[3:6]
+    torch.testing.assert_close(size, torch.tensor([4 * math.exp(4), 3 * math.exp(-4), 2 * math.exp(4)]))
 
 
 def test_encode_known_values():
@@ -153,7 +174,7 @@ def test_box_below_the_positive_threshold_takes_its_best_anchors():
     box[:, 4] *= 0.85
     box[:, 3] *= 0.8
     matched = assign_per_class(anchors, box, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), 1)
-    iou = nearest_bev_iou(to_bev(box), to_bev(anchors.boxes))[0]
+    iou = nearest_bev_iou(box, anchors.boxes)[0]
     assert 0.45 < iou.max() < 0.6
     taken = (matched[0] == 0).nonzero()[:, 0].tolist()
     assert taken == [i for i in ((10 * 24 + 10) * 2, (11 * 24 + 10) * 2) if iou[i] == iou.max()]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,6 @@ from tasks.pointcloud.augment import (
     ground_height,
     overlap_bev,
     paste,
-    read_plane,
     rotate,
     scale,
 )
@@ -83,6 +83,12 @@ def make_database(g: np.random.Generator, each: int = 40, spread: float = 40.0) 
         box = np.array([[x, y, g.uniform(-1.2, -0.8), *SIZES[name], g.uniform(-3, 3)]])
         frames.append((f"{index:06}", fill(box, 20, g), box, [name], np.array([0])))
     return Database.build(frames).filter(CLASSES)
+
+
+def plane_of(points: np.ndarray) -> np.ndarray:
+    plane = fit_ground(points)
+    assert plane is not None
+    return plane
 
 
 def inside_pairs(points: np.ndarray, boxes: np.ndarray) -> set[tuple[int, int]]:
@@ -172,28 +178,25 @@ def test_ground_is_found_under_clutter(slope: tuple[float, float]) -> None:
     g = rng.numpy(0, "ground", str(slope))
     points, boxes = road(g, slope=slope), random_boxes(20, g)
     expected = -1.7 + boxes[:, :2] @ np.array(slope)
-    assert np.abs(ground_height(points, boxes, "points") - expected).max() < 0.08
+    assert np.abs(ground_height(boxes, plane_of(points)) - expected).max() < 0.08
 
 
 def test_ground_that_is_given() -> None:
     boxes = random_boxes(5, rng.numpy(0, "given"))
-    nothing = np.empty((0, 4), np.float32)
-    assert ground_height(nothing, boxes, -1.5).tolist() == [-1.5] * 5
     plane = np.array([0.02, -0.04, 2.0, 3.4])
-    height = ground_height(nothing, boxes, plane)
+    height = ground_height(boxes, plane)
     assert np.allclose(plane[:2] @ boxes[:, :2].T + plane[2] * height + plane[3], 0, atol=1e-6)
 
 
 def test_ground_of_too_few_points_is_unknown() -> None:
     points = road(rng.numpy(0, "few"))[:30]
     assert fit_ground(points) is None
-    assert np.isnan(ground_height(points, random_boxes(2, rng.numpy(0, "b")), "points")).all()
     assert fit_ground(points[:0]) is None
 
 
-def test_ground_meets_real_labels_and_planes(shared_data: Path) -> None:
+def test_ground_meets_real_labels(shared_data: Path) -> None:
     training = shared_data / "kitti/training"
-    errors: dict[str, list[np.ndarray]] = {"points": [], "plane": []}
+    errors = []
     for path in sorted((training / "planes").glob("00000*.txt")):
         calibration = kitti.read_calibration(training / "calib" / path.name)
         objects = kitti.read_objects(training / "label_2" / path.name)
@@ -201,29 +204,11 @@ def test_ground_meets_real_labels_and_planes(shared_data: Path) -> None:
         points = kitti.read_points(training / "velodyne" / f"{path.stem}.bin")
         points = points[kitti.in_camera_view(points, calibration, kitti.DEFAULT_IMAGE_SIZE)]
         bottom = boxes[:, 2] - boxes[:, 5] / 2
-        errors["points"].append(ground_height(points, boxes, "points") - bottom)
-        errors["plane"].append(ground_height(points, boxes, read_plane(path, calibration)) - bottom)
-    for values in errors.values():
-        found = np.abs(np.concatenate(values))
-        assert len(found) > 25
-        assert found.mean() < 0.12
-        assert found.max() < 0.5
-
-
-def test_read_plane_explains_a_broken_file(tmp_path: Path) -> None:
-    turn = np.array([[0.0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27]])
-    calibration = kitti.Calibration(np.eye(3, 4), np.eye(3), turn)
-    path = tmp_path / "plane.txt"
-    with pytest.raises(KDBenchError, match="no such road plane"):
-        read_plane(path, calibration)
-    header = "# Plane\nWidth 4\nHeight 1\n"
-    for content in ("", header, header + "0 -1 x 1.65", header + "0 -1 0", header + "1 0 0 1.65"):
-        path.write_text(content)
-        with pytest.raises(KDBenchError, match="road plane"):
-            read_plane(path, calibration)
-    path.write_text(header + "0 -1 0 1.65\n")
-    # The camera is 0.08 m below the LiDAR.
-    assert np.allclose(ground_height(np.empty((0, 4)), np.zeros((1, 7)), read_plane(path, calibration)), -1.73)
+        errors.append(ground_height(boxes, plane_of(points)) - bottom)
+    found = np.abs(np.concatenate(errors))
+    assert len(found) > 25
+    assert found.mean() < 0.12
+    assert found.max() < 0.5
 
 
 # ---- pasting
@@ -240,7 +225,7 @@ def scene_with(seed: int, existing: int = 5) -> tuple[np.ndarray, np.ndarray, np
 @seeds
 def test_pasted_boxes_overlap_nothing_and_hold_their_points_only(seed: int) -> None:
     points, boxes, labels, database = scene_with(seed)
-    out, out_boxes, out_labels = PLAIN(points, boxes, labels, np.random.default_rng(seed), database, ground=None)
+    out, out_boxes, out_labels = PLAIN(points, boxes, labels, np.random.default_rng(seed), database)
     n = len(boxes)
     assert len(out_boxes) > n + 10
     assert np.allclose(out_boxes[:n], boxes, atol=1e-6)
@@ -268,25 +253,24 @@ def test_pasted_boxes_overlap_nothing_and_hold_their_points_only(seed: int) -> N
 @seeds
 def test_pasting_aims_at_the_totals(seed: int) -> None:
     points, boxes, labels, database = scene_with(seed)
-    _, _, found = PLAIN(points, boxes, labels, np.random.default_rng(seed), database)
+    _, _, found = PLAIN(points, boxes, labels, np.random.default_rng(seed), database, plane_of(points))
     before, after = np.bincount(labels, minlength=3), np.bincount(found, minlength=3)
     assert (after <= 15).all()
     assert (after >= before).all()
     assert after.sum() > before.sum()
 
 
-@pytest.mark.parametrize("ground", [-1.4, np.array([0.02, -0.01, 1.0, 1.5]), "points"])
-def test_pasted_objects_stand_on_the_ground(ground: float | np.ndarray | str) -> None:
+@pytest.mark.parametrize("given", [True, False])
+def test_pasted_objects_stand_on_the_ground(given: bool) -> None:
     points, boxes, labels, database = scene_with(3)
+    ground = np.array([0.02, -0.01, 1.0, 1.5]) if given else plane_of(points)
     chosen = np.flatnonzero(accept(database.boxes, boxes))
     flying = paste(points, boxes, labels, database, chosen, None)
-    out, out_boxes, _ = paste(points, boxes, labels, database, chosen, ground)  # type: ignore[arg-type]
+    out, out_boxes, _ = paste(points, boxes, labels, database, chosen, ground)
     pasted = out_boxes[len(boxes) :]
     bottom = pasted[:, 2] - pasted[:, 5] / 2
-    if isinstance(ground, str):
-        assert np.abs(bottom + 1.7).max() < 0.08
-    else:
-        assert np.allclose(bottom, ground_height(points, pasted, ground), atol=1e-5)
+    assert np.allclose(bottom, ground_height(pasted, ground), atol=1e-5)
+    assert given or np.abs(bottom + 1.7).max() < 0.08
     assert not np.allclose(pasted[:, 2], database.boxes[chosen, 2], atol=0.1)
     # Points move with their box.
     total = database.counts[chosen].sum()
@@ -298,8 +282,22 @@ def test_pasted_objects_stand_on_the_ground(ground: float | np.ndarray | str) ->
 def test_an_unknown_ground_leaves_the_height() -> None:
     points, boxes, labels, database = scene_with(4)
     chosen = np.arange(5)
-    _, out_boxes, _ = paste(points[:20], boxes, labels, database, chosen, "points")
+    _, out_boxes, _ = paste(points[:20], boxes, labels, database, chosen, fit_ground(points[:20]))
     assert np.array_equal(out_boxes[len(boxes) :], database.boxes[chosen])
+
+
+def test_ground_is_an_option() -> None:
+    points, boxes, labels, database = scene_with(4)
+    plane = np.array([0.0, 0.0, 1.0, 1.2])
+    stood, seen = (
+        replace(PLAIN, ground=ground)(points, boxes, labels, rng.numpy(0, "option"), database, plane)
+        for ground in (True, False)
+    )
+    bottom = stood[1][len(boxes) :, 2] - stood[1][len(boxes) :, 5] / 2
+    assert np.allclose(bottom, -1.2, atol=1e-5)
+    pasted = seen[1][len(boxes) :]
+    assert len(pasted) == len(bottom) > 10
+    assert (np.abs(database.boxes[None] - pasted[:, None]).max(2).min(1) < 1e-5).all()
 
 
 # ---- transforms
@@ -421,7 +419,7 @@ def test_an_empty_frame(empty: tuple[bool, bool]) -> None:
 def test_a_database_without_the_class() -> None:
     points, boxes, labels, database = scene_with(9)
     for poor in (database.filter(["Car", "Tram", "Cyclist"]), Database.build([]).filter(CLASSES)):
-        out, out_boxes, out_labels = PLAIN(points, boxes, labels, rng.numpy(0, "poor"), poor, None)
+        out, out_boxes, out_labels = PLAIN(points, boxes, labels, rng.numpy(0, "poor"), poor)
         assert (out_labels[len(labels) :] != 1).all()
         assert len(poor) or np.array_equal(out, points)
         assert len(poor) or np.allclose(out_boxes, boxes, atol=1e-6)

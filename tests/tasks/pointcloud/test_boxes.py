@@ -8,7 +8,6 @@ import torch
 from shapely import Polygon
 
 from kdbench import rng
-from kdbench.errors import KDBenchError
 from tasks.pointcloud import boxes as B
 
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
@@ -41,11 +40,11 @@ def polygon(box: torch.Tensor) -> Polygon:
     return Polygon([np.array([x, y]) + a * length / 2 * ahead + b * width / 2 * left for a, b in signs])
 
 
-def shapely_iou(a: torch.Tensor, b: torch.Tensor, criterion: str = "union") -> torch.Tensor:
+def shapely_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     left, right = [polygon(r) for r in a], [polygon(r) for r in b]
     shared = np.array([[p.intersection(q).area for q in right] for p in left])
     first, second = np.array([p.area for p in left])[:, None], np.array([q.area for q in right])
-    return torch.from_numpy(shared / (first if criterion == "first" else first + second - shared))
+    return torch.from_numpy(shared / (first + second - shared))
 
 
 def greedy(iou: torch.Tensor, scores: torch.Tensor, threshold: float, labels: torch.Tensor | None = None) -> list[int]:
@@ -77,12 +76,11 @@ def test_corners_stack_the_bev_corners_at_bottom_and_top() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-@pytest.mark.parametrize("criterion", ["union", "first"])
-def test_rotated_iou_equals_polygon_intersection(criterion, dtype, tolerance) -> None:
+def test_rotated_iou_equals_polygon_intersection(dtype, tolerance) -> None:
     a, b = random_bev(60, "a"), random_bev(50, "b")
-    expected = shapely_iou(a, b, criterion)
+    expected = shapely_iou(a, b)
     assert 0.1 < (expected > 0).double().mean() < 0.9
-    found = B.rotated_iou_bev(a.to(dtype), b.to(dtype), criterion)
+    found = B.rotated_iou_bev(a.to(dtype), b.to(dtype))
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
 
@@ -90,7 +88,6 @@ def test_rotated_iou_equals_polygon_intersection(criterion, dtype, tolerance) ->
 def test_aligned_compares_row_with_row() -> None:
     a, b = random_bev(50, "a", spread=4.0), random_bev(50, "b", spread=4.0)
     torch.testing.assert_close(B.rotated_iou_bev(a, b, aligned=True), shapely_iou(a, b).diagonal(), atol=1e-12, rtol=0)
-    torch.testing.assert_close(B.rotated_iou_bev(a, b, "first", aligned=True), shapely_iou(a, b, "first").diagonal())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
@@ -119,7 +116,6 @@ def test_degenerate_pairs(turn, dtype, tolerance) -> None:
 def test_boxes_without_area_overlap_nothing() -> None:
     empty = torch.zeros(3, 5)
     assert B.rotated_iou_bev(empty, empty).eq(0).all()
-    assert B.rotated_iou_bev(empty, empty, "first").eq(0).all()
     assert B.iou_3d(torch.zeros(2, 7), torch.zeros(2, 7)).eq(0).all()
 
 
@@ -143,7 +139,6 @@ def test_no_boxes_give_empty_results() -> None:
     assert B.rotated_iou_bev(some, none).shape == (3, 0)
     assert B.rotated_iou_bev(none, some).shape == (0, 3)
     assert B.rotated_iou_bev(none, none, aligned=True).shape == (0,)
-    assert B.nearest_bev_iou(some, none).shape == (3, 0)
     assert B.iou_3d(torch.zeros(0, 7), torch.zeros(2, 7)).shape == (0, 2)
     assert B.rotated_nms(none, torch.zeros(0), 0.5).tolist() == []
 
@@ -155,19 +150,13 @@ def test_the_distance_test_in_blocks_changes_nothing(monkeypatch) -> None:
     assert torch.equal(B.rotated_iou_bev(a, b), whole)
 
 
-def test_an_unknown_criterion_is_refused() -> None:
-    with pytest.raises(KDBenchError, match="'second'"):
-        B.rotated_iou_bev(random_bev(1), random_bev(1), "second")  # type: ignore[arg-type]
-
-
 def test_overlap_has_the_gradient_of_the_area() -> None:
     a = torch.tensor([[0.3, 0.2, 4.0, 2.0, 0.4]], dtype=torch.float64, requires_grad=True)
     b = torch.tensor([[0.0, 0.0, 3.0, 2.5, -0.2]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: B.rotated_iou_bev(x, b, aligned=True), (a,))
 
 
-@pytest.mark.parametrize("criterion", ["union", "first"])
-def test_iou_3d_is_the_bev_intersection_times_the_common_height(criterion) -> None:
+def test_iou_3d_is_the_bev_intersection_times_the_common_height() -> None:
     a, b = random_3d(40, "a"), random_3d(30, "b")
     expected = torch.zeros(40, 30, dtype=torch.float64)
     for i in range(40):
@@ -176,21 +165,11 @@ def test_iou_3d_is_the_bev_intersection_times_the_common_height(criterion) -> No
             area = polygon(a[i][[0, 1, 3, 4, 6]]).intersection(polygon(b[j][[0, 1, 3, 4, 6]])).area
             tall = min(p[2] + p[5] / 2, q[2] + q[5] / 2) - max(p[2] - p[5] / 2, q[2] - q[5] / 2)
             shared, one, two = area * max(tall, 0.0), math.prod(p[3:6]), math.prod(q[3:6])
-            expected[i, j] = shared / (one if criterion == "first" else one + two - shared)
+            expected[i, j] = shared / (one + two - shared)
     assert (expected > 0).sum() > 100
-    torch.testing.assert_close(B.iou_3d(a, b, criterion), expected, atol=1e-12, rtol=0)
-    aligned = B.iou_3d(a[:30], b, criterion, aligned=True)
+    torch.testing.assert_close(B.iou_3d(a, b), expected, atol=1e-12, rtol=0)
+    aligned = B.iou_3d(a[:30], b, aligned=True)
     torch.testing.assert_close(aligned, expected[:30].diagonal(), atol=1e-12, rtol=0)
-
-
-def test_nearest_bev_iou_snaps_to_the_nearer_axis() -> None:
-    a = random_bev(40, "a")
-    a[:, 4] = torch.linspace(-7, 7, 40)
-    b = random_bev(30, "b")
-    snapped_a, snapped_b = a.clone(), b.clone()
-    for boxes in (snapped_a, snapped_b):
-        boxes[:, 4] = (boxes[:, 4] / (math.pi / 2)).round() * (math.pi / 2)
-    torch.testing.assert_close(B.nearest_bev_iou(a, b), shapely_iou(snapped_a, snapped_b), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5])
@@ -215,32 +194,6 @@ def test_nms_follows_a_long_chain_of_suppressions() -> None:
     assert B.rotated_nms(boxes, scores, 0.1).tolist() == list(range(0, n, 2))
 
 
-def test_points_in_boxes() -> None:
-    boxes = random_3d(6)
-    boxes[5] = boxes[2]
-    points = torch.rand(400, 4, generator=rng.generator(0, "points"), dtype=torch.float64)
-    points = points * torch.tensor([10.0, 10.0, 3.0, 1.0], dtype=torch.float64) - 1
-    mask = B.points_in_boxes_mask(points, boxes)
-    for k, box in enumerate(boxes):
-        x, y, z, length, width, h, yaw = box.tolist()
-        moved = points[:, :3] - torch.tensor([x, y, z], dtype=torch.float64)
-        turned = torch.stack(
-            (
-                moved[:, 0] * math.cos(-yaw) - moved[:, 1] * math.sin(-yaw),
-                moved[:, 0] * math.sin(-yaw) + moved[:, 1] * math.cos(-yaw),
-                moved[:, 2],
-            ),
-            1,
-        )
-        inside = (turned.abs() <= torch.tensor([length, width, h], dtype=torch.float64) / 2).all(1)
-        assert torch.equal(mask[:, k], inside)
-    index = B.points_in_boxes(points, boxes)
-    assert 20 < (index >= 0).sum() < 380
-    for row, found in zip(mask, index.tolist(), strict=True):
-        assert found == next((k for k in range(6) if row[k]), -1)
-    assert B.points_in_boxes(points, boxes[:0]).eq(-1).all()
-
-
 def test_limit_period() -> None:
     values = torch.linspace(-20, 20, 101, dtype=torch.float64)
     wrapped = B.limit_period(values)
@@ -256,5 +209,3 @@ def test_cuda_agrees_with_cpu() -> None:
     torch.testing.assert_close(B.rotated_iou_bev(a.cuda(), b.cuda()).cpu(), B.rotated_iou_bev(a, b))
     scores = torch.rand(60, generator=rng.generator(0, "scores"))
     assert torch.equal(B.rotated_nms(a.cuda(), scores.cuda(), 0.1).cpu(), B.rotated_nms(a, scores, 0.1))
-    boxes, points = random_3d(6), random_bev(100)[:, :3]
-    assert torch.equal(B.points_in_boxes(points.cuda(), boxes.cuda()).cpu(), B.points_in_boxes(points, boxes))

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdbench import rng
 from kdbench.cache import Store
 from kdbench.data import Key
 from kdbench.errors import KDBenchError
@@ -18,7 +19,7 @@ from kdbench.splits import cut
 from kdbench.task import Batch, move
 from tasks.pointcloud import data as module
 from tasks.pointcloud import kitti
-from tasks.pointcloud.augment import Augment, overlap_bev
+from tasks.pointcloud.augment import Augment, fit_ground, overlap_bev
 from tasks.pointcloud.data import (
     DATABASE,
     Collate,
@@ -29,6 +30,7 @@ from tasks.pointcloud.data import (
     Split,
     content_digest,
     frame_id,
+    image_size,
     prepare,
 )
 from tasks.pointcloud.database import Database
@@ -123,6 +125,46 @@ def test_frames_give_boxes_and_labels_without_dont_care(frames):
     assert size == kitti.DEFAULT_IMAGE_SIZE
 
 
+def test_the_ground_is_fitted_once_and_is_that_of_the_scan(frames, monkeypatch):
+    """The numbers of a frame are those of a plane fitted to its points each time."""
+    database = Database.load(frames.prepared / DATABASE).filter(CLASSES)
+    expected = {}
+    for name in ("000000", "000001"):
+        frame = frames.read(name)
+        plane = fit_ground(frame.points)
+        assert plane is not None
+        np.testing.assert_array_equal(frame.ground, plane)
+        stream = rng.numpy(3, "augment", 1, name)
+        expected[name] = Augment()(frame.points, frame.boxes, frame.labels, stream, database, plane)
+    monkeypatch.setattr(module, "fit_ground", lambda _: pytest.fail("fitted again"))
+    scans = Scans(frames, list(expected), 3, Augment(), database)
+    for index, (points, boxes, labels) in enumerate(expected.values()):
+        found = scans[Key(1, index)]
+        np.testing.assert_array_equal(found.points, points)
+        np.testing.assert_array_equal(found.boxes, boxes)
+        np.testing.assert_array_equal(found.labels, labels)
+
+
+def test_a_scan_without_ground_is_prepared(tmp_path):
+    root = tiny.write(tmp_path / "kitti", 2, 1)
+    path = root / "training" / "velodyne" / "000000.bin"
+    kitti.write_points(path, kitti.read_points(path)[:20])
+    prepare(root, ["000000", "000001"], ["000001"], CLASSES, tmp_path)
+    read = Frames(root, tmp_path, CLASSES)
+    assert read.read("000000").ground is None
+    assert read.read("000001").ground is not None
+
+
+def test_image_size(tmp_path):
+    path = tmp_path / "000000.png"
+    assert image_size(path) == kitti.DEFAULT_IMAGE_SIZE
+    Image.new("L", (1224, 370)).save(path)
+    assert image_size(path) == (1224, 370)
+    path.write_bytes(b"no")
+    with pytest.raises(KDBenchError, match=r"000000.png: not a readable image .*; expected a PNG"):
+        image_size(path)
+
+
 def test_the_database_holds_the_objects_of_the_training_frames(root, frames):
     database = Database.load(frames.prepared / DATABASE)
     assert set(database.frames) == set(Split.of(root).train)
@@ -169,7 +211,13 @@ def test_content_digest_reads_the_bytes_of_scans_and_each_once(tmp_path, monkeyp
     os.utime(scan, ns=(0, 1))
     second = content_digest(made, ["000000"], store)
     assert second != first, "of the same size"
-    monkeypatch.setattr(module, "digest_files", lambda *_: pytest.fail("the scans were read again"))
+    digest_files = module.digest_files
+
+    def texts_alone(paths: Sequence[Path], root: Path) -> str:
+        assert not [p for p in paths if p.suffix == ".bin"], "the scans were read again"
+        return digest_files(paths, root)
+
+    monkeypatch.setattr(module, "digest_files", texts_alone)
     assert content_digest(made, ["000000"], store) == second
 
 
@@ -196,6 +244,16 @@ def test_collate_joins_and_drops_what_is_outside():
     assert batch.targets["batch"].tolist() == [0, 2, 2]
     assert batch.ids.tolist() == [12, frame_id("b"), 7]
     assert batch.memo["names"] == ["000012", "b", "000007"]
+
+
+@pytest.mark.parametrize("name", ["b", "20110926123456789012345", "9" * 19, "²"])
+def test_every_frame_name_has_an_id_of_64_bits(name):
+    assert torch.tensor([frame_id(name)]).tolist() == [frame_id(name)]
+
+
+def test_the_id_of_a_number_is_the_number():
+    assert frame_id("000012") == 12
+    assert frame_id("9" * 18) == 10**18 - 1
 
 
 def test_empty_scans_and_scenes_make_a_batch():
@@ -235,6 +293,46 @@ def test_every_split_reads_its_own_frames(frames, root):
     rest = {n for batch in epoch(made.train_dataloader(without_meta=True)) for n in batch.memo["names"]}
     assert rest
     assert rest <= set(split.train) - set(meta)
+
+
+def test_a_cut_pastes_objects_of_its_own_frames_alone(frames, root):
+    made, split = loaders(frames, root), Split.of(root)
+    rest = set(split.train) - set(split.meta)
+    assert split.meta
+    assert rest
+    for loader, names in (
+        (made.train_dataloader(), set(split.train)),
+        (made.train_dataloader(without_meta=True), rest),
+        (made.meta_dataloader(), set(split.meta)),
+    ):
+        assert isinstance(loader.dataset, Scans)
+        assert loader.dataset.database is not None
+        assert set(loader.dataset.database.frames) == names
+
+
+def test_the_database_is_read_once_for_all_loaders(frames, root, monkeypatch):
+    made = loaders(frames, root)
+    made.train_dataloader()
+    monkeypatch.setattr(Database, "load", lambda _: pytest.fail("read again"))
+    made.train_dataloader(without_meta=True)
+    made.meta_dataloader()
+
+
+def test_what_a_loaders_process_is_sent_is_small_and_whole(frames, root):
+    loader = loaders(frames, root, workers=1).train_dataloader()
+    before = len(pickle.dumps(loader.dataset))
+    expected = loader.dataset[Key(0, 0)]  # the labels that it has read are not sent along
+    sent = pickle.dumps((loader.dataset, loader.collate_fn))
+    assert len(sent) < before + 1000
+    dataset, collate = pickle.loads(sent)  # noqa: S301
+    assert torch.equal(collate([dataset[Key(0, 0)]]).inputs["points"], collate([expected]).inputs["points"])
+
+
+@pytest.mark.slow
+def test_a_loaders_process_may_be_spawned(frames, root):
+    loader = loaders(frames, root, workers=1).train_dataloader()
+    loader.multiprocessing_context = "spawn"
+    assert same(epoch(loader), epoch(loaders(frames, root).train_dataloader()))
 
 
 def test_batches_belong_to_seed_and_epoch_alone(frames, root):
@@ -298,130 +396,3 @@ def test_vans_take_up_space_but_are_no_targets(frames, root):
     assert overlap_bev(boxes[-1:], van).all()
     batch = Collate(tiny.RANGE)([frame])
     assert sorted(batch.targets["labels"].tolist()) == [0, 1, 2]
-
-
-# ---- bad folders --------------------------------------------------------------------------------------------------
-
-
-def nan_points(path: Path) -> None:
-    points = kitti.read_points(path)
-    points[5, 1] = np.nan
-    kitti.write_points(path, points)
-
-
-def without_p2(path: Path) -> None:
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if not line.startswith("P2")))
-
-
-BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing scan": (
-        lambda root: (root / "training/velodyne/000001.bin").unlink(),
-        r"frame 000001 of .*train.txt: label without scan; expected training/velodyne/000001.bin",
-    ),
-    "truncated scan": (
-        lambda root: (root / "training/velodyne/000001.bin").write_bytes(bytes(35)),
-        r"000001.bin: 35 bytes; expected a multiple of 16",
-    ),
-    "empty scan": (
-        lambda root: (root / "training/velodyne/000007.bin").write_bytes(b""),
-        r"000007.bin: 0 bytes; expected a multiple of 16",
-    ),
-    "NaN": (
-        lambda root: nan_points(root / "training/velodyne/000001.bin"),
-        r"000001.bin: 1 of \d+ points hold NaN or infinity, first at 5",
-    ),
-    "missing field": (
-        lambda root: (root / "training/label_2/000001.txt").write_text("Car 0 0 1.5 1 2 30 40 1.5 1.6 3.9 1 2 8\n"),
-        r"000001.txt:1: 14 fields; expected 15 for a label",
-    ),
-    "word for a number": (
-        lambda root: (root / "training/label_2/000007.txt").write_text("Car 0 0 a 1 2 30 40 1.5 1.6 3.9 1 2 8 0\n"),
-        r"000007.txt:1: 'a' is not a finite number",
-    ),
-    "no P2": (
-        lambda root: without_p2(root / "training/calib/000001.txt"),
-        r"calib/000001.txt: no P2; a KITTI calibration file holds P2, R0_rect, Tr_velo_to_cam",
-    ),
-    "no calibration": (
-        lambda root: (root / "training/calib/000001.txt").unlink(),
-        r"frame 000001 of .*: no calibration; expected training/calib/000001.txt",
-    ),
-    "no label": (
-        lambda root: (root / "training/label_2/000007.txt").unlink(),
-        r"frame 000007 of .*val.txt: scan without label",
-    ),
-    "unknown frame": (
-        lambda root: (root / "ImageSets/train.txt").write_text("000000\n000001\n000099\n"),
-        r"frame 000099 of .*train.txt: no scan; expected training/velodyne/000099.bin",
-    ),
-    "no split": (
-        lambda root: (root / "ImageSets/val.txt").unlink(),
-        r"val.txt: no such split; ImageSets holds train; is data.root a folder in KITTI's layout",
-    ),
-    "broken image": (
-        lambda root: (folder(root / "training/image_2") / "000001.png").write_bytes(b"no"),
-        r"000001.png: not a readable image",
-    ),
-}
-
-
-def nothing_half_written(cache: Path) -> bool:
-    frames = cache / "kitti-frames"  # beside the digest of the scans, which is whole
-    return not [p for p in frames.glob("*") if p.suffix != ".work"] and not list(frames.rglob("manifest.json"))
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_folders_are_one_line_and_leave_no_product(case, tmp_path):
-    root = tiny.write(tmp_path / "kitti")
-    spoil, line = BAD[case]
-    spoil(root)
-    made = tiny.task(root, tmp_path / "cache")
-    with pytest.raises(KDBenchError, match=line) as error:
-        made.prepare()
-    assert "\n" not in str(error.value)
-    assert nothing_half_written(tmp_path / "cache")
-
-
-def test_a_mended_folder_is_prepared_after_all(tmp_path):
-    root = tiny.write(tmp_path / "kitti")
-    path = root / "training" / "velodyne" / "000001.bin"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-3])
-    made = tiny.task(root, tmp_path / "cache")
-    with pytest.raises(KDBenchError):
-        made.prepare()
-    path.write_bytes(whole)
-    made.prepare()
-    assert made.dataset().sizes == {"train": 5, "val": 1, "test": 3}
-
-
-def test_no_such_root(tmp_path):
-    with pytest.raises(KDBenchError, match=r"data.root=.*nowhere: there is no such folder, expected KITTI's layout"):
-        tiny.task(tmp_path / "nowhere", tmp_path / "cache").prepare()
-    (tmp_path / "file").touch()
-    with pytest.raises(KDBenchError, match="there is no such folder"):
-        tiny.task(tmp_path / "file", tmp_path / "cache").prepare()
-    with pytest.raises(KDBenchError, match=r"train.txt: no such split; ImageSets holds nothing"):
-        tiny.task(tmp_path, tmp_path / "cache").prepare()
-    assert nothing_half_written(tmp_path / "cache")
-
-
-def test_disk_full_while_preparing(root, tmp_path, monkeypatch):
-    calls = []
-
-    def full(path: Any, values: np.ndarray) -> None:
-        calls.append(path)
-        if len(calls) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        np.lib.format.open_memmap(path, "w+", values.dtype, values.shape)[:] = values
-
-    monkeypatch.setattr(module.np, "save", full)
-    made = tiny.task(root, tmp_path / "cache")
-    with pytest.raises(KDBenchError, match=r"no space left to write below .*cache .* MiB free") as error:
-        made.prepare()
-    assert "\n" not in str(error.value)
-    assert nothing_half_written(tmp_path / "cache")
-    monkeypatch.undo()
-    made.prepare()
-    assert made.dataset().sizes["train"] == 5

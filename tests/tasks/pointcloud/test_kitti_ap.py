@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,16 @@ def read_pair(root: Path) -> tuple[list[Objects], list[Objects]]:
     return [read_objects(root / "gt" / n) for n in names], [read_objects(root / "dets" / n, scored=True) for n in names]
 
 
-def flat(result: dict, interpolations: tuple[str, ...] = INTERPOLATIONS) -> dict[str, float]:
+OVERLAPS = ("3d", "bev", "2d")
+
+
+def flat(
+    result: dict, interpolations: tuple[str, ...] = INTERPOLATIONS, metrics: tuple[str, ...] = METRICS
+) -> dict[str, float]:
     return {
         f"{name}/{metric}/{interpolation}/{level}": by_metric[metric][interpolation][level]
         for name, by_metric in result.items()
-        for metric in METRICS
+        for metric in metrics
         for interpolation in interpolations
         for level in DIFFICULTIES
     }
@@ -55,12 +61,13 @@ def frame(gt: list[tuple], det: list[tuple]) -> tuple[list[Objects], list[Object
 
 @pytest.mark.parametrize("overlap", ["strict", "loose"])
 def test_fixture_by_both_evaluators(overlap: str) -> None:
-    expected = flat(json.loads((FIXTURE / "expected.json").read_text())[overlap])
+    expected = flat(json.loads((FIXTURE / "expected.json").read_text())[overlap], metrics=OVERLAPS)
     gt, det = read_pair(FIXTURE)
     assert len(gt) == 12
     assert len({round(v, 4) for v in expected.values()}) > 50  # the fixture tells the figures apart
-    assert flat(evaluate(gt, det, loose=overlap == "loose")) == pytest.approx(expected, abs=1e-4)
-    assert flat(reference_evaluate(gt, det, loose=overlap == "loose")) == pytest.approx(expected, abs=1e-4)
+    for evaluator in (evaluate, reference_evaluate):
+        found = evaluator(gt, det, loose=overlap == "loose")
+        assert flat(found, metrics=OVERLAPS) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("overlap", ["strict", "loose"])
@@ -70,7 +77,9 @@ def test_real_labels_as_two_public_evaluators_score_them(shared_data: Path, over
         pytest.skip("needs ../shared/data/kitti_eval_oracle")
     oracle = json.loads((root / "expected.json").read_text())
     gt, det = read_pair(root)
-    found = flat(evaluate(gt, det, loose=overlap == "loose"), ("R40", "R11"))
+    result = evaluate(gt, det, loose=overlap == "loose")
+    assert flat(result) == pytest.approx(flat(reference_evaluate(gt, det, loose=overlap == "loose")), abs=1e-6)
+    found = flat(result, ("R40", "R11"), OVERLAPS)
     expected = {}
     for key in found:
         name, metric, interpolation, level = key.split("/")
@@ -150,6 +159,28 @@ def test_dont_care_excuses_in_2d_only() -> None:
     assert result["bev"]["all"]["easy"] == result["3d"]["all"]["easy"] == 50
 
 
+def test_orientation_similarity_weighs_true_positives() -> None:
+    gt, det = frame(
+        [row("Car", 10.0 * k) for k in range(3)],
+        [row("Car", 10.0 * k, score=0.9 - k / 10) for k in range(3)] + [row("Car", 90, score=0.1)],
+    )
+    for turn, worth in ((0.0, 1.0), (math.pi / 2, 0.5), (math.pi, 0.0), (2 * math.pi / 3, 0.25)):
+        turned = [replace(det[0], alpha=np.append(gt[0].alpha + turn, 0.0))]
+        result = evaluate(gt, turned)["Car"]
+        assert result["2d"]["all"]["easy"] == pytest.approx(100)
+        assert result["aos"]["all"]["easy"] == pytest.approx(100 * worth)
+        for interpolation in ("R40", "R11"):
+            expected = worth * result["2d"][interpolation]["easy"]
+            assert result["aos"][interpolation]["easy"] == pytest.approx(expected)
+
+
+def test_orientation_is_unknown_where_an_angle_is() -> None:
+    gt, det = frame([row("Car")], [row("Car", score=0.5)])
+    result = evaluate(gt, [replace(det[0], alpha=np.array([-10.0]))])["Car"]
+    assert math.isnan(result["aos"]["R40"]["easy"])
+    assert result["2d"]["all"]["easy"] == 100
+
+
 def test_a_low_detection_of_any_class_takes_up_an_object() -> None:
     det = [row("Cyclist", 0, pixels=39, score=0.9), row("Car", 0, score=0.5)]
     result = evaluate(*frame([row("Car")], det))["Car"]["3d"]["all"]
@@ -214,11 +245,9 @@ def test_mean_ap_is_over_the_classes_that_have_objects() -> None:
     assert mean_ap(result, "bev", "R11", "hard") == pytest.approx(expected)
 
 
-def test_other_classes_need_a_minimum_overlap() -> None:
-    gt, det = frame([row("Truck")], [row("Truck", score=0.5)])
-    with pytest.raises(KDBenchError, match="'Truck'"):
-        evaluate(gt, det, classes=["Truck"])
-    assert evaluate(gt, det, classes=["Truck"], min_overlap={"Truck": 0.7})["Truck"]["3d"]["all"]["easy"] == 100
+def test_other_classes_are_refused() -> None:
+    with pytest.raises(KDBenchError, match="KITTI has no minimum overlap for class 'Truck'"):
+        evaluate(*frame([row("Truck")], [row("Truck", score=0.5)]), classes=["Truck"])
 
 
 def test_wrong_input_is_refused() -> None:

@@ -1,34 +1,23 @@
-"""A mirror of a run on Weights & Biases (W&B), on demand.
+"""A run on Weights & Biases (W&B): what it is called, and what it is sent.
 
-The run record with its ``metrics.csv`` is the truth and W&B a copy of it, so nothing that W&B does or fails to do ends
-a run: without a key or a server the run is kept offline (``wandb sync`` uploads it later, ``python -m
-kdbench.wandb_sync`` any record), and an error is one warning.
+The run record with its ``metrics.csv`` is the truth and W&B a copy of it.
 """
 
 from __future__ import annotations
 
 import csv
-import logging
-import os
 import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
-
 from kdbench.digest import digest
-from kdbench.errors import KDBenchError, nearest
-from kdbench.record import RUN, content_hash
-from kdbench.run import PREVIEW
+from kdbench.record import PREVIEW, RUN, content_hash
 from kdbench.schema import Record
 
 STEP = "trainer/global_step"
@@ -39,11 +28,6 @@ FINISH_S = 60
 
 CONTENT = "content_hash"
 """Key of the summary that tells which record a W&B run holds whole."""
-
-LOGGERS = ("csv", "wandb", "none")
-"""``metrics.csv`` lies in every record, so ``csv`` and ``none`` ask for nothing more."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,119 +77,6 @@ def teacher_hash(config: Mapping[str, Any]) -> str:
     data = {k: v for k, v in (own["data"] or config["data"]).items() if k not in ("root", "workers")}
     trainer = {k: v for k, v in {**config["trainer"], **own["trainer"]}.items() if k != "threads"}
     return digest([config["task"], config["pair"]["teacher"], data, trainer, own["seed"], own["init_from"]])
-
-
-class WandbLogger(Logger):
-    """Mirrors one job, or one stage of it, to W&B as a run of its own.
-
-    The run begins with the first thing logged and ends by `close`. Lightning's own W&B logger joins the run that is
-    open in the process (each job of a sweep after the first) and switches the whole process to offline.
-
-    Args:
-        run: What the run is called.
-        folder: Where W&B keeps its files (``folder/wandb``).
-        project: W&B project.
-        entity: W&B user or team; the key's default if None.
-        mode: ``online``, ``offline``, ``disabled``, or None for ``$WANDB_MODE`` and else ``offline``.
-    """
-
-    def __init__(
-        self,
-        run: RunInfo,
-        folder: Path,
-        *,
-        project: str = "kdbench",
-        entity: str | None = None,
-        mode: str | None = None,
-    ) -> None:
-        super().__init__()
-        self._info = run
-        self._folder = folder
-        self._project = project
-        self._entity = entity
-        self._mode = mode or os.environ.get("WANDB_MODE") or "offline"
-        self._run: Any = None
-        self._warned = False
-
-    @property
-    def name(self) -> str:
-        return "wandb"
-
-    @property
-    def version(self) -> str:
-        return self._info.run_id
-
-    @property
-    def save_dir(self) -> str:
-        return str(self._folder)
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The ``wandb.Run``, opened on first use."""
-        if self._run is None:
-            self._run = self._open()
-        return self._run
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        pass  # W&B gets the resolved config when the run is opened
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with self._guarded():
-            self.experiment.log({**metrics, STEP: step or 0})
-
-    @rank_zero_only
-    def publish(
-        self, record: Record, folder: Path, media: Mapping[str, Callable[[ModuleType], Any]] | None = None
-    ) -> None:
-        """Sends what a finished run has to show, see `send`."""
-        with self._guarded():
-            send(self.experiment, self._info, record, folder, media)
-
-    @rank_zero_only
-    def close(self, exit_code: int = 0) -> None:
-        """Ends the W&B run; ``exit_code`` other than 0 marks it as failed."""
-        with self._guarded():
-            if self._run is not None:
-                self._run.finish(exit_code=exit_code)
-        self._run = None
-
-    def _open(self) -> Any:
-        import wandb
-
-        mode = self._mode
-        if mode not in ("offline", "dryrun", "disabled") and (reason := offline_reason(wandb)):
-            self._warn(f"{reason}; the run is kept offline in {self._folder / 'wandb'} (`wandb sync` uploads it)")
-            mode = "offline"
-        run = self._start(wandb, mode)
-        if not run.offline:
-            log.info("W&B: %s", run.url)
-        return run
-
-    def _start(self, wandb: ModuleType, mode: str) -> Any:
-        try:
-            return start(self._info, self._folder, project=self._project, entity=self._entity, mode=mode)
-        except Exception as error:
-            if mode == "disabled":
-                raise
-            weaker = "disabled" if mode == "offline" else "offline"
-            self._warn(f"{one_line(error)}; the run goes on with W&B {weaker}")
-            return self._start(wandb, weaker)
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Turns any failure of W&B into one warning per run."""
-        try:
-            yield
-        except Exception as error:
-            self._warn(f"{one_line(error)}; metrics.csv and the run record are complete without it")
-
-    def _warn(self, text: str) -> None:
-        if not self._warned:
-            log.warning("W&B: %s", text)
-        self._warned = True
 
 
 def start(info: RunInfo, folder: Path, *, project: str, entity: str | None, mode: str | None, **settings: Any) -> Any:
@@ -331,42 +202,6 @@ def replay(history: Path, log_metrics: Callable[[dict[str, float], int], None], 
             values = {key: float(value) for key, value in row.items() if value}
             if values["step"] > after:
                 log_metrics(values, int(values["step"]))
-
-
-def make_loggers(cfg: Mapping[str, Any], *, run: RunInfo, folder: Path) -> list[WandbLogger]:
-    """Builds a run's Lightning loggers.
-
-    Args:
-        cfg: The config's ``logger`` node: ``name`` (``csv``, ``wandb`` or ``none``) and, for W&B, ``project``,
-            ``entity`` and ``mode``.
-        run: What the run is called.
-        folder: Where W&B's own files go.
-
-    Raises:
-        KDBenchError: ``name`` is not a logger.
-    """
-    name = cfg["name"]
-    if name not in LOGGERS:
-        raise KDBenchError(f"logger={name} is unknown; {nearest(str(name), LOGGERS)}")
-    if name != "wandb":
-        return []
-    return [WandbLogger(run, folder, **{key: cfg[key] for key in ("project", "entity", "mode") if cfg.get(key)})]
-
-
-@contextmanager
-def open_loggers(cfg: Mapping[str, Any], *, run: RunInfo, folder: Path) -> Iterator[list[WandbLogger]]:
-    """`make_loggers` for the length of a job: the W&B run ends with it, also by an exception.
-
-    Each job of a sweep therefore is a W&B run of its own, in one process too.
-    """
-    loggers = make_loggers(cfg, run=run, folder=folder)
-    exit_code = 1
-    try:
-        yield loggers
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            logger.close(exit_code)
 
 
 def offline_reason(wandb: ModuleType, timeout: float = 2.0) -> str | None:

@@ -18,9 +18,9 @@ import torch
 import wandb
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from kdbench.errors import KDBenchError
-from kdbench.loggers import CONTENT, STEP, RunInfo, make_loggers, open_loggers, teacher_hash
 from kdbench.schema import Record
+from kdbench.wandb_logger import open_logger
+from kdbench.wandb_run import CONTENT, STEP, RunInfo, teacher_hash
 from kdbench.wandb_sync import main as sync
 from tests.wandb_server import (
     CONFIG,
@@ -52,18 +52,9 @@ def offline_runs(folder: Path) -> dict[str, OfflineRun]:
 
 
 def log_three(cfg: dict[str, Any], run: RunInfo, folder: Path) -> None:
-    with open_loggers(cfg, run=run, folder=folder) as loggers:
+    with open_logger(cfg, run=run, folder=folder) as logger:
         for step in range(3):
-            for logger in loggers:
-                logger.log_metrics({"val/acc": 0.5 + 0.1 * step, "val/loss": 1.0 - 0.1 * step}, step=10 * step)
-
-
-def test_logger_names(tmp_path: Path) -> None:
-    assert make_loggers({"name": "none"}, run=RUN, folder=tmp_path) == []
-    assert make_loggers({"name": "csv"}, run=RUN, folder=tmp_path) == []
-    assert [logger.version for logger in make_loggers(ONLINE, run=RUN, folder=tmp_path)] == ["r1"]
-    with pytest.raises(KDBenchError, match="did you mean 'wandb'"):
-        make_loggers({"name": "wandbb"}, run=RUN, folder=tmp_path)
+            logger.log_metrics({"val/acc": 0.5 + 0.1 * step, "val/loss": 1.0 - 0.1 * step}, step=10 * step)
 
 
 def test_it_follows_a_lightning_fit(tmp_path: Path) -> None:
@@ -72,9 +63,9 @@ def test_it_follows_a_lightning_fit(tmp_path: Path) -> None:
             self.log("train/loss", torch.tensor(float(batch_idx)))
             return super().training_step(batch, batch_idx)
 
-    with open_loggers(OFFLINE, run=RUN, folder=tmp_path) as loggers:
+    with open_logger(OFFLINE, run=RUN, folder=tmp_path) as logger:
         trainer = lightning.Trainer(
-            logger=loggers,
+            logger=logger,
             max_epochs=2,
             limit_train_batches=3,
             limit_val_batches=0,
@@ -99,11 +90,10 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
     points = np.zeros((5, 3))
     box = {"corners": np.zeros((8, 3)).tolist(), "label": "Car", "color": [0, 255, 0]}
     cloud = {"type": "lidar/beta", "points": points, "boxes": np.array([box]), "vectors": np.array([])}
-    with open_loggers(OFFLINE, run=RUN, folder=tmp_path) as loggers:
-        for logger in loggers:
-            logger.log_metrics({"val/acc": 0.5, "epoch": 0}, step=7)
-            logger.log_metrics({"val/acc": 0.25, "epoch": 1}, step=15)
-            logger.publish(record, folder, {"scene": lambda wandb: wandb.Object3D(cloud)})
+    with open_logger(OFFLINE, run=RUN, folder=tmp_path) as logger:
+        logger.log_metrics({"val/acc": 0.5, "epoch": 0}, step=7)
+        logger.log_metrics({"val/acc": 0.25, "epoch": 1}, step=15)
+        logger.publish(record, folder, {"scene": lambda wandb: wandb.Object3D(cloud)})
     run = offline_runs(tmp_path)["r1"]
     assert (run.name, run.group, run.job_type) == ("toy/kd/small/s3", "abc123", "distill")
     assert run.tags == ("toy", "kd", "smoke", "protocol-1")
@@ -163,9 +153,8 @@ def test_two_runs_in_one_process_are_two_runs(tmp_path: Path, monkeypatch: pytes
 
 def test_a_failing_job_ends_its_run_as_failed(tmp_path: Path) -> None:
     def job() -> None:
-        with open_loggers(OFFLINE, run=RUN, folder=tmp_path) as loggers:
-            for logger in loggers:
-                logger.log_metrics({"val/acc": 0.5}, step=0)
+        with open_logger(OFFLINE, run=RUN, folder=tmp_path) as logger:
+            logger.log_metrics({"val/acc": 0.5}, step=0)
             raise RuntimeError("diverged")
 
     with pytest.raises(RuntimeError, match="diverged"):
@@ -179,15 +168,13 @@ def test_an_error_of_wandb_is_one_warning(
     def broken(*args: Any, **kwargs: Any) -> None:
         raise wandb.errors.CommError("server\nis gone")
 
-    with open_loggers(OFFLINE, run=RUN, folder=tmp_path) as loggers:
-        for logger in loggers:
-            logger.log_metrics({"val/acc": 0.5}, step=0)
-        monkeypatch.setattr(type(loggers[0].experiment), "log", broken)
+    with open_logger(OFFLINE, run=RUN, folder=tmp_path) as logger:
+        logger.log_metrics({"val/acc": 0.5}, step=0)
+        monkeypatch.setattr(type(logger.experiment), "log", broken)
         for step in (1, 2):
-            for logger in loggers:
-                logger.log_metrics({"val/acc": 0.5}, step=step)
-        loggers[0].publish(*made(tmp_path), {"bad": lambda wandb: wandb.no_such_thing})
-    assert [record.getMessage() for record in caplog.records if record.name == "kdbench.loggers"] == [
+            logger.log_metrics({"val/acc": 0.5}, step=step)
+        logger.publish(*made(tmp_path), {"bad": lambda wandb: wandb.no_such_thing})
+    assert [record.getMessage() for record in caplog.records if record.name == "kdbench.wandb_logger"] == [
         "W&B: CommError: server is gone; metrics.csv and the run record are complete without it"
     ]
 
@@ -276,12 +263,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def follow(cfg: dict[str, Any], record: Record, path: Path, folder: Path) -> None:
     """What a run does with its logger."""
-    with open_loggers(cfg, run=RUN, folder=folder) as loggers:
+    with open_logger(cfg, run=RUN, folder=folder) as logger:
         for step, value in ((4, 0.1), (8, 0.9), (12, 0.3)):
-            for logger in loggers:
-                logger.log_metrics({"val/acc": value}, step=step)
-        for logger in loggers:
-            logger.publish(record, path)
+            logger.log_metrics({"val/acc": value}, step=step)
+        logger.publish(record, path)
 
 
 def test_online_run_reaches_the_server(tmp_path: Path, server: Received) -> None:
@@ -306,13 +291,13 @@ def test_offline_is_the_default_and_wandb_sync_uploads_it(tmp_path: Path, server
 def test_a_server_that_dies_during_a_run_costs_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("kdbench.loggers.FINISH_S", 3)
+    monkeypatch.setattr("kdbench.wandb_run.FINISH_S", 3)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     record, path = made(tmp_path)
     before = (path / "run.json").read_bytes()
     with serve() as (address, received):
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        with open_loggers(ONLINE, run=RUN, folder=tmp_path) as (logger,):
+        with open_logger(ONLINE, run=RUN, folder=tmp_path) as logger:
             logger.log_metrics({"val/acc": 0.1}, step=4)
             wait_for(lambda: "r1" in received.runs)
             received.closed.set()
@@ -321,7 +306,9 @@ def test_a_server_that_dies_during_a_run_costs_a_bounded_time(
             logger.log_metrics({"val/acc": 0.3}, step=12)
             logger.publish(record, path)
     assert time.monotonic() - start < 60
-    assert [r.message.endswith("complete without it") for r in caplog.records if r.name == "kdbench.loggers"] == [True]
+    assert [r.message.endswith("complete without it") for r in caplog.records if r.name == "kdbench.wandb_logger"] == [
+        True
+    ]
     wandb.teardown()
     assert (path / "run.json").read_bytes() == before
     with serve() as (address, received):

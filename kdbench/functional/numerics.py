@@ -1,0 +1,59 @@
+"""What every loss here needs to stay safe: precision, means of nothing, shapes and options."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from kdbench.errors import KDBenchError, nearest
+
+#: Which form of a loss, where the paper and its released code differ.
+Faithful: TypeAlias = Literal["paper", "code"]
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Returns ``x`` in float32, or as it is where it is float32 or wider: low precision is never summed as such."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Turns autocast off on the device of ``x``: it would take products of upcast tensors back to low precision."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def safe_mean(values: Tensor) -> Tensor:
+    """Mean over all elements; of an empty tensor a zero that is connected to the graph."""
+    return values.sum() / max(values.numel(), 1)
+
+
+def weighted_mean(rows: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of ``rows`` (N,), or ``sum(weight * rows) / sum(weight)`` with non-negative weights (N,).
+
+    No rows, or no weight at all, give a zero that is connected to the graph.
+
+    Example:
+        >>> weighted_mean(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([1, 1, 0]))
+        tensor(1.5000)
+    """
+    if weight is None:
+        return safe_mean(rows)
+    check_same_shape(rows, weight, "row weights")
+    weight = weight.to(rows.dtype)
+    return (weight * rows).sum() / weight.sum().clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def check_same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+    """Raises ``KDBenchError`` where the shapes differ, which torch would broadcast into a wrong loss."""
+    if student.shape != teacher.shape:
+        raise KDBenchError(
+            f"{what}: the student has shape {tuple(student.shape)} and the teacher {tuple(teacher.shape)}, "
+            "expected equal shapes; project one of them or check the pair's taps"
+        )
+
+
+def check_faithful(faithful: str) -> None:
+    """Raises ``KDBenchError`` where ``faithful`` is neither ``"paper"`` nor ``"code"``."""
+    if faithful not in get_args(Faithful):
+        raise KDBenchError(f"faithful={faithful!r} is unknown; {nearest(str(faithful), get_args(Faithful))}")
