@@ -54,28 +54,28 @@ def site(words: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=None, metavar="N", help="seeds below which a row is grey (3)")
     options = parser.parse_args(words)
 
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     from kdbench.cache import default_root
+    from kdbench.matrix import cells
     from leaderboard import anchors
     from leaderboard.boards import build as join
+    from leaderboard.build import build
     from leaderboard.groups import MINIMUM
     from leaderboard.rows import RECORDS, read
 
     given = _existing(options.results or [RESULTS][: RESULTS.is_dir()])
-    found = read([*given, RECORDS], cache=default_root() / "leaderboard")
-    for folder in set(given).intersection(found.empty):
-        print(f"leaderboard: {folder} holds no run record (results=DIR of the runs?)", file=sys.stderr)
-    _tell(found.problems)
-
-    try:
-        from leaderboard.site import build
-    except ModuleNotFoundError as error:
-        if error.name not in ("jinja2", "markupsafe"):
-            raise
-        raise KDBenchError("the site needs Jinja2: pip install 'kdbench[site]'") from None
-    from kdbench.matrix import cells
-
     minimum = MINIMUM if options.seeds is None else options.seeds
-    built = build(options.out, found, join(found.rows, minimum), anchors=anchors.load(), cells=cells(), minimum=minimum)
+    # The matrix imports every task and method: beside the reading, and its memory goes with its process.
+    with ProcessPoolExecutor(1, get_context("spawn")) as aside:
+        matrix = aside.submit(cells)
+        found = read([*given, RECORDS], cache=default_root() / "leaderboard")
+        for folder in set(given).intersection(found.empty):
+            print(f"leaderboard: {folder} holds no run record (results=DIR of the runs?)", file=sys.stderr)
+        _tell(found.problems)
+        fits = matrix.result()
+    built = build(options.out, found, join(found.rows, minimum), anchors=anchors.load(), cells=fits, minimum=minimum)
     print(f"{len(found.rows)} runs, {built.pages} pages: {built.out / 'index.html'}")
     return 1 if found.problems else 0
 

@@ -64,7 +64,7 @@ def headline(boards: Boards) -> list[Board]:
     """Picks one board per task and pair: the one that is shown first."""
     first: dict[tuple[str, str], Board] = {}
     for board in boards.boards:
-        first.setdefault((board.cell.task, board.cell.pair), board)
+        first.setdefault((board.setting.task, board.setting.pair), board)
     return list(first.values())
 
 

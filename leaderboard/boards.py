@@ -6,7 +6,7 @@ The API that the pages are built on::
     found.tasks         # dict[str, list[Board]]: every task's boards, the one to show first in front
     found.failures      # list[Group]: specifications of which no seed came to a score (score None; reasons in rows)
     found.teachers      # list[Group]: teachers that were trained alone (method=none role=teacher)
-    board.cell          # Cell(task, pair, dataset, digest, fold, preset, augment, quant, protocol)
+    board.setting          # Setting(task, pair, dataset, digest, fold, preset, augment, quant, protocol)
     board.groups        # list[Group], best first; board.primary, board.higher_is_better, board.metrics (names)
     board.teacher       # dict[str, float]: the teacher's test metrics; board.scratch: dict[str, Estimate] over seeds
     board.metric == group.metric    # False: the group is scored by another metric, and the board shows no score of it
@@ -34,7 +34,7 @@ from itertools import groupby
 
 import numpy as np
 
-from leaderboard.groups import MINIMUM, Cell, Difference, Group, group, summarise
+from leaderboard.groups import MINIMUM, Difference, Group, Setting, group, summarise
 from leaderboard.row import Row
 from leaderboard.stats import Estimate, paired, places
 
@@ -51,7 +51,7 @@ _LOWER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """The groups of one cell, best first.
+    """The groups of one setting, best first.
 
     Attributes:
         metrics: Names of the test metrics, the primary one first.
@@ -61,7 +61,7 @@ class Board:
         twins: Different scratch students of one seed in the records, at most; several are of several recipes.
     """
 
-    cell: Cell
+    setting: Setting
     primary: str
     higher_is_better: bool
     metrics: tuple[str, ...]
@@ -88,7 +88,7 @@ class Boards:
     @property
     def tasks(self) -> dict[str, list[Board]]:
         """Boards by task, names sorted; each task's list begins with the board to show first."""
-        return {task: list(found) for task, found in groupby(self.boards, key=lambda board: board.cell.task)}
+        return {task: list(found) for task, found in groupby(self.boards, key=lambda board: board.setting.task)}
 
 
 def lower_is_better(metric: str) -> bool:
@@ -105,7 +105,7 @@ def build(rows: Iterable[Row], minimum: int = MINIMUM, baseline: str = BASELINE)
         baseline: The method of ``vs_kd``.
     """
     found = Boards()
-    cells: dict[Cell, list[Group]] = {}
+    settings: dict[Setting, list[Group]] = {}
     for _, same in groupby(rows, key=lambda row: (row.task, row.method, row.spec_hash)):
         for one in group(list(same), minimum):
             if not one.seeds:
@@ -113,8 +113,8 @@ def build(rows: Iterable[Row], minimum: int = MINIMUM, baseline: str = BASELINE)
             elif one.role == "teacher":
                 found.teachers.append(one)
             else:
-                cells.setdefault(one.cell, []).append(one)
-    found.boards.extend(_board(cell, groups, baseline) for cell, groups in cells.items())
+                settings.setdefault(one.setting, []).append(one)
+    found.boards.extend(_board(setting, groups, baseline) for setting, groups in settings.items())
     found.boards.sort(key=_in_front)
     return found
 
@@ -122,10 +122,10 @@ def build(rows: Iterable[Row], minimum: int = MINIMUM, baseline: str = BASELINE)
 def _in_front(board: Board) -> tuple[object, ...]:
     enough = sum(g.enough for g in board.groups)
     newest = max(g.newest.finished for g in board.groups)
-    return board.cell.task, board.cell.preset in TRIALS, -enough, -len(board.groups), -newest, board.cell
+    return board.setting.task, board.setting.preset in TRIALS, -enough, -len(board.groups), -newest, board.setting
 
 
-def _board(cell: Cell, groups: list[Group], baseline: str) -> Board:
+def _board(setting: Setting, groups: list[Group], baseline: str) -> Board:
     baselines = [g for g in groups if g.method == baseline]
     groups = [replace(g, vs_scratch=_versus_scratch(g), vs_kd=_versus(g, baselines, baseline)) for g in groups]
     # Records are from strangers: the metric is what most groups say.
@@ -145,7 +145,7 @@ def _board(cell: Cell, groups: list[Group], baseline: str) -> Board:
     teacher = max(teachers, key=lambda row: (row.finished, row.run_id)).teacher if teachers else None
     twins = {(row.seed, row.scratch_score) for g in groups for row in g.scored if row.scratch_score is not None}
     return Board(
-        cell=cell,
+        setting=setting,
         primary=primary,
         higher_is_better=higher_is_better,
         metrics=tuple(names),

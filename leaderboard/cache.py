@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from kdbench.digest import digest
 from kdbench.schema import SCHEMA_VERSION
@@ -64,8 +65,8 @@ class RowCache:
         aside = self.file.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("w", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in _lines(self.new))
+            with aside.open("wb") as stream:
+                stream.writelines(to_json(line) + b"\n" for line in _lines(self.new))
             aside.replace(self.file)
         except OSError:
             with contextlib.suppress(OSError):
@@ -101,11 +102,11 @@ def _load(file: Path, intern: Interner) -> dict[str, tuple[State, Row]]:
     rows: dict[str, tuple[State, Row]] = {}
     names: list[tuple[str, ...]] = []
     metrics: list[Metrics] = []
-    with file.open(encoding="utf-8") as stream:
-        if json.loads(next(stream, "null")) != _HEADER:
+    with file.open("rb") as stream:
+        if from_json(next(stream, b"null")) != _HEADER:
             return {}
         for line in stream:
-            kind, *rest = json.loads(line)
+            kind, *rest = from_json(line)
             if kind == "names":
                 names.append(tuple(rest[0]))
             elif kind == "metrics":

@@ -21,7 +21,7 @@ from kdbench.errors import KDBenchError, nearest
 from kdbench.record import CONFIG, spec_hash
 from kdbench.schema import Record
 from leaderboard.boards import lower_is_better
-from leaderboard.groups import cell_of
+from leaderboard.groups import setting_of
 from leaderboard.row import Row
 from leaderboard.rows import Found, Problem, full_record, read
 
@@ -175,5 +175,5 @@ def _specs(rows: Iterable[Row]) -> Iterator[Problem]:
             if not row.ok:
                 continue
             first = first or row
-            if (cell_of(row), row.primary, row.trials) != (cell_of(first), first.primary, first.trials):
+            if (setting_of(row), row.primary, row.trials) != (setting_of(first), first.primary, first.trials):
                 yield Problem(row.path, f"spec_hash: {first.path} has the same, but other data, names or tuning")

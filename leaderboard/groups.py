@@ -22,7 +22,7 @@ MINIMUM = 3
 Verdict = Literal["better", "worse", "open"]
 
 
-class Cell(NamedTuple):
+class Setting(NamedTuple):
     """What two groups must have in common to be compared."""
 
     task: str
@@ -75,13 +75,14 @@ class Group:
     """The seeds of one specification.
 
     Attributes:
-        cell: What it is compared within.
+        setting: What it is compared within.
         method: Name.
         spec_hash: What its seeds have in common.
         role: ``student`` or ``teacher``.
         reference: The student was trained alone.
         trials: Tuning trials; 0 is untuned.
         rows: The row that counts of each seed, by seed: the newest with a score, else the newest.
+        newest: The newest of these with a score, else the newest.
         superseded: The others.
         seeds: Those that came to a score.
         failed: Seeds without a score because the run failed; ``diverged`` likewise.
@@ -90,13 +91,14 @@ class Group:
         unranked: Why there is no rank, or None.
     """
 
-    cell: Cell
+    setting: Setting
     method: str
     spec_hash: str
     role: str
     reference: bool
     trials: int
     rows: tuple[Row, ...]
+    newest: Row
     superseded: tuple[Row, ...]
     seeds: tuple[int, ...]
     failed: int
@@ -129,20 +131,15 @@ class Group:
         return self.primary, self.higher_is_better
 
     @property
-    def newest(self) -> Row:
-        """The newest of the rows that count, one with a score if there is one."""
-        return max(self.rows, key=lambda row: (row.has_score, row.finished, row.run_id))
-
-    @property
     def scored(self) -> tuple[Row, ...]:
         """The rows behind the score."""
         return tuple(row for row in self.rows if row.has_score)
 
 
-def cell_of(row: Row) -> Cell:
-    """Returns the cell of a row; a run without a score knows only the names of its configuration."""
+def setting_of(row: Row) -> Setting:
+    """Returns the setting of a row; a run without a score knows only the names of its configuration."""
     data = (row.dataset or "", row.digest or "", row.fold or "")
-    return Cell(row.task, row.pair, *data, row.preset, row.augment, row.quant, row.protocol)
+    return Setting(row.task, row.pair, *data, row.preset, row.augment, row.quant, row.protocol)
 
 
 def group(rows: Sequence[Row], minimum: int = MINIMUM) -> list[Group]:
@@ -158,7 +155,7 @@ def group(rows: Sequence[Row], minimum: int = MINIMUM) -> list[Group]:
     scored: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.ok:
-            scored.setdefault((cell_of(row), row.role, row.primary, row.trials), []).append(row)
+            scored.setdefault((setting_of(row), row.role, row.primary, row.trials), []).append(row)
     lost = [row for row in rows if not row.ok]
     if not scored:
         return [_group(lost, minimum)]
@@ -172,24 +169,25 @@ def _group(rows: list[Row], minimum: int) -> Group:
         kept[row.seed] = row
     chosen = tuple(kept[seed] for seed in sorted(kept))
     scored = [row for row in chosen if row.has_score]
-    model = max(scored or chosen, key=lambda row: (row.finished, row.run_id))
-    gap, gap_reason = _gap(scored, model)
+    newest = max(scored or chosen, key=lambda row: (row.finished, row.run_id))
+    gap, gap_reason = _gap(scored, newest)
     counts = Counter(row.status for row in chosen)
     note = _note(scored, minimum)
     return Group(
-        cell=cell_of(model),
-        method=model.method,
-        spec_hash=model.spec_hash,
-        role=model.role,
-        reference=model.reference,
-        trials=model.trials,
+        setting=setting_of(newest),
+        method=newest.method,
+        spec_hash=newest.spec_hash,
+        role=newest.role,
+        reference=newest.reference,
+        trials=newest.trials,
         rows=chosen,
+        newest=newest,
         superseded=tuple(row for row in rows if row is not kept[row.seed]),
         seeds=tuple(row.seed for row in scored),
         failed=counts["failed"],
         diverged=counts["diverged"],
-        primary=model.primary,
-        higher_is_better=bool(model.higher_is_better),
+        primary=newest.primary,
+        higher_is_better=bool(newest.higher_is_better),
         metrics=summarise([row.teacher if row.role == "teacher" else row.student for row in scored]),
         best_on_val=_estimate(row.best_on_val for row in scored),
         teacher=_estimate(row.teacher_score for row in scored),

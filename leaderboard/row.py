@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 import re
@@ -10,10 +11,13 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from kdbench.errors import KDBenchError
-from kdbench.schema import Record, RoleScores
+from kdbench.schema import Cost, Record, RoleScores, Sizes, StudentModel, TeacherModel
 
 #: Longest name, longest text, largest number that makes sense anywhere.
 LABEL, TEXT, LARGEST = 200, 20_000, 1e30
@@ -23,7 +27,7 @@ _MARKUP = re.compile(r"<[A-Za-z/!?]")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*")
 # What shlex.quote makes of words: pasted into a shell it runs kdbench and nothing else.
-_COMMAND = re.compile(r"python -m kdbench(?: (?:[\w@%+=:,./-]|'[^']*'|\"'\")+)*", re.ASCII)
+_COMMAND = re.compile(r"python -m kdbench(?: (?:[\w@%+=:,./-]++|'[^']*+'|\"'\")++)*+", re.ASCII)
 
 
 class Metrics(NamedTuple):
@@ -54,8 +58,7 @@ class Row:
         reference: The student was trained alone: the method has no options and changed nothing, as ``none``.
         trials: Tuning trials that the run's weights were chosen by; 0 is untuned.
         factor: The factor on the weights that tuning chose.
-        score: Primary metric; ``scratch_score``, ``teacher_score``, ``peer_score``, ``privileged_score`` (the teacher
-            with its privileged input) and ``converted_score`` (the converted student) likewise.
+        score: Primary metric; ``scratch_score`` and those of the other roles likewise.
         macs: Multiply-accumulates of one sample; ``latency_ms`` is for one sample; ``bytes`` on disk.
         teacher_passes: Forward passes per training sample; ``student_passes`` likewise.
         started: UTC, seconds since 1970; ``finished`` likewise.
@@ -97,7 +100,7 @@ class Row:
     scratch_score: float | None
     teacher_score: float | None
     peer_score: float | None
-    privileged_score: float | None
+    teacher_privileged_score: float | None
     converted_score: float | None
     best_on_val: float | None
     student: Metrics | None
@@ -140,6 +143,11 @@ class Row:
         return self.ok and self.score is not None
 
     @property
+    def finished_utc(self) -> str:
+        """When the run ended, to the minute."""
+        return datetime.fromtimestamp(self.finished, UTC).strftime("%Y-%m-%d %H:%M")
+
+    @property
     def order(self) -> tuple[Any, ...]:
         """What rows are sorted by."""
         return self.task, self.method, self.spec_hash, self.seed, self.finished, self.run_id, self.path
@@ -148,6 +156,9 @@ class Row:
 FIELDS = tuple(f.name for f in dataclasses.fields(Row))
 #: The values of a row, in the order of its fields.
 values_of = operator.attrgetter(*FIELDS)
+#: Fields that are names, as the record has them.
+_LABELS = ("run_id", "task", "method", "pair", "augment", "quant", "preset", "fidelity", "origin")
+_TEXTS = tuple(i for i, f in enumerate(dataclasses.fields(Row)) if str(f.type).startswith("str"))
 _NUMBERS = tuple(f.name for f in dataclasses.fields(Row) if str(f.type).startswith(("int", "float")))
 
 
@@ -156,29 +167,33 @@ class Interner:
     """Keeps one object of what many rows share: the teacher and the scratch twin are the same for every method."""
 
     names: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
-    metrics: dict[tuple[tuple[str, ...], bytes], Metrics] = field(default_factory=dict)
+    metrics: dict[tuple[int, bytes], Metrics] = field(default_factory=dict)  # by the identity of their names
 
     def __call__(self, names: Iterable[str], values: Iterable[float | None]) -> Metrics:
         """Packs metrics."""
         key = tuple(names)
-        if key not in self.names:
-            self.names[key] = tuple(label("metric", sys.intern(n)) for n in key)
-        kept = self.names[key]
+        kept = self.names.get(key)
+        if kept is None:
+            kept = self.names[key] = tuple(label("metric", name) for name in key)
         packed = array("d", [math.nan if v is None else v for v in values])
-        if any(abs(v) >= LARGEST for v in packed):
-            raise KDBenchError(f"scores: a number beyond {LARGEST:g} is out of range")
-        return self.metrics.setdefault((kept, packed.tobytes()), Metrics(kept, packed))
+        same = id(kept), packed.tobytes()
+        known = self.metrics.get(same)
+        if known is None:
+            if any(abs(v) >= LARGEST for v in packed):
+                raise KDBenchError(f"scores: a number beyond {LARGEST:g} is out of range")
+            known = self.metrics[same] = Metrics(kept, packed)
+        return known
 
     def row(self, values: Iterable[Any]) -> Row:
-        """Makes a row of values that come from the disk or from another process, in the order of the fields."""
-        return Row(*[self._own(value) for value in values])
+        """Makes a row of values in the order of the fields; its strings come from elsewhere, its metrics from here."""
+        kept = list(values)
+        for place in _TEXTS:
+            if kept[place] is not None:
+                kept[place] = sys.intern(kept[place])
+        return Row(*kept)
 
-    def _own(self, value: Any) -> Any:
-        if type(value) is str:
-            return sys.intern(value)
-        return self(value.names, value.values) if type(value) is Metrics else value
 
-
+@functools.lru_cache(4096)  # most names are those of other runs too
 def label(where: str, value: str) -> str:
     """Returns a name that is safe to show.
 
@@ -198,13 +213,11 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
     Raises:
         KDBenchError: A string is no plain label or text, a command would run something else, a number is out of range.
     """
-    scores, cost, models = record.scores, record.cost, record.models
-    data, origin, tuning = record.dataset, record.provenance, record.tuning
+    scores, data, origin, tuning = record.scores, record.dataset, record.provenance, record.tuning
     role = "teacher" if scores.student is None and scores.teacher is not None else "student"
     primary = record.primary.name if record.primary else None
     main = scores.teacher if role == "teacher" else scores.student
     best = main.best_on_val if main else None
-    student, teacher = models.student, models.teacher
     for name in best or ():
         if main and name not in main.test:
             label("metric", name)
@@ -216,9 +229,16 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         return intern(scored.test, scored.test.values()) if scored else None
 
     alone = scores.scratch is None or score(scores.student) == score(scores.scratch)
+    # Arguments by names that are not interned are matched letter by letter.
+    copied: dict[str, Any] = {name: label(name, getattr(record, name)) for name in _LABELS}
+    copied |= {sys.intern(f"{split}_size"): size for split, size in _fields(Sizes, data and data.sizes).items()}
+    copied |= {sys.intern(f"{name}_score"): score(scored) for name, scored in vars(scores).items() if name != "student"}
+    copied |= _fields(Cost, record.cost) | _fields(StudentModel, record.models.student)
+    teacher = _fields(TeacherModel, record.models.teacher)
+    copied |= {sys.intern(f"teacher_{name}"): size for name, size in teacher.items()}
     row = Row(
         path=path,
-        run_id=label("run_id", record.run_id),
+        **copied,
         spec_hash=_name("spec_hash", record.spec_hash),
         content_hash=_name("content_hash", record.content_hash or ""),
         code_digest=label("code_digest", record.code_digest or "none"),
@@ -226,15 +246,7 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         status=record.status,
         reason=_text("reason", record.reason),
         flags=tuple(label("flags", flag) for flag in record.flags),
-        task=label("task", record.task),
-        method=label("method", record.method),
-        pair=label("pair", record.pair),
-        augment=label("augment", record.augment),
-        quant=label("quant", record.quant),
-        preset=label("preset", record.preset),
         seed=record.seed,
-        fidelity=label("fidelity", record.fidelity),
-        origin=label("origin", record.origin),
         command=_command(record.command),
         role=role,
         reference=role == "student" and not record.options and alone,
@@ -244,37 +256,15 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         embedded=data.embedded if data else None,
         digest=label("dataset.digest", data.digest) if data else None,
         fold=None if data is None or data.fold is None else label("dataset.fold", str(data.fold)),
-        train_size=data.sizes.train if data else None,
-        val_size=data.sizes.val if data else None,
-        test_size=data.sizes.test if data else None,
         primary=None if primary is None else label("primary.name", primary),
         higher_is_better=record.primary.higher_is_better if record.primary else None,
         score=score(main),
-        scratch_score=score(scores.scratch),
-        teacher_score=score(scores.teacher),
-        peer_score=score(scores.peer),
-        privileged_score=score(scores.teacher_privileged),
-        converted_score=score(scores.converted),
         best_on_val=best.get(primary) if best and primary else None,
         student=packed(scores.student),
         scratch=packed(scores.scratch),
         teacher=packed(scores.teacher),
         gap_closed=record.gap_closed,
         gap_reason=_text("gap_reason", record.gap_reason),
-        epochs=cost.epochs if cost else None,
-        samples_seen=cost.samples_seen if cost else None,
-        teacher_passes=cost.teacher_passes if cost else None,
-        student_passes=cost.student_passes if cost else None,
-        wall_s=cost.wall_s if cost else None,
-        peak_rss_mb=cost.peak_rss_mb if cost else None,
-        added_params=cost.added_params if cost else None,
-        params=student.params if student else None,
-        macs=student.macs if student else None,
-        bytes=student.bytes if student else None,
-        latency_ms=student.latency_ms if student else None,
-        teacher_params=teacher.params if teacher else None,
-        teacher_macs=teacher.macs if teacher else None,
-        teacher_bytes=teacher.bytes if teacher else None,
         commit=label("provenance.commit", origin.commit) if origin.commit else None,
         dirty=origin.dirty,
         config_digest=label("provenance.config_digest", origin.config_digest),
@@ -290,6 +280,11 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         if value is not None and not -LARGEST < value < LARGEST:
             raise KDBenchError(f"{name}: a number of {len(str(value))} digits is out of range")
     return row
+
+
+def _fields(kind: type[BaseModel], part: BaseModel | None) -> dict[str, Any]:
+    """Returns the fields of a part of the record; each is None where the record lacks the part."""
+    return dict.fromkeys(kind.model_fields) if part is None else vars(part)
 
 
 def _name(where: str, value: str) -> str:

@@ -31,7 +31,7 @@ from kdbench.errors import KDBenchError
 from kdbench.record import RUN, parse_record, read_record
 from kdbench.schema import Record
 from leaderboard.cache import RowCache
-from leaderboard.row import CONTROL, Interner, Row, flatten, refuse_markup, values_of
+from leaderboard.row import CONTROL, Interner, Metrics, Row, flatten, refuse_markup, values_of
 
 #: The records that come with the package: what was accepted by pull request.
 RECORDS = Path(__file__).resolve().parent / "records"
@@ -140,7 +140,10 @@ def _parse_all(files: Sequence[tuple[str, int]], intern: Interner) -> Iterator[t
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for results in pool.map(_parse_share, shares):
             for path, result in results:
-                yield path, result if isinstance(result, Problem) else intern.row(result)
+                if isinstance(result, Problem):
+                    yield path, result
+                else:
+                    yield path, intern.row(intern(*v) if type(v) is Metrics else v for v in result)
 
 
 def _parse_share(files: Sequence[tuple[str, int]]) -> list[tuple[str, tuple[Any, ...] | Problem]]:
@@ -157,6 +160,9 @@ def full_record(row: Row) -> Record:
 
 
 def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
+    shown = path.encode("utf-8", "backslashreplace").decode()
+    if shown != path:
+        return Problem(shown, "a name in its path is not UTF-8, expected one: rename it")
     try:
         if size > LARGEST_FILE:
             raise KDBenchError(f"{size:,} bytes, expected at most {LARGEST_FILE:,}: this is no run record")

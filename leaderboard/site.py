@@ -1,59 +1,29 @@
-"""The site: static pages that open from a file, with no network and, if need be, no script.
-
-::
-
-    built = build(Path("site"), found, boards, anchors=anchors, cells=cells)   # Built(out, pages, runs, left_out)
-
-The same records give the same bytes.
-"""
+"""What every page is made of, which page is where, and how one is written; :mod:`leaderboard.build` writes them all."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdbench.digest import digest
-from kdbench.errors import KDBenchError
+from kdbench.matrix import Cell
 from leaderboard.across import Across, across
+from leaderboard.anchors import Anchor
 from leaderboard.boards import Board, Boards
 from leaderboard.exports import FORMATS, Table, to_html
 from leaderboard.groups import MINIMUM, Group
 from leaderboard.row import Row
 from leaderboard.rows import Found
 
-if TYPE_CHECKING:
-    from kdbench.matrix import Cell
-    from leaderboard.anchors import Anchor
-
 HERE = Path(__file__).resolve().parent
-#: Marks a folder as a site, which a later build may replace.
-MARKER = ".kdbench-site"
 #: Runs that get a page of their own; the others are rows of their group's page.
 RUN_PAGES = 2000
-
-
-class Built(NamedTuple):
-    """What :func:`build` wrote.
-
-    Attributes:
-        out: The folder; open its ``index.html``.
-        pages: Pages in all.
-        runs: Runs that have a page of their own.
-        left_out: Runs that are rows of their group's page only.
-    """
-
-    out: Path
-    pages: int
-    runs: int
-    left_out: int
 
 
 @dataclass
@@ -105,7 +75,7 @@ class Site:
     @cached_property
     def task_names(self) -> list[str]:
         """Names of all tasks that have a record."""
-        return sorted({group.cell.task for group in self.groups})
+        return sorted({group.setting.task for group in self.groups})
 
     @cached_property
     def task_pages(self) -> Mapping[str, str]:
@@ -174,13 +144,11 @@ class Site:
         return environment
 
     def _footer(self) -> str:
-        from leaderboard.pages.common import moment
-
         rows = self.found.rows
         if not rows:
             return "No records."
-        newest = moment(max(row.finished for row in rows))
-        return f"Built from {len(rows)} run records; the newest finished {newest} UTC."
+        newest = max(rows, key=lambda row: row.finished)
+        return f"Built from {len(rows)} run records; the newest finished {newest.finished_utc} UTC."
 
     def page(self, path: str, template: str, *, title: str, tables: Iterable[Table] = (), **context: Any) -> None:
         """Writes a page, and the files of its tables.
@@ -209,54 +177,3 @@ class Site:
         except FileNotFoundError:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-
-
-def build(
-    out: Path,
-    found: Found,
-    boards: Boards,
-    *,
-    anchors: Sequence[Anchor] = (),
-    cells: Sequence[Cell] | None = None,
-    minimum: int = MINIMUM,
-    run_pages: int = RUN_PAGES,
-) -> Built:
-    """Writes the whole site aside and puts it in place.
-
-    Args:
-        out: Folder of the site: new, empty or an earlier site.
-        found: The records and what was wrong with others.
-        boards: Their groups and boards.
-        anchors: Numbers that papers report; shown apart, never ranked.
-        cells: What :func:`kdbench.matrix.cells` returns; None leaves out the compatibility page.
-        minimum: Seeds below which a row is grey.
-        run_pages: Most pages of single runs.
-
-    Raises:
-        KDBenchError: ``out`` holds something else, or cannot be written.
-    """
-    from leaderboard.pages import about, compatibility, coverage, group, method, overview, run, task
-
-    out = Path(os.path.abspath(out))
-    if out.exists() and not (out.is_dir() and ((out / MARKER).exists() or not any(out.iterdir()))):
-        raise KDBenchError(f"{out} is not an earlier site: choose another --out DIR or remove it")
-    aside, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    try:
-        aside.mkdir(parents=True)
-        shutil.copytree(HERE / "assets", aside / "assets")
-        site = Site(aside, found, boards, anchors, cells, minimum, run_pages)
-        for kind in (overview, task, method, group, run, coverage, about):
-            kind.write(site)
-        if cells is not None:
-            compatibility.write(site, cells)
-        site.write(MARKER, "")
-        if out.exists():
-            out.rename(old)
-        aside.rename(out)
-    except OSError as error:
-        raise KDBenchError(f"the site {out} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    runs = len(site.paged)
-    return Built(out, site.pages, runs, len(found.rows) - runs)

@@ -31,7 +31,7 @@ def write(site: Site) -> None:
         min_cells=MIN_CELLS,
         protocols=sorted({row.protocol for row in site.found.rows}),
         machines=sorted(machines.items(), key=lambda item: (-item[1], item[0])),
-        shown=[(b.cell.task, common.setting(b)) for b in headline(site.boards)],
+        shown=[(b.setting.task, common.setting(b)) for b in headline(site.boards)],
         pages=len(site.paged),
         runs=len(site.found.rows),
         copies=site.found.copies,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections import Counter
 from collections.abc import Container, Iterable
-from datetime import UTC, datetime
-from pathlib import PurePath
 
 from leaderboard.boards import Board, lower_is_better
 from leaderboard.charts import Dot, short
@@ -102,14 +101,9 @@ def rank(group: Group) -> Cell:
     return Cell(str(best) if best == worst else f"{best}–{worst}", best)
 
 
-def moment(seconds: float) -> str:
-    """Writes a time in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-
-
 def tail(path: str) -> str:
     """Returns ``task/method/run/run.json``: where a record lies, without what is only true on one machine."""
-    return "/".join(PurePath(path).parts[-4:])
+    return "/".join(path.replace(os.sep, "/").rsplit("/", 4)[-4:])
 
 
 def overrides(command: str, said: Container[str] = SAID) -> str:
@@ -125,10 +119,10 @@ def overrides(command: str, said: Container[str] = SAID) -> str:
 
 def setting(board: Board) -> str:
     """Names what the groups of a board have in common, in a few words."""
-    cell = board.cell
-    parts = [cell.pair, cell.preset, cell.dataset]
-    parts += [f"fold {cell.fold}"] if cell.fold else []
-    parts += [part for part in (cell.augment, cell.quant) if part != "none"]
+    own = board.setting
+    parts = [own.pair, own.preset, own.dataset]
+    parts += [f"fold {own.fold}"] if own.fold else []
+    parts += [part for part in (own.augment, own.quant) if part != "none"]
     return " · ".join(parts)
 
 
@@ -139,7 +133,7 @@ def settings(boards: Iterable[Board]) -> list[str]:
     for key in ("digest", "protocol"):
         counts = Counter(names)
         names = [
-            name if counts[name] == 1 else f"{name} · {key} {getattr(board.cell, key)[:8]}"
+            name if counts[name] == 1 else f"{name} · {key} {getattr(board.setting, key)[:8]}"
             for name, board in zip(names, boards, strict=True)
         ]
     return names
@@ -168,6 +162,13 @@ def passes(group: Group) -> float | None:
         return None
     return (cost.student_passes or 0.0) + (cost.teacher_passes or 0.0)
 
+
+#: Roles that few runs have.
+RARE = (
+    Column("peer", "Peer", "The model trained together with the student: test, last epoch.", "number"),
+    Column("teacher_privileged", "Teacher privileged", "With its privileged input: test, last epoch.", "number"),
+    Column("converted", "Converted", "The student as it is stored and run: test, last epoch.", "number"),
+)
 
 COST = (
     Column("params", "Params", "Parameters of the student as it is deployed.", "number", "low"),

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from kdbench import matrix
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.site import Site
-
-if TYPE_CHECKING:
-    from kdbench import matrix
 
 
 def write(site: Site, cells: Sequence[matrix.Cell]) -> None:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdbench import matrix
 from leaderboard.boards import TRIALS, Board
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.groups import Group
@@ -43,8 +44,8 @@ def write(site: Site) -> None:
     methods = sorted({*site.methods, *(name for _, name in cells)} - {"none"})
     groups: dict[tuple[str, str], list[Group]] = {}
     for group in site.groups:
-        if group.cell.preset not in TRIALS:
-            groups.setdefault((group.cell.task, group.method), []).append(group)
+        if group.setting.preset not in TRIALS:
+            groups.setdefault((group.setting.task, group.method), []).append(group)
     spots = {
         (method, task): _spot(site, method, task, groups.get((task, method), []), cells.get((task, method)))
         for method in methods
@@ -86,15 +87,14 @@ def write(site: Site) -> None:
     )
 
 
-def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: object) -> Spot:
-    boards: Sequence[Board] = [b for b in site.tasks.get(task, []) if b.cell.preset not in TRIALS]
+def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: matrix.Cell | None) -> Spot:
+    boards: Sequence[Board] = [b for b in site.tasks.get(task, []) if b.setting.preset not in TRIALS]
     best = max(groups, key=lambda g: (len(g.seeds), g.newest.finished, g.spec_hash), default=None)
     if best is None:
-        if cell is not None and not cell.ok:  # type: ignore[attr-defined]
-            reason = str(cell.reason)  # type: ignore[attr-defined]
-            return Spot(method, task, "not applicable", "n/a", reason, None, None)
-        pair = boards[0].cell.pair if boards else getattr(cell, "pair", None)
-        words = _words(task, method, pair, boards[0].cell.preset if boards else None, range(site.minimum))
+        if cell is not None and not cell.ok:
+            return Spot(method, task, "not applicable", "n/a", str(cell.reason), None, None)
+        pair = boards[0].setting.pair if boards else cell.pair if cell else None
+        words = _words(task, method, pair, boards[0].setting.preset if boards else None, range(site.minimum))
         return Spot(method, task, "not run", "–", "no record", words, None)
     href = site.group_page(best)
     if best.enough:
@@ -103,7 +103,7 @@ def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: obj
     old = [row.seed for row in best.scored if row.code_digest != best.newest.code_digest]
     missing = [s for s in range(10 * site.minimum) if s not in best.seeds][: max(0, site.minimum - len(best.seeds))]
     extra = common.overrides(best.newest.command, common.ANEW)
-    words = _words(task, method, best.cell.pair, best.cell.preset, [*old, *missing], extra)
+    words = _words(task, method, best.setting.pair, best.setting.preset, [*old, *missing], extra)
     if best.seeds:
         count = len(best.seeds) - len(old)
         return Spot(method, task, "few seeds", str(count), best.note or "", words, href)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import operator
 from dataclasses import replace
 from typing import Any
+
+from pydantic_core import to_json
 
 from leaderboard import charts
 from leaderboard.charts import Dot
@@ -33,6 +35,7 @@ RUNS = (
     Column("command", "Command", code=True),
 )
 FLAT = tuple(name for name in FIELDS if name not in ("student", "scratch", "teacher"))
+_flat = operator.attrgetter(*FLAT)
 
 
 def write(site: Site) -> None:
@@ -49,19 +52,20 @@ def _page(site: Site, group: Group, board: Any) -> None:
     rows = [*group.rows, *group.superseded]
     places = common.digits([group.score.mean if group.score else None])
     # The records themselves, flat, also of runs that have no page.
-    lines = ",\n".join(json.dumps(flat(row), allow_nan=False) for row in rows)
-    site.write(f"data/runs-{stem}.json", f"[\n{lines}\n]\n")
+    lines = b",\n".join(to_json(flat(row)) for row in rows)
+    site.write(f"data/runs-{stem}.json", b"[\n" + lines + b"\n]\n")
     dots = [Dot(f"seed {row.seed}", row.score - row.scratch_score) for row in group.scored[:40]
             if row.score is not None and row.scratch_score is not None]  # fmt: skip
     title = f"{group.primary}: student minus scratch, seed by seed"
     site.page(
         path,
         "group.html",
-        title=f"{group.method} on {group.cell.task}",
-        crumbs=[("Tasks", "tasks.html"), (group.cell.task, site.task_pages[group.cell.task])],
+        title=f"{group.method} on {group.setting.task}",
+        crumbs=[("Tasks", "tasks.html"), (group.setting.task, site.task_pages[group.setting.task])],
         group=group,
         board=board,
         score=common.estimate(group.score, places).text,
+        converted=common.estimate(group.converted, places).text,
         vs_scratch=common.difference(group.vs_scratch, places),
         vs_kd=common.difference(group.vs_kd, places),
         gap=common.gap(group),
@@ -82,7 +86,7 @@ def _page(site: Site, group: Group, board: Any) -> None:
 
 def flat(row: Row) -> dict[str, Any]:
     """Returns a row as plain data: of scratch and teacher the primary metric, of the student all of them."""
-    values = {name: getattr(row, name) for name in FLAT}
+    values = dict(zip(FLAT, _flat(row), strict=True))
     metrics = row.teacher if row.role == "teacher" else row.student
     # Where a record lies is true on one machine only.
     return values | {"path": common.tail(row.path), "metrics": dict(metrics.items()) if metrics else {}}
@@ -91,6 +95,8 @@ def flat(row: Row) -> dict[str, Any]:
 def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
     lost = not all(row.ok for row in rows)
     columns = [replace(column, wrap=lost) if column.key == "status" else column for column in RUNS]
+    rare = [role for role in common.RARE if any(_score(row, role) is not None for row in rows)]
+    columns[3:3] = rare
     table = Table(name, caption, columns)
     places = common.digits(row.score for row in rows)
     for row in rows:
@@ -99,6 +105,7 @@ def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
             Cell(str(row.seed), row.seed, href=page),
             Cell(common.state(row), css="" if row.ok else "bad"),
             common.plain(row.score, places),
+            *(common.plain(_score(row, role), places) for role in rare),
             common.plain(row.scratch_score, places),
             common.plain(row.teacher_score, places),
             Cell(note=row.gap_reason)
@@ -107,7 +114,7 @@ def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
             common.plain(row.best_on_val, places),
             common.plain(row.factor),
             common.plain(row.wall_s),
-            Cell(common.moment(row.finished)),
+            Cell(row.finished_utc),
             Cell((row.commit or NONE)[:10] + (" dirty" if row.dirty else "")),
             Cell(row.content_hash),
             Cell(row.code_digest),
@@ -117,6 +124,11 @@ def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
             grey=not row.ok,
         )
     return table
+
+
+def _score(row: Row, role: Column) -> float | None:
+    found: float | None = getattr(row, f"{role.key}_score")
+    return found
 
 
 def _metrics(group: Group, board: Any) -> Table:

@@ -34,14 +34,12 @@ class Facts:
         title: First comment of its YAML file: authors, title, venue.
         summary: First line of the docstring of its module.
         sections: The rest of that docstring, see :func:`sections`.
-        fidelity: ``equations`` or ``approximate``.
         source: Module and class.
     """
 
     title: str = ""
     summary: str = ""
     sections: tuple[tuple[str, tuple[Spans, ...]], ...] = ()
-    fidelity: str = ""
     source: str = ""
 
 
@@ -56,13 +54,12 @@ def facts(name: str) -> Facts:
     lines = path.read_text().splitlines()
     title = " ".join(line.lstrip("# ").strip() for line in _leading_comment(lines))
     target = next((m[1] for line in lines if (m := re.match(r"_target_:\s*([\w.]+)", line))), "")
-    module, _, cls = target.rpartition(".")
+    module = target.rpartition(".")[0]
     source = Path(kdbench.__file__).parent.parent / (module.replace(".", "/") + ".py")
     if not module.startswith("kdbench.") or not source.is_file():
         return Facts(title=title, source=target)
-    tree = ast.parse(source.read_text())
-    summary, _, text = (ast.get_docstring(tree) or "").partition("\n\n")
-    return Facts(title, summary, sections(text), _fidelity(tree, cls), target)
+    summary, _, text = (ast.get_docstring(ast.parse(source.read_text())) or "").partition("\n\n")
+    return Facts(title, summary, sections(text), target)
 
 
 def sections(text: str) -> tuple[tuple[str, tuple[Spans, ...]], ...]:
@@ -110,16 +107,6 @@ def _leading_comment(lines: list[str]) -> list[str]:
     return lines[:end]
 
 
-def _fidelity(tree: ast.Module, cls: str) -> str:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and node.name == cls:
-            for item in node.body:
-                match item:
-                    case ast.AnnAssign(target=ast.Name(id="fidelity"), value=ast.Constant(value=str(value))):
-                        return value
-    return "equations"
-
-
 def write(site: Site) -> None:
     """Writes the list of methods and the page of each."""
     columns = (
@@ -138,14 +125,14 @@ def write(site: Site) -> None:
         by_method.setdefault(group.method, []).append(group)
     for name in site.methods:
         groups, known = by_method[name], facts(name)
-        fidelity = known.fidelity or max(groups, key=lambda g: g.newest.finished).newest.fidelity
+        fidelity = max((group.newest for group in groups), key=lambda row: row.finished).fidelity
         method = overall.get(name)
         table.add(
             Cell(name, href=site.method_pages[name]),
             Cell(known.title or NONE),
             Cell(fidelity),
             common.estimate(method.gap if method else None, 0, percent=True),
-            common.count(len({g.cell.task for g in groups if g.seeds})),
+            common.count(len({g.setting.task for g in groups if g.seeds})),
             common.count(len(groups)),
             common.count(sum(len(g.rows) + len(g.superseded) for g in groups)),
         )
@@ -167,7 +154,7 @@ def _page(site: Site, name: str, groups: list[Group], known: Facts, fidelity: st
     gaps = []
     verdicts: dict[str, list[tuple[str, Group]]] = {"better": [], "worse": [], "open": []}
     for board, group in chosen:
-        label = f"{board.cell.task}, {board.cell.pair}"
+        label = f"{board.setting.task}, {board.setting.pair}"
         if group.gap is not None:
             gaps.append(common.percent_dot(label, group.gap))
         if group.vs_scratch.verdict:
@@ -215,17 +202,15 @@ def _table(site: Site, table_name: str, name: str, groups: list[Group]) -> Table
     table = Table(table_name, f"{name}: every specification, task by task", columns)
     order = {id(g): i for i, board in enumerate(site.boards.boards) for g in board.groups}
     for group in sorted(groups, key=lambda g: order.get(id(g), 10**9)):
-        cell = group.cell
-        extra = [part for part in (cell.augment, cell.quant) if part != "none"]
-        setting = " · ".join(
-            [*(p for p in (cell.preset, cell.dataset, cell.fold and f"fold {cell.fold}") if p), *extra]
-        )
+        own = group.setting
+        parts = [part for part in (own.preset, own.dataset, own.fold and f"fold {own.fold}") if part]
+        parts += [part for part in (own.augment, own.quant) if part != "none"]
         places = common.digits([group.score.mean if group.score else None])
         words = common.overrides(group.newest.command)
         table.add(
-            Cell(cell.task, href=site.group_page(group)),
-            Cell(cell.pair),
-            Cell(setting),
+            Cell(own.task, href=site.group_page(group)),
+            Cell(own.pair),
+            Cell(" · ".join(parts)),
             common.estimate(group.score, places),
             Cell((group.primary or NONE) + ("" if not group.primary else " ↑" if group.higher_is_better else " ↓")),
             common.difference(group.vs_scratch, places),

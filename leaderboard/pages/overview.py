@@ -49,9 +49,9 @@ def write(site: Site) -> None:
 
 def _table(site: Site) -> Table:
     across = site.across
-    labels = [board.cell.task for board in across.boards]
+    labels = [board.setting.task for board in across.boards]
     names = [
-        label if labels.count(label) == 1 else f"{label} · {board.cell.pair}"
+        label if labels.count(label) == 1 else f"{label} · {board.setting.pair}"
         for label, board in zip(labels, across.boards, strict=True)
     ]
     seeds = "Gap closed: mean and 95% t-interval over seeds."

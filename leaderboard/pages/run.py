@@ -26,7 +26,10 @@ from leaderboard.site import Site
 METRICS, PREVIEW = "metrics.csv", "preview.png"
 #: Largest size of a file that a page takes over.
 SIZES = {CONFIG: 200_000, METRICS: 5_000_000, PREVIEW: 5_000_000, RUN: 8_000_000}
-ROLES = ("student", "scratch", "teacher", "peer", "teacher_privileged", "converted")
+ROLES = (
+    *(Column(role, role.capitalize(), "Test, last epoch.", "number") for role in ("student", "scratch", "teacher")),
+    *common.RARE,
+)
 
 Epochs = list[dict[str, float]]
 
@@ -74,7 +77,7 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
         terms=_terms(f"terms-{name}", record),
         curves=_curves(record, epochs),
         shares=_shares(record, epochs),
-        finished=common.moment(row.finished),
+        finished=row.finished_utc,
         minutes=(row.finished - row.started) / 60,
         where=common.tail(row.path),
         sizes=_sizes(f"sizes-{name}", record),
@@ -156,11 +159,11 @@ def _shares(record: Record, epochs: Epochs) -> Markup | None:
 
 
 def _scores(name: str, record: Record) -> Table:
-    found = [(role, scores) for role in ROLES if (scores := getattr(record.scores, role)) is not None]
+    found = [(role, scores) for role in ROLES if (scores := getattr(record.scores, role.key)) is not None]
     columns = [Column("metric", "Metric")]
     for role, scores in found:
-        columns.append(Column(role, role.replace("_", " ").capitalize(), "Test, last epoch.", "number"))
-        if role == "student" and scores.best_on_val:
+        columns.append(role)
+        if role.key == "student" and scores.best_on_val:
             columns.append(Column("best", "Best on val", "Test, of the epoch best on validation.", "number"))
     table = Table(name, "Every test metric", columns)
     primary = record.primary.name if record.primary else None
@@ -169,7 +172,7 @@ def _scores(name: str, record: Record) -> Table:
         values = []
         for role, scores in found:
             values.append(scores.test.get(metric))
-            if role == "student" and scores.best_on_val:
+            if role.key == "student" and scores.best_on_val:
                 values.append(scores.best_on_val.get(metric))
         places = common.digits(values)
         table.add(

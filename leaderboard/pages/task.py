@@ -40,7 +40,7 @@ def write(site: Site) -> None:
     tasks = Table("tasks", "Tasks, each in the setting that its page shows first", columns)
     for name in site.task_names:
         boards = site.tasks.get(name, [])
-        own = [g for g in site.groups if g.cell.task == name]
+        own = [g for g in site.groups if g.setting.task == name]
         runs = sum(len(g.rows) + len(g.superseded) for g in own)
         counts = [common.count(len(own)), common.count(runs)]
         link = Cell(name, href=site.task_pages[name])
@@ -115,12 +115,15 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
     metrics = _metrics(boards)
     many = len(boards) > 1
     high: Direction = "high" if boards[0].higher_is_better else "low"
-    tuned = len({g.trials for g in groups}) > 1
     seeds = "mean and 95% t-interval over seeds"
+    stored = Column("converted", "Converted", f"The student as it is stored and run: {seeds}.", "estimate", high)
+    converted = [stored] if any(g.converted is not None for g in groups) else []
+    tuned = len({g.trials for g in groups}) > 1
     columns = [
         Column("method", "Method"),
         Column("rank", "Rank", "Places that intervals leave open, among rows of one setting.", "number", "low"),
         Column("score", primary, f"Primary metric on test after the last epoch: {seeds}.", "estimate", high),
+        *converted,
         Column("vs_scratch", "Δ scratch", "Paired difference to the student trained alone.", "estimate", high),
         Column("vs_kd", f"Δ {BASELINE}", f"Paired difference to {BASELINE} tuned alike.", "estimate", high),
         Column("gap", "Gap closed", "Share of the gap between scratch student and teacher.", "estimate", "high"),
@@ -149,10 +152,11 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
         for group in board.groups:
             main = places[primary]
             same = group.metric == boards[0].metric
+            odd = Cell(note=f"scored by {group.primary}")
             table.add(
                 Cell(group.method, href=site.group_page(group)),
                 common.rank(group),
-                *(_scores(group, main) if same else [Cell(note=f"scored by {group.primary}") for _ in range(4)]),
+                *(_scores(group, main, bool(converted)) if same else [odd] * (4 + len(converted))),
                 common.count(len(group.seeds)),
                 *(costs := common.cost_cells(group))[:4],
                 Cell(setting),
@@ -164,7 +168,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
                     for e in (group.best_on_val, group.teacher, group.scratch)
                 ),
                 *costs[4:],
-                *(Cell(getattr(group.cell, k)) for k in ("pair", "preset", "augment", "quant")),
+                *(Cell(getattr(group.setting, k)) for k in ("pair", "preset", "augment", "quant")),
                 Cell(group.newest.fidelity),
                 Cell(group.spec_hash),
                 *(common.estimate(group.metrics.get(m), places[m]) for m in metrics),
@@ -173,9 +177,10 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
     return table
 
 
-def _scores(group: Group, places: int) -> list[Cell]:
+def _scores(group: Group, places: int, converted: bool) -> list[Cell]:
     return [
         common.estimate(group.score, places),
+        *([common.estimate(group.converted, places)] if converted else []),
         common.difference(group.vs_scratch, places),
         common.difference(group.vs_kd, places),
         common.gap(group),
@@ -223,7 +228,7 @@ def _settings(name: str, boards: Sequence[Board]) -> Table:
             common.count(scratch.n if scratch else 0),
             common.count(len(board.groups)),
             *(common.count(getattr(newest, f"{split}_size")) for split in ("train", "val", "test")),
-            Cell(board.cell.digest or NONE),
+            Cell(board.setting.digest or NONE),
             common.text(_several(board)),
         )
     return table
@@ -243,8 +248,8 @@ def _failures(site: Site, name: str, task: str) -> Table:
     )
     table = Table(name, "Specifications of which no seed came to a score", columns)
     for group in site.boards.failures:
-        if group.cell.task == task:
-            setting = " · ".join(p for p in (group.cell.pair, group.cell.preset) if p)
+        if group.setting.task == task:
+            setting = " · ".join(p for p in (group.setting.pair, group.setting.preset) if p)
             table.add(
                 Cell(group.method, href=site.group_page(group)),
                 Cell(setting),
@@ -263,8 +268,8 @@ def _charts(site: Site, boards: Sequence[Board]) -> list[dict[str, object]]:
     names = {id(b): n for b, n in zip(boards, common.settings(boards), strict=True)}
 
     def family(board: Board) -> tuple[str, ...]:
-        cell = board.cell
-        return cell.dataset, cell.digest, cell.fold, cell.preset, cell.protocol, board.primary
+        own = board.setting
+        return own.dataset, own.digest, own.fold, own.preset, own.protocol, board.primary
 
     order = {f: i for i, f in reversed(list(enumerate(map(family, boards))))}
     together = sorted(boards, key=lambda b: order[family(b)])
@@ -273,10 +278,10 @@ def _charts(site: Site, boards: Sequence[Board]) -> list[dict[str, object]]:
         if number == CHARTED:
             break
         alike = list(same)
-        name = alike[0].cell.preset + " · " + (alike[0].cell.dataset or NONE)
+        name = alike[0].setting.preset + " · " + (alike[0].setting.dataset or NONE)
         drawn.append(
             {
-                "name": name + (f" · fold {alike[0].cell.fold}" if alike[0].cell.fold else ""),
+                "name": name + (f" · fold {alike[0].setting.fold}" if alike[0].setting.fold else ""),
                 "pareto": _pareto(site, f"c{number}", alike),
                 "dots": [(names[id(b)], *_dots(f"c{number}d{i}", b)) for i, b in enumerate(alike[:CHARTED])],
             }
@@ -312,14 +317,14 @@ def _pareto(site: Site, prefix: str, boards: Sequence[Board]) -> list[object]:
 
 def _points(site: Site, board: Board, cost: Callable[[Group], float | None], key: str, many: bool) -> list[Point]:
     """Takes the groups of a board, its scratch student and, where its cost is known, the teacher."""
-    suffix = f", {board.cell.pair}" if many else ""
+    suffix = f", {board.setting.pair}" if many else ""
     names = common.labels(board)
     found = []
     for group in board.groups:
         value = cost(group)
         if group.score is not None and value is not None and not group.reference and group.metric == board.metric:
             kind = "method" if group.enough else "grey"
-            name = names[id(group)] + (f" + {group.cell.quant}" if group.cell.quant != "none" else "")
+            name = names[id(group)] + (f" + {group.setting.quant}" if group.setting.quant != "none" else "")
             score = group.score
             href = "../" + site.group_page(group)
             found.append(Point(name + suffix, value, score.mean, score.low, score.high, kind, href))

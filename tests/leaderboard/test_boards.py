@@ -241,7 +241,7 @@ def test_the_board_to_show_first() -> None:
         ]
 
     found = boards(*cell("smoke", 3), *cell("quick", 2), *cell("quick", 1, "c_d"))
-    assert [(b.cell.preset, b.cell.pair) for b in found.tasks["classification"]] == [
+    assert [(b.setting.preset, b.setting.pair) for b in found.tasks["classification"]] == [
         ("quick", "a_b"),
         ("quick", "c_d"),
         ("smoke", "a_b"),

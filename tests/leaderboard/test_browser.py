@@ -18,10 +18,11 @@ import pytest
 
 from leaderboard import anchors
 from leaderboard.boards import build as join
+from leaderboard.build import build
 from leaderboard.exports import FORMATS
 from leaderboard.pages.task import group_table
 from leaderboard.rows import Found, read
-from leaderboard.site import Site, build
+from leaderboard.site import Site
 from tests.leaderboard.make_records import records, write
 from tests.leaderboard.rows import INTERN, in_order
 from tests.leaderboard.rows import row as make_row

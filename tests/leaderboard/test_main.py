@@ -31,7 +31,7 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any
         return SimpleNamespace(out=out, pages=7)
 
     (tmp_path / "records").mkdir()
-    monkeypatch.setitem(sys.modules, "leaderboard.site", SimpleNamespace(build=build))
+    monkeypatch.setitem(sys.modules, "leaderboard.build", SimpleNamespace(build=build))
     monkeypatch.setattr(matrix, "cells", lambda: [])
     monkeypatch.setattr(rows, "RECORDS", tmp_path / "records")
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
@@ -88,13 +88,6 @@ def test_a_folder_that_is_not_there(built: list[dict[str, Any]], capsys: Output)
         "leaderboard: error: nowhere: no such folder, expected one with run records (results=DIR of the runs)\n"
     )
     assert main(["check", "nowhere"]) == 1
-
-
-def test_without_jinja(built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    monkeypatch.delitem(sys.modules, "leaderboard.site")
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert main([]) == 1
-    assert capsys.readouterr().err == "leaderboard: error: the site needs Jinja2: pip install 'kdbench[site]'\n"
 
 
 def test_check(tmp_path: Path, capsys: Output) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from leaderboard.boards import build as join
+from leaderboard.build import build
 from leaderboard.pages import common
 from leaderboard.rows import Found, read
-from leaderboard.site import build
 from tests.leaderboard.rows import INTERN, Row, failed, in_order, row
 
 
@@ -63,6 +63,38 @@ def test_what_another_metric_scores_is_in_no_column_and_no_chart(tmp_path: Path)
     assert "scored by ece" in page
     assert "odd" not in "".join(re.findall("<svg.*?</svg>", page, re.DOTALL))
     assert "4321" not in page
+
+
+def test_roles_that_few_runs_have_are_beside_the_student(tmp_path: Path) -> None:
+    both = [replace(r, converted_score=60.0 + r.seed, teacher_privileged_score=85.5) for r in KD]
+    others = [row("sp", seed, 66.0) for seed in range(3)]
+    site = made_of(tmp_path / "out", *both, *others)
+    lines = table(site, "task-classification")
+    assert (lines["kd"]["score"], lines["kd"]["converted"], lines["sp"]["converted"]) == ("71", "61", "")
+    own = (site / f"groups/kd-{KD[0].spec_hash}.html").read_text()
+    assert re.search(r"<dd>71.00 ± \S+; converted 61.00 ± ", own)
+    for key, value in (("converted", "62.00"), ("teacher_privileged", "85.50")):
+        assert f'data-key="{key}"' in own
+        assert f">{value}<" in own
+    assert "converted" not in (site / f"groups/sp-{others[0].spec_hash}.html").read_text()
+    assert "converted" not in table(made_of(tmp_path / "none", *KD), "task-classification")["kd"]
+
+
+def test_a_run_s_page_says_what_its_rare_roles_are(tmp_path: Path, save: Callable[..., Path]) -> None:
+    save(scores__teacher_privileged={"test": {"accuracy": 0.85}}, scores__converted={"test": {"accuracy": 0.29}})
+    found = read([tmp_path / "one"])
+    (page,) = (build(tmp_path / "out", found, join(found.rows)).out / "runs").glob("*.html")
+    text = page.read_text()
+    for words in ("With its privileged input", "The student as it is stored and run", ">0.8500<", ">0.2900<"):
+        assert words in text
+
+
+def test_fidelity_is_what_the_newest_record_says(tmp_path: Path) -> None:
+    mixed = [row("kd", seed, 70.0, fidelity="approximate" if seed == 2 else "equations") for seed in range(3)]
+    site = made_of(tmp_path / "out", *mixed, *(row("bdkd", seed, 70.0, fidelity="equations") for seed in range(3)))
+    lines = table(site, "methods")
+    assert (lines["kd"]["fidelity"], lines["bdkd"]["fidelity"]) == ("approximate", "equations")
+    assert "approximate: some equations" in (site / "methods/kd.html").read_text()
 
 
 def test_a_setting_of_several_recipes_says_so(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,15 @@ def test_a_folder_in_place_of_the_file_and_a_file_without_permission(tmp_path: P
     path.unlink()
     path.symlink_to(tmp_path / "nowhere")
     assert read([tmp_path / "one"]).rows == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
+def test_a_path_that_is_not_utf_8_is_one_problem(tmp_path: Path, save: Save) -> None:
+    (tmp_path / os.fsdecode(b"\xff")).mkdir()
+    save(root=tmp_path / os.fsdecode(b"\xff"))
+    found = read([tmp_path], tmp_path / "cache")
+    assert "not UTF-8" in only(found)
+    assert found.problems[0].path.startswith(f"{tmp_path}/\\udcff/")
 
 
 def test_an_edited_number_is_noticed(tmp_path: Path, save: Save) -> None:

@@ -133,8 +133,14 @@ def test_any_model_of_timm_by_name():
             r"model_name=cifar_resnet21: there is no such model: did you mean 'cifar_re",
         ),
         ({"model_name": "resnet1"}, r"model_name=resnet1: there is no such model: did you mean 'resnet1"),
-        ({"model_name": "cifar_vgg8", "width": 3}, r"model_name=cifar_vgg8 with width=3: .*unexpected keyword argument 'width'"),
-        ({"model_name": "resnet18", "widht": 3}, r"model_name=resnet18: .*unexpected keyword argument 'widht'"),
+        (
+            {"model_name": "cifar_vgg8", "width": 3},
+            r"model_name=cifar_vgg8 with width=3: .*unexpected keyword argument 'width'",
+        ),
+        (
+            {"model_name": "resnet18", "widht": 3},
+            r"model_name=resnet18 with widht=3: .*unexpected keyword argument 'widht'",
+        ),
         (
             {"model_name": "cifar_vgg8", "pretrained": True},
             r"cifar_vgg8 has no published weights: leave out pretrained",
