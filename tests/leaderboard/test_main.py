@@ -21,6 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 Output = pytest.CaptureFixture[str]
 
 
+def no_cells() -> list[matrix.Cell]:
+    """In a module, as it is called in another process."""
+    return []
+
+
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
     """What the site was asked for; the cache and the records of the package are elsewhere."""
@@ -32,7 +37,7 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any
 
     (tmp_path / "records").mkdir()
     monkeypatch.setitem(sys.modules, "leaderboard.build", SimpleNamespace(build=build))
-    monkeypatch.setattr(matrix, "cells", lambda: [])
+    monkeypatch.setattr(matrix, "cells", no_cells)
     monkeypatch.setattr(rows, "RECORDS", tmp_path / "records")
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
