@@ -29,6 +29,7 @@ from tests.wandb_server import (
     Received,
     assert_whole,
     closed_port,
+    logged_in,
     made,
     no_account,
     read_offline,
@@ -247,11 +248,8 @@ def test_a_malformed_key_means_offline(
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
-    with serve() as (address, received):
-        monkeypatch.setenv("WANDB_BASE_URL", address)
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with logged_in(monkeypatch) as received:
         yield received
-        wandb.teardown()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -10,7 +10,7 @@ import wandb
 
 from kdbench.wandb_logger import open_logger
 from kdbench.wandb_sync import main as sync
-from tests.wandb_server import RUN, Received, assert_whole, closed_port, made, no_account, serve
+from tests.wandb_server import RUN, Received, assert_whole, closed_port, logged_in, made, no_account
 
 
 @pytest.fixture(autouse=True)
@@ -21,11 +21,8 @@ def _account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
-    with serve() as (address, received):
-        monkeypatch.setenv("WANDB_BASE_URL", address)
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with logged_in(monkeypatch) as received:
         yield received
-        wandb.teardown()
 
 
 def test_past_records_are_pushed_once(

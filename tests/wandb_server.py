@@ -335,3 +335,13 @@ def assert_whole(received: Received, record: Record, path: Path) -> None:
     assert {artifact["artifactTypeName"] for artifact in received.artifacts} >= {"result", "run_table"}
     assert (path / "run.json").read_bytes() in received.uploads.values()
     assert any(body.startswith(b"\x89PNG") for body in received.uploads.values())
+
+
+@contextmanager
+def logged_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
+    """A stand-in server to which this process has a key."""
+    with serve() as (address, received):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        yield received
+        wandb.teardown()
