@@ -17,6 +17,9 @@ from kdbench.signals import Signals
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _DECONV: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
+#: The largest unpadded kernel of :func:`conv_regressor`: as wide as the images it was made for.
+LARGEST_KERNEL = 32
+
 #: Share of the logits' norm by which those of the pooled map may differ: low precision, but no other map.
 TOLERANCE = 0.02
 
@@ -52,9 +55,35 @@ class BatchNorm(_BatchNorm):
 def connector(student: Tensor, teacher: Tensor) -> nn.Sequential:
     """Makes a 1x1 convolution with batch normalisation from the student's width to the teacher's (Heo et al.)."""
     width = teacher.shape[1]
-    regressor = conv(student.dim() - 2, student.shape[1], width)
-    nn.init.normal_(regressor.get_parameter("weight"), std=(2 / width) ** 0.5)
-    return nn.Sequential(regressor, BatchNorm(width))
+    kernel = conv(student.dim() - 2, student.shape[1], width)
+    nn.init.normal_(kernel.get_parameter("weight"), std=(2 / width) ** 0.5)
+    return nn.Sequential(kernel, BatchNorm(width))
+
+
+def conv_regressor(student: Tensor, teacher: Tensor, relu: bool = True) -> nn.Sequential:
+    """Makes the convolutional regressor of RepDistiller: a convolution, batch normalisation and, where asked, a ReLU.
+
+    The convolution goes from the student's width and size to the teacher's. By axis: equal sizes, kernel 1; the student
+    twice as large, kernel 3 at stride 2; otherwise larger, kernel ``1 + student - teacher`` without padding; half as
+    large, a transposed kernel 4 at stride 2. Where no such convolution serves all axes, or its kernel exceeds
+    :data:`LARGEST_KERNEL`, it is a kernel of 3 that keeps the size, as in SimKD's tables, and the grids want pooling.
+
+    Args:
+        student: (B, C_s, *space_s), one to three spatial axes.
+        teacher: (B, C_t, *space_t), as many.
+        relu: Whether a ReLU follows, for teachers that were tapped behind one.
+    """
+    axes, widths = student.dim() - 2, (student.shape[1], teacher.shape[1])
+    sizes = list(zip(student.shape[2:], teacher.shape[2:], strict=True))
+    if all(t <= s and (s == 2 * t or s - t < LARGEST_KERNEL) for s, t in sizes):
+        per_axis = [(3, 2, 1) if s == 2 * t else (1 + s - t, 1, 0) for s, t in sizes]
+        kernel = _CONV[axes](*widths, *zip(*per_axis, strict=True))
+    elif all(t in (s, 2 * s) for s, t in sizes):
+        per_axis = [(4, 2, 1) if t == 2 * s else (1, 1, 0) for s, t in sizes]
+        kernel = _DECONV[axes](*widths, *zip(*per_axis, strict=True))
+    else:
+        kernel = conv(axes, *widths, kernel=3, bias=True)
+    return nn.Sequential(kernel, BatchNorm(teacher.shape[1]), *([nn.ReLU()] if relu else []))
 
 
 def levels(signals: Signals, need: str, at_least: int = 1) -> list[tuple[Any, Any]]:

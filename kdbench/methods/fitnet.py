@@ -2,32 +2,46 @@
 
 Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3. The hint is a layer from the middle: which
 one, the pair says (``published.fitnet``; layer 2 in the released code of Tian et al.).
+The regressor is that of RepDistiller, mdistiller and the SimKD tables: convolution, batch normalisation, ReLU, with a
+stride where sizes differ. Grids that it cannot bring to one size are pooled to the smaller one.
 Deviation: hint and task are trained together, as the later literature does, instead of one after the other.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from kdbench.features import Grid
 from kdbench.functional.fitnet import hint_loss
 from kdbench.functional.pool import pool_to_smaller
-from kdbench.methods.blocks import conv
+from kdbench.methods.blocks import conv, conv_regressor
 from kdbench.plugin import Method, Need
 from kdbench.signals import Context, Signals
 
 
 class FitNet(Method):
-    """A 1x1 convolution brings the student's grid to the teacher's width, where they are compared."""
+    """A regressor brings the student's grid to the teacher's width and size, where they are compared.
+
+    Args:
+        regressor: ``conv_bn_relu``, or ``conv1x1``: a bare 1x1 convolution, two sizes pooled to the smaller one.
+    """
 
     needs: ClassVar[tuple[Need, ...]] = (Need("feature", Grid),)
 
+    def __init__(self, regressor: Literal["conv_bn_relu", "conv1x1"] = "conv_bn_relu") -> None:
+        super().__init__()
+        self.kind = regressor
+
     def build(self, probe: Signals) -> None:
         """Makes the regressor."""
-        student, teacher = probe.pair("feature")
-        self.regressor = conv(student.values.dim() - 2, student.values.shape[1], teacher.values.shape[1], bias=True)
+        student, teacher = (feature.values for feature in probe.pair("feature"))
+        self.regressor = (
+            conv_regressor(student, teacher)
+            if self.kind == "conv_bn_relu"
+            else conv(student.dim() - 2, student.shape[1], teacher.shape[1], bias=True)
+        )
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``hint``."""
