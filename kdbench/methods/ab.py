@@ -4,7 +4,11 @@ Paper: Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation B
 AAAI 2019: the alternative loss with layer weights ``2^(i-n+1)``, i = 0..n-1, deepest 1, and 0.003 over all.
 Deviations: after the initial stage the student learns from labels alone, as in RepDistiller's tables, where the paper
 also tries KD. The initial stage keeps its learning rate, as there. In it the student is in train mode, as in the
-authors' code (RepDistiller: eval). Grids of different sizes are pooled to the smaller one before the loss.
+authors' code (RepDistiller: eval).
+A connector falls away with the initial stage, so there is none where the student can learn the boundaries itself.
+``faithful=code`` has RepDistiller's rule, no connector where shapes agree and elsewhere its regressor without ReLU;
+``paper`` the authors', no connector where widths agree and elsewhere a 1x1 convolution and batch normalisation. Grids
+that are still of different sizes are pooled to the smaller one before the loss.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from torch import Tensor, nn
 
 from kdbench.features import Activated
 from kdbench.functional.ab import activation_boundary_loss
+from kdbench.functional.numerics import Faithful
 from kdbench.functional.pool import pool_to_smaller
-from kdbench.methods.blocks import connector, levels
+from kdbench.methods.blocks import connector, conv_regressor, levels
 from kdbench.plugin import Method, Need, Stage
 from kdbench.signals import Context, Signals, total
 
@@ -27,19 +32,29 @@ class AB(Method):
 
     Args:
         margin: How far from zero the student's neurons are pushed.
+        faithful: ``code`` (RepDistiller) or ``paper``: where a connector stands, and which.
         init_epochs: Length of the first stage as a share of the configured epochs, on top of them.
     """
 
     needs: ClassVar[tuple[Need, ...]] = (Need("stages", Activated, many=True),)
 
-    def __init__(self, margin: PositiveFloat = 1.0, init_epochs: PositiveFloat = 0.125) -> None:
+    def __init__(
+        self, margin: PositiveFloat = 1.0, faithful: Faithful = "code", init_epochs: PositiveFloat = 0.125
+    ) -> None:
         super().__init__()
         self.margin = margin
+        self.faithful = faithful
         self.init_epochs = init_epochs
 
     def build(self, probe: Signals) -> None:
-        """Makes a connector for each level."""
-        self.connectors = nn.ModuleList(connector(s.pre, t.pre) for s, t in levels(probe, "stages"))
+        """Makes a connector for each level that needs one."""
+        self.connectors = nn.ModuleList(self._connector(s.pre, t.pre) for s, t in levels(probe, "stages"))
+
+    def _connector(self, student: Tensor, teacher: Tensor) -> nn.Module:
+        if self.faithful == "paper":
+            return nn.Identity() if student.shape[1] == teacher.shape[1] else connector(student, teacher)
+        same = student.shape[1:] == teacher.shape[1:]
+        return nn.Identity() if same else conv_regressor(student, teacher, relu=False)
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``ab``, the weighted sum over levels."""
