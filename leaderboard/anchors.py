@@ -54,7 +54,7 @@ def load(path: Path = ANCHORS) -> list[Anchor]:
         KDBenchError: A line is not as it should be; the message names it.
     """
     names = [field.name for field in fields(Anchor)]
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.reader(stream)
         if (head := next(reader, [])) != names:
             raise KDBenchError(f"{path}: the columns are {','.join(head)}, expected {','.join(names)}")

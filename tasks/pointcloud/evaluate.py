@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kdbench.errors import KDBenchError
-from tasks.pointcloud.kitti import Objects, read_objects
+from kdbench.files import listed
+from tasks.pointcloud.kitti import Objects, read_frames, read_objects
 from tasks.pointcloud.kitti_ap import DIFFICULTIES, INTERPOLATIONS, METRICS, Result, evaluate, mean_ap, valid_counts
 
 
@@ -41,7 +42,7 @@ def read_folders(
                 f"{det_dir / stray}.txt has no ground truth {gt_dir / stray}.txt; use --split for a part"
             )
     else:
-        frames = _read_split(split)
+        frames = read_frames(split)
         unknown = next((frame for frame in frames if frame not in labelled), None)
         if unknown is not None:
             raise KDBenchError(f"{split} names frame {unknown!r}, but there is no {gt_dir / unknown}.txt")
@@ -57,22 +58,9 @@ def read_folders(
 def _frames(folder: Path, what: str) -> set[str]:
     if not folder.is_dir():
         raise KDBenchError(f"{folder} is not a folder; expected {what} such as {folder / '000123.txt'}")
-    frames = {path.stem for path in folder.glob("*.txt")}
+    frames = {Path(name).stem for name in listed(folder) if name.endswith(".txt")}
     if not frames:
         raise KDBenchError(f"{folder} holds no .txt file; expected {what} such as {folder / '000123.txt'}")
-    return frames
-
-
-def _read_split(path: Path) -> list[str]:
-    try:
-        frames = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise KDBenchError(f"{path}: cannot read this split ({error}); expected one frame per line") from None
-    if not frames:
-        raise KDBenchError(f"{path}: names no frame; expected one (such as 000123) per line")
-    if len(set(frames)) < len(frames):
-        repeated = next(frame for frame in frames if frames.count(frame) > 1)
-        raise KDBenchError(f"{path}: frame {repeated} is named {frames.count(repeated)} times; expected each once")
     return frames
 
 

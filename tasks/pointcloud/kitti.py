@@ -7,6 +7,7 @@ x right, y down, z ahead; LiDAR frame: x ahead, y left, z up. Lengths in metres,
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from kdbench.errors import KDBenchError
+from kdbench.files import listed, read_text, reason
 
 DEFAULT_IMAGE_SIZE = (1242, 375)
+TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 MIN_HEIGHT, MAX_OCCLUSION, MAX_TRUNCATION = (40.0, 25.0, 25.0), (0, 1, 2), (0.15, 0.3, 0.5)  # easy, moderate, hard
 NEAR = 0.1  # m; what lies nearer to the camera plane is cut off before projection
 
+_SPELLING = {name.lower(): name for name in TYPES}
 _CORNERS = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
 _EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 1])
 
@@ -28,7 +32,7 @@ class Objects:
     """Labels or detections of one frame, one row per object, in the columns of KITTI's text format.
 
     Attributes:
-        types: (N,) class names.
+        types: (N,) class names; KITTI's own are spelt as KITTI does, whatever their case in a file.
         truncated: (N,) share of the object outside the image, 0 to 1; -1 unknown.
         occluded: (N,) 0 visible, 1 partly, 2 largely occluded, 3 unknown; -1 for DontCare and detections.
         alpha: (N,) observation angle.
@@ -80,11 +84,12 @@ def _from_table(types: np.ndarray, table: np.ndarray) -> Objects:
 
 def _read_text(path: Path, what: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         raise KDBenchError(f"{path}: no such {what} file; expected a file in KITTI's layout") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise KDBenchError(f"{path}: cannot read this {what} file ({error}); expected KITTI's text format") from None
+        found = f"{path}: cannot read this {what} file ({reason(error)})"
+        raise KDBenchError(f"{found}; expected KITTI's text format") from None
 
 
 def _is_number(token: str) -> bool:
@@ -120,7 +125,8 @@ def read_objects(path: Path | str, scored: bool = False) -> Objects:
     if not finite:
         number, token = next((n, t) for n, tokens in numbered for t in tokens[1:] if not _is_number(t))
         raise KDBenchError(f"{path}:{number}: {token!r} is not a finite number; expected KITTI's text format")
-    return _from_table(tokens_of_file[:, 0], table)
+    types = [_SPELLING.get(name.lower(), name) for name in tokens_of_file[:, 0].tolist()]
+    return _from_table(np.array(types, dtype=np.str_), table)
 
 
 def write_objects(path: Path | str, objects: Objects) -> None:
@@ -171,6 +177,7 @@ class Calibration:
 
 
 _MATRICES = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
+_KEYS = {key.lower(): key for key in _MATRICES}
 
 
 def read_calibration(path: Path | str) -> Calibration:
@@ -183,8 +190,9 @@ def read_calibration(path: Path | str) -> Calibration:
     path = Path(path)
     found: dict[str, np.ndarray] = {}
     for number, line in enumerate(_read_text(path, "calibration").splitlines(), start=1):
-        key, _, values = line.partition(":")
-        if key not in _MATRICES:
+        name, _, values = line.partition(":")
+        key = _KEYS.get(name.strip().lower())
+        if key is None:
             continue
         shape, tokens = _MATRICES[key], values.split()
         if len(tokens) != shape[0] * shape[1]:
@@ -366,34 +374,44 @@ def difficulty(objects: Objects) -> np.ndarray:
     return np.where(fits.any(axis=1), fits.argmax(axis=1), -1)
 
 
-def read_split(root: Path | str, split: str) -> list[str]:
-    """Returns the frames of ``ImageSets/<split>.txt`` after checking that each has its scan, calibration and label.
+def read_frames(path: Path | str) -> list[str]:
+    """Reads a list of frames, such as a file of ``ImageSets``.
 
     Raises:
-        KDBenchError: for an absent or empty split file, a malformed or repeated frame, or a frame without its files.
+        KDBenchError: It cannot be read, names none, or a name is malformed or repeated.
     """
-    root = Path(root)
-    path = root / "ImageSets" / f"{split}.txt"
-    if not path.is_file():
-        have = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "nothing"
-        raise KDBenchError(f"{path}: no such split; ImageSets holds {have}; is data.root a folder in KITTI's layout?")
+    path = Path(path)
     frames = _read_text(path, "split").split()
     if not frames:
         raise KDBenchError(f"{path}: names no frame; expected one frame (such as 000000) per line")
     malformed = next((frame for frame in frames if not re.fullmatch(r"[\w-]+", frame)), None)
     if malformed is not None:
         raise KDBenchError(f"{path}: {malformed!r} is not a frame; expected a name such as 000000 per line")
-    if len(set(frames)) < len(frames):
-        repeated = next(frame for frame in frames if frames.count(frame) > 1)
-        raise KDBenchError(f"{path}: frame {repeated} is named {frames.count(repeated)} times; expected each once")
-    folders = (("velodyne", ".bin"), ("label_2", ".txt"), ("calib", ".txt"))
-    scans, labels, calibrations = ({p.stem for p in (root / "training" / f).glob(f"*{ext}")} for f, ext in folders)
+    repeated, times = Counter(frames).most_common(1)[0]
+    if times > 1:
+        raise KDBenchError(f"{path}: frame {repeated} is named {times} times; expected each once")
+    return frames
+
+
+def read_split(root: Path | str, split: str) -> list[str]:
+    """Returns the frames of ``ImageSets/<split>.txt`` after checking that each has its scan, calibration and label.
+
+    Raises:
+        KDBenchError: The split file is absent, one of :func:`read_frames`, or a frame lacks a file.
+    """
+    root = Path(root)
+    path = root / "ImageSets" / f"{split}.txt"
+    folders = {name: listed(root / "training" / name) for name in ("velodyne", "label_2", "calib")}
+    if path.name not in (have := listed(path.parent)):
+        named = ", ".join(sorted(Path(name).stem for name in have if name.endswith(".txt"))) or "nothing"
+        raise KDBenchError(f"{path}: no such split; ImageSets holds {named}; is data.root a folder in KITTI's layout?")
+    frames = read_frames(path)
     for frame in frames:
-        if frame not in scans:
-            what = "label without scan" if frame in labels else "no scan"
+        if f"{frame}.bin" not in folders["velodyne"]:
+            what = "label without scan" if f"{frame}.txt" in folders["label_2"] else "no scan"
             raise KDBenchError(f"frame {frame} of {path}: {what}; expected training/velodyne/{frame}.bin")
-        if frame not in labels:
+        if f"{frame}.txt" not in folders["label_2"]:
             raise KDBenchError(f"frame {frame} of {path}: scan without label; expected training/label_2/{frame}.txt")
-        if frame not in calibrations:
+        if f"{frame}.txt" not in folders["calib"]:
             raise KDBenchError(f"frame {frame} of {path}: no calibration; expected training/calib/{frame}.txt")
     return frames

@@ -53,6 +53,13 @@ def test_a_wrong_line_is_named(tmp_path: Path, text: str, says: str) -> None:
         load(path)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    path = tmp_path / "anchors.csv"
+    path.write_text("\ufeff" + HEAD + "t,d,p,m,x,1.0,last,s,\n", encoding="utf-8")
+    (anchor,) = load(path)
+    assert anchor.task == "t"
+
+
 def test_numbers_are_as_the_sources_print_them() -> None:
     lines = ANCHORS.read_text().splitlines()
     assert len(lines) == len(set(lines))

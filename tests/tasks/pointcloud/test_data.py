@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def frames(root, tmp_path_factory) -> Frames:
-    work = tmp_path_factory.mktemp("prepared")
+    return prepared(root, tmp_path_factory.mktemp("prepared"))
+
+
+def prepared(root: Path, work: Path) -> Frames:
+    work.mkdir(exist_ok=True)
     split = Split.of(root)
     manifest = prepare(root, [*split.train, *split.val, *split.test], split.train, CLASSES, work)
     assert manifest["frames"] == 9
@@ -163,6 +168,22 @@ def test_image_size(tmp_path):
     path.write_bytes(b"no")
     with pytest.raises(KDBenchError, match=r"000000.png: not a readable image .*; expected a PNG"):
         image_size(path)
+
+
+def test_text_as_windows_writes_it_and_names_in_lower_case_are_the_same_data(root, frames, tmp_path):
+    other = shutil.copytree(root, tmp_path / "kitti")
+    for path in [*other.glob("training/*/*.txt"), *other.glob("ImageSets/*.txt")]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_text().lower().replace("\n", "\r\n").encode())
+    split = Split.of(other)
+    assert split == Split.of(root)
+    again = prepared(other, tmp_path / "prepared")
+    for name in (split.train[0], split.test[0]):
+        ours, theirs = again.read(name), frames.read(name)
+        assert np.array_equal(ours.points, theirs.points)
+        assert np.array_equal(ours.boxes, theirs.boxes)
+        assert ours.labels.tolist() == theirs.labels.tolist() == [2, 0, 1, -1]
+    first, second = (Database.load(made.prepared / DATABASE) for made in (frames, again))
+    assert len(first) == len(second)
 
 
 def test_the_database_holds_the_objects_of_the_training_frames(root, frames):

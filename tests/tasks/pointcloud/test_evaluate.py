@@ -78,6 +78,16 @@ def test_a_missing_detection_file_counts_as_empty_and_is_said(folders, capsys) -
     assert run(capsys, gt, det, "--json") == (0, out, "")
 
 
+def test_a_byte_order_mark_and_the_case_of_names_change_no_figure(folders, tmp_path: Path, capsys) -> None:
+    gt, det = folders
+    expected = run(capsys, gt, det, "--json")
+    for path in [*gt.iterdir(), *det.iterdir()]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_text().lower().replace("\n", "\r\n").encode())
+    split = tmp_path / "val.txt"
+    split.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(sorted(path.stem for path in gt.iterdir())).encode())
+    assert run(capsys, gt, det, "--split", split, "--json") == expected
+
+
 def test_a_class_without_objects_is_null(tmp_path: Path, capsys) -> None:
     for folder, end in (("gt", ""), ("dets", " 0.9")):
         (tmp_path / folder).mkdir()
@@ -116,7 +126,7 @@ def test_a_wrong_split_is_refused(folders, tmp_path: Path, capsys, text: str, sa
 
 
 def test_an_absent_split_is_refused(folders, tmp_path: Path, capsys) -> None:
-    assert "cannot read this split" in expect_error(capsys, *folders, "--split", tmp_path / "no.txt")
+    assert "no.txt: no such split file" in expect_error(capsys, *folders, "--split", tmp_path / "no.txt")
 
 
 def test_folders_without_text_files_are_refused(folders, tmp_path: Path, capsys) -> None:

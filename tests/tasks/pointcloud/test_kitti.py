@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +255,46 @@ def test_image_size(tmp_path):
     (folder / "000001.png").write_bytes(b"not an image")
     with pytest.raises(KDBenchError, match=r"000001.png: not a readable image"):
         kitti.image_size(tmp_path, "000001")
+
+
+# As other programs write text
+
+AS_WRITTEN: dict[str, Callable[[str], bytes]] = {
+    "byte-order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "Windows": lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+    "blank lines": lambda text: ("\n \n" + text.replace("\n", "\n\n")).encode(),
+    "trailing spaces": lambda text: text.replace("\n", "  \n").encode(),
+    "tabs": lambda text: text.replace(" ", "\t").encode(),
+    "no last line end": lambda text: text.rstrip("\n").encode(),
+    "lower case": lambda text: text.lower().encode(),
+    "upper case": lambda text: text.upper().encode(),
+    "all of it": lambda text: b"\xef\xbb\xbf\r\n" + text.lower().replace(" ", "\t").replace("\n", " \r\n").encode(),
+}
+
+
+@pytest.mark.parametrize("way", AS_WRITTEN)
+def test_every_text_is_read_alike_however_it_was_written(tmp_path, way, calibration):
+    label, detection, matrices, frames = (tmp_path / name for name in ("label.txt", "det.txt", "calib.txt", "list.txt"))
+    write = AS_WRITTEN[way]
+    label.write_bytes(write(LABEL + DONTCARE + LABEL.replace("Car", "Person_sitting")))
+    objects = kitti.read_objects(label)
+    assert objects.types.tolist() == ["Car", "DontCare", "Person_sitting"]
+    assert objects.location[:, 2].tolist() == [14.44, -1000, 14.44]
+    detection.write_bytes(write(LABEL.replace("-1.25", "-1.25 0.9") * 2))
+    assert kitti.read_objects(detection, scored=True).score == pytest.approx([0.9, 0.9])
+    first, *others = CALIBRATION.splitlines(keepends=True)
+    matrices.write_bytes(write("".join([*others, first])))  # the mark stands before what is read
+    again = kitti.read_calibration(matrices)
+    for field in dataclasses.fields(kitti.Calibration):
+        assert np.array_equal(getattr(again, field.name), getattr(calibration, field.name))
+    frames.write_bytes(write("000003\n000001\n"))
+    assert kitti.read_frames(frames) == ["000003", "000001"]
+
+
+def test_names_of_ones_own_classes_stay_as_they_are(tmp_path):
+    path = tmp_path / "label.txt"
+    path.write_text(LABEL.replace("Car", "bus") + LABEL.replace("Car", "BUS"))
+    assert kitti.read_objects(path).types.tolist() == ["bus", "BUS"]
 
 
 # Boxes
