@@ -295,7 +295,8 @@ class Distiller(LightningModule):
             every = EVERY in context.wanted
             for name, role in self.cast.roles.items():
                 term = "task" if name == "student" else f"task.{name}"
-                if role.mode == "train" and (every or term in context.wanted):
+                # On data without labels a task may have no supervised term.
+                if role.mode == "train" and (every or term in context.wanted) and signals.loss(name):
                     terms["task"][term] = signals.supervised(name)
             for owner, plugin in self.owned():
                 if every or self._terms[owner] & context.wanted:

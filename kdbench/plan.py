@@ -154,6 +154,8 @@ def make_plan(
     schedules: dict[str, Schedule] = {name: Schedule(1.0) for name in term_names.get("task", ())}
     for owner, table in weights.items():
         for term, weight in table.items():
+            if term == "task" and not term_names.get("task"):
+                continue  # a run without labels has no supervised term to weigh
             if term not in everything:
                 raise KDBenchError(f"{owner}.weights.{term}: there is no such term: {nearest(term, everything)}")
             schedules[term] = Schedule.of(term, weight)

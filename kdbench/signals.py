@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from kdbench.task import Batch, Task
 
 #: In :attr:`Context.wanted`: every term.
 EVERY = "*"
+
+#: A view by its name, or a batch that a plugin made.
+View: TypeAlias = str | Batch
 
 
 @dataclass
@@ -51,10 +54,11 @@ class Cast:
 
 
 class Signals:
-    """Answers of every role to every view of one batch.
+    """Answers of every role to every view of one batch, and to batches that arise inside ``terms``.
 
     A forward runs when it is first asked for and at most once per role and view; answers of fixed roles that carry no
-    gradient are kept over the update groups of one step.
+    gradient are kept over the update groups of one step. Wherever a view is named, a batch that the plugin made (what
+    the student generated, an adversarial input) may stand in its place.
 
     Where several processes train together, each asks its networks about its own samples. A plugin is given those, or
     under ``whole`` batches and features of all processes; raw answers and supervised losses are always the own ones.
@@ -83,6 +87,8 @@ class Signals:
         self._losses: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._kept = {} if kept is None else kept
         self._params: dict[str, Mapping[str, Tensor]] = {}
+        self._made: dict[int, tuple[str, Batch]] = {}
+        self._asked: dict[str, int] = {}
         self.whole = False
         self._batches: dict[tuple[str, str], Batch] = {}
         self._features: dict[tuple[str, str, str], Feature] = {}
@@ -102,67 +108,95 @@ class Signals:
         other._params = {**self._params, role: params}
         return other
 
-    def batch(self, role: str = "student", view: str = "main") -> Batch:
+    def batch(self, role: str = "student", view: View = "main") -> Batch:
         """Returns what a role reads in a view; of the whole batch without inputs."""
+        name, batch = self._seen(role, view)
         if not self.whole:
-            return self.views[role][view]
-        if (role, view) not in self._batches:
-            self._batches[role, view] = whole_batch(self.views[role][view])
-        return self._batches[role, view]
+            return batch
+        if (role, name) not in self._batches:
+            self._batches[role, name] = whole_batch(batch)
+        return self._batches[role, name]
 
-    def answer(self, role: str, view: str = "main") -> Answer:
-        """Returns raw outputs and features of a role for a view."""
-        key = (role, view)
-        if key not in self._answers:
-            if view not in self.views[role]:
-                raise KDBenchError(f"role {role!r} has no view {view!r}: {nearest(view, self.views[role])}")
-            self._answers[key] = self._ask(role, view)
-        return self._answers[key]
+    def answer(self, role: str, view: View = "main") -> Answer:
+        """Returns raw outputs and features of a role for a view: :meth:`ask`, once."""
+        name, batch = self._seen(role, view)
+        if (role, name) not in self._answers:
+            # Fixed weights and the same batch object give the same answer in every group of this step.
+            kept, place = self._kept, (role, id(batch))
+            fixed = self.cast.roles[role].mode != "train"
+            answer = kept[place] if fixed and place in kept else self._run(role, batch, name)
+            if fixed and isinstance(view, str) and not any(f.values.requires_grad for f in answer.features.values()):
+                kept[place] = answer
+            self._answers[role, name] = answer
+        return self._answers[role, name]
 
-    def _ask(self, role: str, view: str) -> Answer:
-        batch, how = self.views[role][view], self.cast.roles[role]
-        source = self.cast.sources[role]
+    def ask(self, role: str, batch: Batch) -> Answer:
+        """Runs a role on any batch, also one that was made inside ``terms``, under the rules of the role.
+
+        Its mode and gradient are those that it has for a view, its random stream is named by the step and by how often
+        the role was asked before, its passes count, its taps are armed for this forward alone. Nothing is kept: asking
+        again runs again. ``feature``, ``pair``, ``loss`` and ``supervised`` take such a batch for ``view``, and keep
+        the answer as they do for one.
+
+        Args:
+            role: Who answers.
+            batch: What it reads.
+        """
+        self._asked[role] = self._asked.get(role, 0) + 1
+        return self._run(role, batch, f"asked {self._asked[role]}")
+
+    def params(self, role: str = "student") -> Mapping[str, Tensor]:
+        """Returns the trainable parameters with which a role answers: its own, or those of the last virtual step."""
+        own = self.cast.model(role).named_parameters()
+        return self._params.get(role) or {name: p for name, p in own if p.requires_grad}
+
+    def _seen(self, role: str, view: View) -> tuple[str, Batch]:
+        """Returns the name of a view and its batch; one that a plugin made is held, so that it is known again."""
+        if isinstance(view, Batch):
+            return self._made.setdefault(id(view), (f"made {len(self._made) + 1}", view))
+        if view not in self.views[role]:
+            raise KDBenchError(f"role {role!r} has no view {view!r}: {nearest(view, self.views[role])}")
+        return view, self.views[role][view]
+
+    def _run(self, role: str, batch: Batch, name: str) -> Answer:
+        """Runs a role once; ``name`` is that of its random stream (dropout, stochastic depth)."""
+        how, source = self.cast.roles[role], self.cast.sources[role]
         fixed = how.mode != "train"
-        # Fixed weights and the same batch object give the same answer in every group of this step.
-        key = (role, id(batch))
-        if fixed and key in self._kept:
-            return self._kept[key]
         rank, size = share()
         if isinstance(source, Network):
             self.cast.passes[role] = self.cast.passes.get(role, 0) + size * len(batch)
         if source.training or not fixed:
-            rng.seed_global(self.cast.seed, "forward", role, view, self.step, *_stream(rank))
+            rng.seed_global(self.cast.seed, "forward", role, name, self.step, *_stream(rank))
         grad = torch.is_grad_enabled() and not (fixed and how.grad == "none")
         with torch.set_grad_enabled(grad):
             answer = source.answer(batch, self._params.get(role))
         if size > 1:  # what a plugin draws next is the same in all processes
-            rng.seed_global(self.cast.seed, "answered", role, view, self.step)
-        if fixed and not any(f.values.requires_grad for f in answer.features.values()):
-            self._kept[key] = answer
+            rng.seed_global(self.cast.seed, "answered", role, name, self.step)
         return answer
 
-    def feature(self, need: str, role: str, view: str = "main") -> Feature:
+    def feature(self, need: str, role: str, view: View = "main") -> Feature:
         """Returns the feature bound to a need."""
         name = self.bindings.get(need, need)
         if not isinstance(name, str):
             raise KDBenchError(f"need {need!r} is bound to the list {name}: read it with features()")
         return self._pick(name, role, view)
 
-    def features(self, need: str, role: str, view: str = "main") -> list[Feature]:
+    def features(self, need: str, role: str, view: View = "main") -> list[Feature]:
         """Returns the features bound to a need with ``many``, shallow to deep."""
         names = self.bindings.get(need, [need])
         return [self._pick(name, role, view) for name in ([names] if isinstance(names, str) else names)]
 
-    def _pick(self, name: str, role: str, view: str) -> Feature:
+    def _pick(self, name: str, role: str, view: View) -> Feature:
         answer = self.answer(role, view)
         if name not in answer.features:
             raise KDBenchError(f"role {role!r} gives no feature {name!r}: it gives {', '.join(answer.features)}")
         if not self.whole:
             return answer.features[name]
-        if (role, view, name) not in self._features:
+        key = (role, self._seen(role, view)[0], name)
+        if key not in self._features:
             with torch.enable_grad():  # kept, so on the graph although it may be asked for without
-                self._features[role, view, name] = whole_feature(answer.features[name])
-        return self._features[role, view, name]
+                self._features[key] = whole_feature(answer.features[name])
+        return self._features[key]
 
     def any_bound(self, bindings: Bindings, test: Callable[[Feature], bool]) -> bool:
         """Says whether a feature of those that ``bindings`` name and that was answered passes a test."""
@@ -176,13 +210,13 @@ class Signals:
             raise KDBenchError(f"need {need!r} of role {role!r} is bound to {name}, which is no single tap")
         return source.expressions[name]
 
-    def pair(self, need: str, view: str = "main", roles: tuple[str, str] = ("student", "teacher")) -> tuple[Any, Any]:
+    def pair(self, need: str, view: View = "main", roles: tuple[str, str] = ("student", "teacher")) -> tuple[Any, Any]:
         """Returns the feature bound to a need as two roles give it."""
         return self.feature(need, roles[0], view), self.feature(need, roles[1], view)
 
-    def loss(self, role: str = "student", view: str = "main") -> dict[str, Tensor]:
+    def loss(self, role: str = "student", view: View = "main") -> dict[str, Tensor]:
         """Returns the supervised terms of a role for a view, unweighted."""
-        key = (role, view)
+        key = (role, self._seen(role, view)[0])
         if key not in self._losses:
             answer = self.answer(role, view)
             task, model, given = self.cast.task, self.cast.model(role), (answer.outputs, answer.batch)
@@ -193,7 +227,7 @@ class Signals:
                 self._losses[key] = task.loss(model, *given)
         return self._losses[key]
 
-    def supervised(self, role: str = "student", view: str = "main") -> Tensor:
+    def supervised(self, role: str = "student", view: View = "main") -> Tensor:
         """Returns the supervised loss of a role for a view: its terms under the task's weights."""
         weights = self.cast.task.loss_weights()
         return total(weights.get(name, 1.0) * value for name, value in self.loss(role, view).items())
@@ -246,8 +280,10 @@ class Context:
     def virtual_step(self, signals: Signals, loss: Tensor, role: str = "student", lr: float | None = None) -> Signals:
         """Takes one gradient step on ``loss`` that itself can be differentiated (bilevel methods).
 
+        Several in a row continue from each other: give the signals of one to the next.
+
         Args:
-            signals: Signals whose role steps.
+            signals: Signals whose role steps, from the parameters with which it answers there.
             loss: Scalar on the graph of the role's parameters.
             role: Who steps.
             lr: Step size; the current learning rate by default.
@@ -255,7 +291,7 @@ class Context:
         Returns:
             Signals in which the role answers with the stepped parameters, second-order graph included.
         """
-        params = {n: p for n, p in signals.cast.model(role).named_parameters() if p.requires_grad}
+        params = signals.params(role)
         grads = average(torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True))
         size = self.lr if lr is None else lr
         stepped = {n: p if g is None else p - size * g for (n, p), g in zip(params.items(), grads, strict=True)}

@@ -179,3 +179,86 @@ def test_a_loss_that_needs_the_model_reads_the_stepped_weights(batch):
     stepped = Context(State(0, 0, 0.0), 0).virtual_step(signals, signals.loss()["weight"], lr=0.25)
     assert stepped.loss()["weight"].item() == (2.0 - 0.25 * 4.0) ** 2
     assert signals.loss()["weight"].item() == 4.0
+
+
+def test_asking_runs_a_role_on_any_batch_by_its_rules(batch):
+    student, teacher = Line(2.0), Line(3.0)
+    cast = cast_of(student=(STUDENT, student), teacher=(TEACHER, teacher))
+    signals = Signals(cast, views_of(cast, batch), {"feat": "y"})
+    made = batch.with_inputs(signals.feature("feat", "student").values)
+    answer = signals.ask("teacher", made)
+    assert answer.batch is made
+    assert answer.outputs.tolist() == [[6.0], [12.0]]
+    assert not answer.outputs.requires_grad
+    signals.ask("teacher", made)
+    assert teacher.calls == 2
+    assert cast.passes == {"student": 2, "teacher": 4}
+    # In the place of a view it is answered once, whoever asks, and its loss is known.
+    assert signals.bound({"other": "y"}).feature("other", "teacher", made).values.tolist() == [[6.0], [12.0]]
+    signals.pair("feat", made)
+    assert teacher.calls == 3
+    assert signals.supervised("student", made).item() == pytest.approx((4 - 3) ** 2 / 2 + (8 - 1) ** 2 / 2 + 0.5 * 6)
+    assert signals.batch("student", made) is made
+
+
+def test_an_answer_to_a_made_batch_is_not_kept_for_other_groups(batch):
+    teacher = Line(3.0)
+    cast = cast_of(student=(STUDENT, Line(2.0)), teacher=(TEACHER, teacher))
+    kept: dict = {}
+    for _ in range(2):
+        Signals(cast, views_of(cast, batch), kept=kept).answer("teacher", batch.with_inputs(batch.inputs + 1))
+    assert teacher.calls == 2
+    assert not kept
+
+
+class Noisy(Line):
+    """Adds noise of torch's global generator in training."""
+
+    def forward(self, x):
+        return super().forward(x) + (torch.randn_like(x) if self.training else 0)
+
+
+def test_every_ask_of_a_step_has_a_random_stream_of_its_own(batch):
+    def answers():
+        cast = cast_of(student=(STUDENT, Noisy(2.0)))
+        signals = Signals(cast, views_of(cast, batch), step=3)
+        return [signals.ask("student", batch).outputs for _ in range(2)]
+
+    first, second = answers()
+    torch.rand(5)
+    again = answers()
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_virtual_steps_continue_from_each_other(batch, steps):
+    """Unrolled descent on both parameters of a line, against plain tensors: the value and its derivative by a gate."""
+    lr = 0.01
+
+    def fit(a, b, x, y):
+        return (a * b * x - y).square().mean() + 0.5 * (a * b * x).abs().mean()
+
+    cast = cast_of(student=(STUDENT, Line(1.3, 0.7)))
+    signals = Signals(cast, views_of(cast, batch))
+    context = Context(State(0, 0, 0.0), 0, lr=lr)
+    gate = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    stepped = signals
+    for _ in range(steps):
+        stepped = context.virtual_step(stepped, gate * stepped.supervised())
+    outer = stepped.supervised()
+    (derivative,) = torch.autograd.grad(outer, gate)
+
+    plain_gate = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (1.3, 0.7))
+    for _ in range(steps):
+        loss = plain_gate * fit(a, b, batch.inputs, batch.targets)
+        da, db = torch.autograd.grad(loss, (a, b), create_graph=True)
+        a, b = a - lr * da, b - lr * db
+    expected = fit(a, b, batch.inputs, batch.targets)
+    (plain,) = torch.autograd.grad(expected, plain_gate)
+    assert outer.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert derivative.item() == pytest.approx(plain.item(), rel=1e-12)
+    assert stepped.params()["a"].item() == pytest.approx(a.item(), rel=1e-12)
+    assert signals.params()["a"].item() == 1.3
