@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
-from kdbench.features import Feature, Logits, Nodes
+from kdbench.features import Feature, Logits, Nodes, Values
 from kdbench.task import Batch
 
 
@@ -148,7 +148,7 @@ def share_buffers(module: nn.Module) -> None:
 
 def uneven(feature: Feature) -> bool:
     """Says whether processes may hold different numbers of rows, so that a mean over their own is not that over all."""
-    masked = isinstance(feature, Logits) and (feature.mask is not None or feature.weight is not None)
+    masked = isinstance(feature, Logits | Values) and (feature.mask is not None or feature.weight is not None)
     return masked or hasattr(feature, "batch")
 
 

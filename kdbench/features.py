@@ -14,7 +14,10 @@ from torch import Tensor
 
 from kdbench.errors import KDBenchError
 
+#: Law of a row of class scores.
 Law: TypeAlias = Literal["categorical", "bernoulli"]
+#: Law of a row of predicted values.
+ValueLaw: TypeAlias = Literal["plain", "gaussian"]
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,15 @@ class Logits(Feature):
 
     def rows(self) -> Tensor:
         """Returns the unmasked rows, shape ``(N, C)``."""
-        rows = self.values.movedim(self.class_dim, -1)
-        return rows[self.mask] if self.mask is not None else rows.reshape(-1, rows.shape[-1])
+        return _rows(self.values, self.class_dim, self.mask)
 
     def row_weight(self) -> Tensor | None:
         """Returns the weight of each row of :meth:`rows`, shape ``(N,)``."""
-        return self._by_row(self.weight)
+        return _by_row(self.weight, self.mask)
 
     def row_target(self) -> Tensor | None:
         """Returns the true class of each row of :meth:`rows`, shape ``(N,)``."""
-        return self._by_row(self.target)
+        return _by_row(self.target, self.mask)
 
     def labels(self) -> Tensor:
         """Returns :meth:`row_target`, for methods that cannot do without the true class.
@@ -77,10 +79,43 @@ class Logits(Feature):
             )
         return target
 
-    def _by_row(self, value: Tensor | None) -> Tensor | None:
-        if value is None:
-            return None
-        return value[self.mask] if self.mask is not None else value.reshape(-1)
+
+@dataclass(frozen=True)
+class Values(Feature):
+    """Predicted values of a regression, in the unit in which the task's loss compares them.
+
+    Attributes:
+        values: Any shape with one axis of predictions, e.g. ``(B, D)``, ``(B, D, H, W)`` or ``(B, points, D)``. Of
+            ``gaussian`` rows it holds D means, then D log-variances.
+        value_dim: The axis of the predictions.
+        mask: Rows that are distilled, shaped as ``values`` without that axis; all of them when None.
+        weight: Weight of each row, same shape as ``mask``; equal when None.
+        law: ``plain`` for values alone, ``gaussian`` for independent normal laws.
+    """
+
+    value_dim: int = -1
+    mask: Tensor | None = None
+    weight: Tensor | None = None
+    law: ValueLaw = "plain"
+
+    def rows(self) -> Tensor:
+        """Returns the unmasked rows, shape ``(N, D)``, or ``(N, 2 D)`` of ``gaussian`` ones."""
+        return _rows(self.values, self.value_dim, self.mask)
+
+    def row_weight(self) -> Tensor | None:
+        """Returns the weight of each row of :meth:`rows`, shape ``(N,)``."""
+        return _by_row(self.weight, self.mask)
+
+
+def _rows(values: Tensor, axis: int, mask: Tensor | None) -> Tensor:
+    rows = values.movedim(axis, -1)
+    return rows[mask] if mask is not None else rows.reshape(-1, rows.shape[-1])
+
+
+def _by_row(value: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    if value is None:
+        return None
+    return value[mask] if mask is not None else value.reshape(-1)
 
 
 @dataclass(frozen=True)

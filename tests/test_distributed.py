@@ -11,9 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import rng
-from kdbench.distributed import average, check_same, normalizer, share, share_buffers, whole_batch, whole_feature
+from kdbench.distributed import (
+    average,
+    check_same,
+    normalizer,
+    share,
+    share_buffers,
+    uneven,
+    whole_batch,
+    whole_feature,
+)
 from kdbench.errors import KDBenchError
-from kdbench.features import Activated, Feature, Logits, Nodes, Points, Vector
+from kdbench.features import Activated, Feature, Logits, Nodes, Points, Values, Vector
 from kdbench.processes import Place, group, helped
 from kdbench.task import Batch
 
@@ -69,6 +78,10 @@ def whole_features() -> None:
     values = torch.randn(6, 4, 3)
     mask, weight = values[:, 0] > 0, values[:, 1].abs().bfloat16()
     assert_same(whole_feature(Logits(mine(values), 1, mine(mask), mine(weight))), Logits(values, 1, mask, weight))
+    predicted = Values(values, 1, mask, weight, "gaussian")
+    assert_same(whole_feature(Values(mine(values), 1, mine(mask), mine(weight), "gaussian")), predicted)
+    assert uneven(predicted)
+    assert not uneven(Values(values))
     activated = Activated(values.relu(), (2.0,), pre=values)
     assert_same(whole_feature(Activated(mine(values.relu()), (2.0,), pre=mine(values))), activated)
     batch = Batch(values, torch.arange(6) % 3, torch.arange(6), torch.arange(6) > 2)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from kdbench.features import Grid, Last, Logits
+from kdbench.features import Grid, Last, Logits, Values
 
 
 def test_rows_follow_class_axis_and_mask():
@@ -27,6 +27,21 @@ def test_rows_follow_class_axis_and_mask():
 
 def test_an_empty_mask_gives_no_rows_but_keeps_the_classes():
     assert Logits(torch.zeros(2, 7), mask=torch.zeros(2, dtype=torch.bool)).rows().shape == (0, 7)
+
+
+def test_rows_of_predicted_values():
+    values = torch.arange(16.0).reshape(2, 4, 2)  # at two places, two means and two log-variances
+    predicted = Values(values, value_dim=1, law="gaussian")
+    assert predicted.rows().tolist() == [[0, 2, 4, 6], [1, 3, 5, 7], [8, 10, 12, 14], [9, 11, 13, 15]]
+    assert predicted.row_weight() is None
+    mask = torch.tensor([[False, True], [True, False]])
+    masked = Values(values, 1, mask, weight=torch.arange(4.0).reshape(2, 2))
+    assert masked.law == "plain"
+    assert masked.rows().tolist() == [[1, 3, 5, 7], [8, 10, 12, 14]]
+    weight = masked.row_weight()
+    assert weight is not None
+    assert weight.tolist() == [1, 2]
+    assert Values(torch.zeros(2, 3), mask=torch.zeros(2, dtype=torch.bool)).rows().shape == (0, 3)
 
 
 def test_grid_as_tokens_and_as_points_keep_cells_with_their_places():

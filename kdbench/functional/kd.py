@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.features import Law
-from kdbench.functional.divergence import divergence
+from kdbench.features import Law, ValueLaw
+from kdbench.functional.divergence import VALUES, divergence
 from kdbench.functional.numerics import upcast, weighted_mean
 
 
@@ -70,20 +70,23 @@ def kd_loss(
     teacher: Tensor,
     temperature: float | Tensor = 4.0,
     *,
-    law: Law = "categorical",
+    law: Law | ValueLaw = "categorical",
     standardize: bool = False,
     weight: Tensor | None = None,
 ) -> Tensor:
     """Distillation loss ``T^2 * mean_n KL(p_t || p_s)`` at temperature T.
 
+    Of predicted values it is the mean of :func:`~kdbench.functional.divergence.divergence` without a temperature.
+
     Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network (2015), section 2: T^2 keeps the size of the
     gradient when T changes. (Their soft-target cross-entropy differs by the teacher's entropy, a constant.)
 
     Args:
-        student: logits (N, C).
-        teacher: logits (N, C).
-        temperature: T > 0, a number or a scalar tensor.
-        law: ``"categorical"`` for a softmax head, ``"bernoulli"`` for a sigmoid head (a sum over classes).
+        student: logits, or predicted values, (N, C).
+        teacher: likewise (N, C).
+        temperature: T > 0, a number or a scalar tensor; of logits alone.
+        law: ``"categorical"`` for a softmax head, ``"bernoulli"`` for a sigmoid head (a sum over classes), ``"plain"``
+            or ``"gaussian"`` for predicted values.
         standardize: z-score both logits first (LSKD). Only for the categorical law, which alone ignores a shift.
         weight: non-negative row weights (N,), normalised by their sum: the loss is a weighted mean over rows.
 
@@ -91,7 +94,7 @@ def kd_loss(
         A scalar, float32 for low-precision input; zero for no rows or all-zero weights.
 
     Raises:
-        KDBenchError: shapes differ, the law is unknown, or ``standardize`` meets a sigmoid head.
+        KDBenchError: shapes differ, the law is unknown, or ``standardize`` meets another head than a softmax.
 
     Example:
         >>> kd_loss(torch.zeros(1, 2), torch.tensor([[8.0, 0.0]]), temperature=4.0)
@@ -100,8 +103,9 @@ def kd_loss(
     if standardize:
         if law != "categorical":
             raise KDBenchError(
-                f"standardize=True was given with law={law!r}, expected 'categorical': a sigmoid is not "
+                f"standardize=True was given with law={law!r}, expected 'categorical': only a softmax is "
                 "invariant to a shift of the logits; set standardize=False"
             )
         student, teacher = z_score(student), z_score(teacher)
-    return temperature**2 * weighted_mean(divergence(student, teacher, temperature, law), weight)
+    loss = weighted_mean(divergence(student, teacher, temperature, law), weight)
+    return loss if law in VALUES else temperature**2 * loss

@@ -14,21 +14,21 @@ from typing import ClassVar
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from kdbench.features import Logits
+from kdbench.features import Logits, Values
 from kdbench.functional.kd import kd_loss
 from kdbench.plugin import PEER, STUDENT, Method, Need, Role, Update
 from kdbench.signals import Context, Signals
 
 
 class DML(Method):
-    """Student and peer, both trained, each with the other's class scores as targets.
+    """Student and peer, both trained, each with the other's class scores, or predicted values, as targets.
 
     Args:
-        temperature: Divides all logits.
+        temperature: Divides all logits; predicted values have none.
         shared: Both networks step on one forward in place of a fresh one each; half the cost.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, ("student", "peer")),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", (Logits, Values), ("student", "peer")),)
     roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT, "peer": PEER}
 
     def __init__(self, temperature: PositiveFloat = 1.0, shared: bool = False) -> None:

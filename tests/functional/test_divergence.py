@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional.divergence import bernoulli_kl, categorical_kl, divergence
+from kdbench.functional.divergence import bernoulli_kl, categorical_kl, divergence, gaussian_kl, squared_error
 
 LAWS = {"categorical": categorical_kl, "bernoulli": bernoulli_kl}
+VALUES = {"plain": squared_error, "gaussian": gaussian_kl}
 
 
 def logits(n: int, c: int, scale: float = 3.0) -> tuple[torch.Tensor, ...]:
@@ -92,7 +94,52 @@ def test_no_rows(law):
     assert student.grad is not None
 
 
+# ---- predicted values -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 1), (16, 3)])
+def test_gaussian_is_that_of_torch(shape):
+    rows, values = shape
+    student, teacher = logits(rows, 2 * values, scale=2.0)
+    laws = [Normal(mean, (0.5 * log).exp()) for mean, log in (x.chunk(2, dim=1) for x in (student, teacher))]
+    expected = kl_divergence(laws[1], laws[0]).sum(1)
+    torch.testing.assert_close(divergence(student, teacher, law="gaussian"), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_plain_is_the_squared_error_and_twice_the_gaussian_of_unit_variance():
+    student, teacher = logits(5, 4)
+    expected = [sum((a - b) ** 2 for a, b in zip(*r, strict=True)) for r in zip(student, teacher, strict=True)]
+    torch.testing.assert_close(divergence(student, teacher, law="plain"), torch.stack(expected))
+    unit = (torch.cat([x, torch.zeros_like(x)], dim=1) for x in (student, teacher))
+    torch.testing.assert_close(squared_error(student, teacher), 2 * gaussian_kl(*unit))
+
+
+@pytest.mark.parametrize("law", ["plain", "gaussian"])
+def test_values_have_no_temperature(law):
+    student, teacher = logits(6, 4)
+    assert torch.equal(divergence(student, teacher, 4.0, law), VALUES[law](student, teacher))
+    assert divergence(teacher, teacher, 4.0, law).abs().max() == 0
+    assert (divergence(student, teacher, 4.0, law) > 0).all()
+
+
+@pytest.mark.parametrize("law", VALUES)
+def test_gradients_precision_and_emptiness_of_values(law):
+    student, teacher = (x.requires_grad_() for x in logits(3, 4))
+    assert torch.autograd.gradcheck(lambda s, t: divergence(s, t, law=law), (student, teacher))
+    low_s, low_t = (x.detach().bfloat16() for x in (student, teacher))
+    low = divergence(low_s, low_t, law=law)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, divergence(low_s.float(), low_t.float(), law=law))
+    empty = torch.zeros(0, 4, requires_grad=True)
+    divergence(empty, torch.zeros(0, 4), law=law).sum().backward()
+    assert empty.grad is not None
+
+
 def test_errors():
+    with pytest.raises(KDBenchError, match=r"\(2, 3\).*\(1, 3\)"):
+        squared_error(torch.zeros(2, 3), torch.zeros(1, 3))
+    with pytest.raises(KDBenchError, match="gaussian_kl: found 3 numbers a row, expected D means, then D log-var"):
+        gaussian_kl(torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(KDBenchError, match=r"\(2, 3\).*\(1, 3\)"):
         categorical_kl(torch.zeros(2, 3), torch.zeros(1, 3))
     with pytest.raises(KDBenchError, match="did you mean 'bernoulli'"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdbench import rng
 from kdbench.build import build
 from kdbench.distiller import channels_last
-from kdbench.features import Logits
+from kdbench.features import Logits, Values
 from kdbench.fit import ENGINE_KEYS, Training
 from kdbench.optim import cosine, make_optimizer
 from kdbench.plugin import State
@@ -24,7 +24,7 @@ from tests.methods.harness import Hand, yaml
 
 
 class Cut:
-    """A built method on hand-made logits of its roles, which become leaves.
+    """A built method on hand-made predictions of its roles, which become leaves.
 
     Args:
         name: As in ``method=``.
@@ -32,7 +32,7 @@ class Cut:
         options: Override those of the YAML file.
     """
 
-    def __init__(self, name: str, logits: Mapping[str, Logits], **options: Any) -> None:
+    def __init__(self, name: str, logits: Mapping[str, Logits | Values], **options: Any) -> None:
         spec = {k: v for k, v in yaml(name).items() if k not in ENGINE_KEYS}
         with rng.scope(0, "init", "method"):
             self.method = build("method", spec | options)

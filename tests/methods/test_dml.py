@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
-from kdbench.features import Logits
+from kdbench.features import Logits, Values
 from kdbench.methods.dml import DML
 from tests.methods.harness import knobs, normal, yaml
 from tests.methods.real import Cut, online_by_hand, training
@@ -48,6 +48,14 @@ def test_each_network_holds_the_other_fixed():
         grads = made.gradients(term)
         assert set(grads) == {role}
         assert grads[role].any()
+
+
+def test_predicted_values_are_matched_both_ways():
+    made = Cut("dml", {r: Values(normal(5, 3, name=r)) for r in ("student", "peer")})
+    s, p = made.leaves["student"].detach(), made.leaves["peer"].detach()
+    for term, role in (("mutual", "student"), ("mutual.peer", "peer")):
+        assert made.term(term).item() == pytest.approx(float((s - p).square().sum(1).mean()), rel=1e-6)
+        assert set(made.gradients(term)) == {role}
 
 
 def test_zero_where_both_agree_and_low_precision_and_no_rows():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
-from kdbench.features import Logits
+from kdbench.features import Feature, Logits, Values
 from kdbench.fit import Training
+from kdbench.functional.divergence import gaussian_kl
 from kdbench.functional.kd import kd_loss
-from kdbench.methods.kd import KD, LSKD
+from kdbench.methods.dml import DML
+from kdbench.methods.kd import CTKD, KD, LSKD
 from kdbench.plugin import State
 from kdbench.signals import EVERY, Context
 from kdbench.task import Task
@@ -63,6 +66,51 @@ def test_only_lskd_wants_a_softmax_head():
     assert bind(KD, Sigmoid, pair)
     with pytest.raises(KDBenchError, match="^LSKD requires single_label, which task sigmoid lacks$"):
         bind(LSKD, Sigmoid, pair)
+
+
+class Regression(Task):
+    name = "regression"
+
+    @classmethod
+    def kinds(cls, side: Mapping[str, Any]) -> dict[str, type[Feature]]:
+        return {"height": Values}
+
+
+@pytest.mark.parametrize("method", [KD, DML])
+def test_binds_to_predicted_values_where_there_are_no_scores(method):
+    assert bind(method, Regression, {"name": "toy", "student": {}, "teacher": {}}) == {"logits": "height"}
+
+
+@pytest.mark.parametrize("method", [CTKD, LSKD])
+def test_values_have_neither_a_temperature_nor_a_z_score(method):
+    with pytest.raises(KDBenchError, match="needs Logits|requires single_label"):
+        bind(method, Regression, {"name": "toy", "student": {}, "teacher": {}})
+
+
+def values(law: Any, weight: Tensor | None = None, batch: int = 6, **options: Any) -> Bench:
+    student, teacher = (Values(normal(batch, 4, name=n), law=law, weight=weight) for n in ("s", "t"))
+    return Bench("kd", {"logits": student}, {"logits": teacher}, **options)
+
+
+@pytest.mark.parametrize("law", ["plain", "gaussian"])
+def test_predicted_values_are_matched_without_a_temperature(law):
+    weight = torch.tensor([1.0, 0, 3, 1, 1, 2])
+    made = values(law, weight)
+    s, t = made.student[0], made.teacher[0]
+    rows = gaussian_kl(s, t) if law == "gaussian" else (s - t).square().sum(1)
+    assert made.loss().item() == pytest.approx(((weight * rows).sum() / weight.sum()).item(), rel=1e-6)
+    assert not differ(made.outcome(), values(law, weight, temperature=2.0).outcome())
+    check_gradients(values(law))
+    check_deterministic(values(law))
+    empty = values(law, batch=0).loss()
+    assert empty == 0
+    assert empty.requires_grad
+
+
+@pytest.mark.parametrize("options", [{"temperature": "adversarial"}, {"standardize": True}])
+def test_options_of_class_scores_are_refused_for_values(options):
+    with pytest.raises(KDBenchError, match="are of class scores, and this task gives predicted values: leave both out"):
+        values("plain", **options)
 
 
 @pytest.mark.parametrize("name", NAMES)
