@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import engine, methods, pointcloud
 from benchmarks.report import MISSED, Row, as_json, machine, table
-from kdbench.report import terminal
+from kdbench.terminal import terminal
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "overhead": engine.overhead,
@@ -43,17 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = terminal()
     host = machine()
     cores = "{cpu}, {cores} cores, {threads} threads, load {load}, Python {python}, torch {torch}"
-    console.print(cores.format(**host), highlight=False)
+    console.print(cores.format(**host))
     rows: list[Row] = []
     start = time.perf_counter()
     for name in options.names or BENCHMARKS:
         began = time.perf_counter()
         rows += BENCHMARKS[name]()
-        console.print(f"{name}: done after {time.perf_counter() - began:.0f} s", highlight=False)
+        console.print(f"{name}: done after {time.perf_counter() - began:.0f} s")
     total = time.perf_counter() - start
     console.print(table(rows))
     missed = [row.name for row in rows if row.verdict == MISSED]
-    console.print(f"{len(missed)} limits missed; {total:.0f} s in all", highlight=False)
+    console.print(f"{len(missed)} limits missed; {total:.0f} s in all")
     if options.json:
         text = json.dumps({"machine": host, "seconds": round(total), "rows": as_json(rows)}, indent=2)
         options.json.write_text(text + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 MET, WITHIN, MISSED = "met", "within the null range", "missed"
 #: What is wished for is more than this processor gives to anybody.
@@ -77,14 +78,14 @@ class Row:
 
 def table(rows: Iterable[Row]) -> Table:
     """Returns the rows as a table."""
-    grid = Table("what", "measured", r"\[min, max]", "limit", "aim", "null pair", "verdict")
+    grid = Table("what", "measured", "[min, max]", "limit", "aim", "null pair", "verdict")
     colours = {MET: "green", WITHIN: "yellow", MISSED: "red", BEYOND: "yellow", "": "default"}
     for row in rows:
-        name = f"{row.name}\n[dim]{row.detail}[/]" if row.detail else row.name
+        name = Text.assemble(row.name, (f"\n{row.detail}", "dim")) if row.detail else row.name
         limits = ("" if v is None else f"{v:.3g}" for v in (row.limit, row.aim))
-        spans = ("" if s is None else f"[{s[0]:.3g}, {s[1]:.3g}]".replace("[", r"\[") for s in (row.span, row.null))
+        spans = ("" if s is None else f"[{s[0]:.3g}, {s[1]:.3g}]" for s in (row.span, row.null))
         span, null = spans
-        verdict = f"[{colours[row.verdict]}]{row.verdict}[/]"
+        verdict = Text(row.verdict, colours[row.verdict])
         grid.add_row(name, f"{row.value:.3g} {row.unit}", span, *limits, null, verdict, end_section=True)
     return grid
 

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kdbench.errors import KDBenchError
 from kdbench.provenance import OPTIONAL, PACKAGES, version
 from kdbench.recipe import MODEL
+from kdbench.terminal import terminal
 
 #: What Open3D loads from the system, by Debian package.
 LIBRARIES = {
@@ -118,17 +120,17 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     console.print(features)
     for owner, bindings in training.bindings.items():
         read = ", ".join(f"{need} = {name}" for need, name in bindings.items())
-        console.print(f"{owner} reads: {read}", highlight=False)
+        console.print(f"{owner} reads: {read}")
     reached = reach(distiller, batch)
     table = Table("term", "value", "weight", "gradient norm by owner", title="terms")
     assert distiller.plan is not None
     for name, value in terms.items():
         norms = ", ".join(f"{owner} {norm:.3g}" for owner, norm in reached[name].items() if norm > 0)
         weight = distiller.plan.schedules[name].at(1.0)
-        table.add_row(name, f"{float(value):.4g}", f"{weight:g}", norms or "[red]nothing[/]")
+        table.add_row(name, f"{float(value):.4g}", f"{weight:g}", norms or Text("nothing", "red"))
     console.print(table)
     before, after = overfit(distiller, batch, steps)
-    console.print(f"overfitting one batch for {steps} steps: loss {before:.4g} -> {after:.4g}", highlight=False)
+    console.print(f"overfitting one batch for {steps} steps: loss {before:.4g} -> {after:.4g}")
     return after < before and all(any(n > 0 for n in norms.values()) for norms in reached.values())
 
 
@@ -138,11 +140,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="as on the command line of kdbench; none: the environment alone")
     parser.add_argument("--steps", type=int, default=20, help="of the one-batch overfit (default: %(default)s)")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = terminal()
     table = Table("check", "", "found", title="environment")
     checks = environment()
     for name, fine, found in checks:
-        table.add_row(name, "[green]ok[/]" if fine else "[red]!![/]", found)
+        table.add_row(name, Text("ok", "green") if fine else Text("!!", "red"), found)
     console.print(table)
     well = all(fine for _, fine, _ in checks)
     if options.overrides:
@@ -153,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         except KDBenchError as error:
             print(f"kdbench: error: {error}", file=sys.stderr)
             return 1
-    console.print("[green]all is well[/]" if well else "[red]something is wrong, see above[/]")
+    console.print(Text("all is well", "green") if well else Text("something is wrong, see above", "red"))
     return 0 if well else 1
 
 

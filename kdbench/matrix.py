@@ -169,8 +169,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _show(found: list[Cell], tasks: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from kdbench.terminal import terminal
 
     table = Table()
     for column in ("axis", "name", *tasks):
@@ -178,8 +180,8 @@ def _show(found: list[Cell], tasks: list[str]) -> None:
     by_place = {(c.axis, c.name, c.task): c for c in found}
     for axis, name in dict.fromkeys((c.axis, c.name) for c in found):
         row = [by_place[axis, name, task] for task in tasks]
-        table.add_row(axis, name, *(f"[green]{c.pair}[/]" if c.ok else f"[dim]{c.reason}[/]" for c in row))
-    Console().print(table)
+        table.add_row(axis, name, *(Text(c.pair or "", "green") if c.ok else Text(c.reason or "", "dim") for c in row))
+    terminal().print(table)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from kdbench.terminal import text_column
 
 if TYPE_CHECKING:
     from kdbench.distiller import Distiller
@@ -38,9 +40,9 @@ class Bar(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            text_column("{task.description}", "bold"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[status]}"),
+            text_column("{task.fields[status]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -50,7 +52,7 @@ class Bar(Callback):
         self._bar.start()
         steps = int(trainer.num_training_batches) * self.epochs
         done = trainer.current_epoch * int(trainer.num_training_batches)
-        self._row = self._bar.add_task(f"[bold]{self.stage}[/]", total=steps, completed=done, status="")
+        self._row = self._bar.add_task(self.stage, total=steps, completed=done, status="")
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
@@ -74,7 +76,7 @@ class Bar(Callback):
         if self.metric in distiller.validation:
             self._value = f" · val {self.metric} {distiller.validation[self.metric]:.2f}"
         if self._bar.disable:
-            self.console.print(f"{self.stage}: {self._status(trainer, module)}", highlight=False, soft_wrap=True)
+            self.console.print(f"{self.stage}: {self._status(trainer, module)}", soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop()

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from kdbench.schema import Record, StudentModel
-
-
-def terminal() -> Console:
-    """Returns a console that is wide enough for the closing table where the output is a file or a pipe."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def show(record: Record, path: Path, console: Console) -> None:
@@ -45,8 +39,8 @@ def show(record: Record, path: Path, console: Console) -> None:
         )
     console.print(table)
     if record.gap_reason:
-        console.print(f"gap closed: none, {record.gap_reason}", highlight=False)
-    console.print(f"record: {path}", highlight=False, soft_wrap=True)
+        console.print(f"gap closed: none, {record.gap_reason}")
+    console.print(f"record: {path}", soft_wrap=True)
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

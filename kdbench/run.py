@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.text import Text
 
 from kdbench.build import locate
 from kdbench.cache import Product, Store
@@ -24,7 +25,7 @@ from kdbench.errors import KDBenchError
 from kdbench.provenance import provenance
 from kdbench.recipe import DEPLOYED
 from kdbench.record import PREVIEW, RUN, read_record, spec_hash, write_record
-from kdbench.report import show, terminal
+from kdbench.report import show
 from kdbench.schema import (
     Cost,
     Dataset,
@@ -39,6 +40,7 @@ from kdbench.schema import (
     Tuning,
 )
 from kdbench.stages import Stages, make_task
+from kdbench.terminal import terminal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,7 +104,7 @@ class Run:
         if not self.config["rerun"] and (folder / RUN).is_file():
             record = read_record(folder)
             if record.status == "ok":
-                self.console.print("This run has its record (rerun=true runs it again):", highlight=False)
+                self.console.print("This run has its record (rerun=true runs it again):")
                 show(record, folder, self.console)
                 return Outcome("ok", folder, record)
         from kdbench.processes import threads
@@ -133,7 +135,7 @@ class Run:
         except KDBenchError:
             raise
         except Exception as error:
-            self.console.print(traceback.format_exc(), highlight=False, markup=False)
+            self.console.print(traceback.format_exc())
             return self._failed(run_id, "failed", f"{type(error).__name__}: {error}")
         path = write_record(Path(self.config["results"]), record, files, replace=True)
         return Outcome("ok", path, record)
@@ -188,7 +190,7 @@ class Run:
         main = products["teacher" if role == "teacher" else "student"]
         if not main.fresh:
             self._replay(main)
-        self.console.print("[bold]scores[/]: drawing the picture, measuring the student", highlight=False)
+        self.console.print("scores: drawing the picture, measuring the student")
         models, preview, compared = self._look(products)
         gap, reason, flags = gap_closed(products, self.task, float(self.config["task"].get("noise", 0.0)))
         info = self.task.dataset()
@@ -296,7 +298,7 @@ class Run:
         )
         config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
         path = write_record(Path(self.config["results"]), record, {"config.yaml": config}, replace=True)
-        self.console.print(f"[bold red]{status}[/]: {reason}\nrecord: {path}", highlight=False, soft_wrap=True)
+        self.console.print(Text.assemble((status, "bold red"), f": {reason}\nrecord: {path}"), soft_wrap=True)
         return Outcome(status, path, record)
 
 

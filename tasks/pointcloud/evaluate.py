@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from kdbench.errors import KDBenchError
 from kdbench.files import listed
+from kdbench.terminal import terminal
 from tasks.pointcloud.kitti import Objects, read_frames, read_objects
 from tasks.pointcloud.kitti_ap import DIFFICULTIES, INTERPOLATIONS, METRICS, Result, evaluate, mean_ap, valid_counts
 
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(to_json(result))
     else:
         counts = valid_counts(ground_truth)
-        console = Console()
+        console = terminal()
         console.print(to_table(result, counts))
         if any(0 < n < 41 for by_level in counts.values() for n in by_level.values()):
             console.print("With n < 41 objects, R40 cannot exceed 100 (n - 1) / 40; 'all' has no such limit.")
