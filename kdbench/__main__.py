@@ -9,6 +9,10 @@ import sys
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from kdbench.schema import Record
 
 
 def own_imports() -> None:
@@ -50,14 +54,13 @@ def main() -> None:
     outcomes: list[str] = []
 
     def job(composed: DictConfig) -> float | None:
-        status, objective = run_job(composed)
-        outcomes.append(status)
+        outcomes.append("unfinished")  # code of others may leave by an exit of its own
+        outcomes[-1], objective = run_job(composed)
         return objective
 
     arguments = sys.argv[1:] = configuration.at_home(sys.argv[1:])
     multirun = bool({"-m", "--multirun"} & set(arguments))
     plain = [a for a in arguments if not a.startswith("-")]
-    sweep.failed.clear()
     try:
         configuration.register()
         folder = str(configuration.folder())
@@ -71,17 +74,19 @@ def main() -> None:
             sys.argv[1:] = ["--multirun"] * multirun + configuration.opened(plain)
     except KDBenchError as error:
         _fail(error)
+    code: Any = 0
     try:
         hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)()
     except (SystemExit, KeyboardInterrupt) as end:
         # Lightning turns Ctrl-C into an exit.
         if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
             print("kdbench: interrupted: the same command continues", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        # Lightning ends a training at SIGTERM by an exit without a code, which would stand for success.
-        sys.exit(128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code)
-    if sweep.failed or any(status != "ok" for status in outcomes):
-        sys.exit(1)
+            code = 128 + signal.SIGINT
+        else:  # Lightning ends a training at SIGTERM by an exit without a code, which would stand for success.
+            code = 128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code
+    finally:
+        well = sweep.conclude() and all(status == "ok" for status in outcomes)
+    sys.exit(code or int(not well))
 
 
 def run_job(composed: object) -> tuple[str, float | None]:
@@ -95,46 +100,47 @@ def run_job(composed: object) -> tuple[str, float | None]:
     from omegaconf import DictConfig
 
     from kdbench import config as configuration
+    from kdbench import sweep
     from kdbench.errors import KDBenchError
-    from kdbench.sweep import note, objective
 
     assert isinstance(composed, DictConfig)
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
-    multirun = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
-    title = " ".join(overrides)
     try:
         from kdbench.run import Run
 
         config = configuration.check(composed)
-        if multirun and not hydra_config.launcher._target_.endswith("SlurmLauncher"):
+        if sweep.job is not None and not hydra_config.launcher._target_.endswith("SlurmLauncher"):
             configuration.one_device(config)
-        run = Run(config, configuration.command_line(overrides))
+        run = Run(config, configuration.command_line(list(hydra_config.overrides.task)))
         outcome = run.execute()
     except KDBenchError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        if not multirun:
+        if sweep.job is None:
             _fail(error)
-        print(f"kdbench: error: {title}: {error}", file=sys.stderr)
-        note("failed", overrides, str(error))
+        print(f"kdbench: error: {sweep.job.title}: {error}", file=sys.stderr)
+        sweep.job.note("failed", str(error))
         return "failed", None
     except Exception as error:  # before there was anything to record; the other jobs of a sweep go on
-        if not multirun:
+        if sweep.job is None:
             raise
         traceback.print_exc()
-        note("failed", overrides, f"{type(error).__name__}: {error}")
+        sweep.job.note("failed", f"{type(error).__name__}: {error}")
         return "failed", None
-    record = outcome.record
+    if sweep.job is not None:
+        sweep.job.note(outcome.status, os.path.relpath(outcome.path), *_score(outcome.record))
+    return outcome.status, sweep.objective(outcome.path, run.task.selection)
+
+
+def _score(record: Record) -> tuple[float | None, float | None]:
+    """Returns the score that a run is about and how far it is from scratch."""
     student = record.scores.student or record.scores.teacher
     score = student.test[record.primary.name] if student and record.primary else None
     scratch = record.scores.scratch.test[record.primary.name] if record.scores.scratch and record.primary else None
-    gain = None if score is None or scratch is None else score - scratch
-    note(outcome.status, overrides, os.path.relpath(outcome.path), score, gain)
-    return outcome.status, objective(outcome.path, run.task.selection)
+    return score, None if score is None or scratch is None else score - scratch
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     sys.exit(f"kdbench: error: {error}")

@@ -1,35 +1,31 @@
-"""Sweeps: a device for each job, what each job came to, one table at the end, one exit code."""
+"""Sweeps: a device for each job, what each job came to, tables at the end, one exit code."""
 
 from __future__ import annotations
 
-import atexit
 import csv
 import itertools
 import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from kdbench.cache import write_atomic
 from kdbench.errors import KDBenchError
-
-#: Jobs of the last multirun of this process that did not end well.
-failed: list[str] = []
+from kdbench.terminal import terminal
 
 #: Launchers that start several jobs on this machine and leave all GPUs to each; Slurm and Ray hand out their own.
 _LOCAL = ("JoblibLauncher", "LocalLauncher")
-_RESULT = "outcome.json"
 FORMATS = (("score", ".2f"), ("gain", "+.2f"))
 COLUMNS: dict[str, dict[str, Any]] = {
     "job": {"overflow": "fold"},
@@ -56,18 +52,6 @@ def open_folder(results: str) -> None:
             pass
     except OSError as error:
         raise KDBenchError(f"results={results}: no record can be written there: {error.strerror}") from None
-
-
-def note(
-    status: str, overrides: Sequence[str], detail: str, score: float | None = None, gain: float | None = None
-) -> None:
-    """Leaves a job's outcome in its sweep folder, where :class:`Summary` finds it whatever launched the job."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    outcome = {"status": status, "overrides": list(overrides), "detail": detail, "score": score, "gain": gain}
-    write_atomic(folder / _RESULT, json.dumps(outcome))
 
 
 def objective(record: Path, metric: str) -> float | None:
@@ -117,46 +101,97 @@ def _spread(devices: Sequence[str], folder: Path) -> None:
         return
 
 
-class Summary(Callback):
-    """Gives each local job its GPU, and prints the table of a sweep's jobs when all have ended or the sweep breaks."""
+# ---- one job --------------------------------------------------------------------------------------------------------
 
-    def __init__(self) -> None:
+
+class Job:
+    """A job of a sweep, in the process that runs it.
+
+    Args:
+        path: Where its outcome goes.
+        title: What it alone has: the overrides that vary.
+    """
+
+    def __init__(self, path: Path, title: str) -> None:
+        self.path = path
+        self.title = title
+
+    def note(self, status: str, detail: str, score: float | None = None, gain: float | None = None) -> None:
+        """Leaves the outcome where :func:`conclude` finds it, whatever launched the job."""
+        outcome = {"title": self.title, "status": status, "detail": detail, "score": score, "gain": gain}
+        write_atomic(self.path, json.dumps(outcome))
+
+
+#: The job that this process runs, if that is one of a sweep.
+job: Job | None = None
+
+
+# ---- the sweep ------------------------------------------------------------------------------------------------------
+
+
+class Sweep(Callback):
+    """Gives each local job its GPU, and a file for its outcome.
+
+    Args:
+        folder: Of this sweep alone, whatever ``hydra.sweep.dir`` and ``hydra.sweep.subdir`` are.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.jobs = self.folder / ".jobs"
         self.devices: list[str] = []
+        self.common: frozenset[str] = frozenset()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Counts the GPUs before any job starts."""
+        """Counts the GPUs before any job starts; this object then goes to the jobs."""
+        global current
+        current = self
         if config.hydra.launcher._target_.endswith(_LOCAL):
             self.devices = gpus()
-        atexit.register(self.on_multirun_end, config)  # a killed worker or Ctrl-C ends Hydra without its callback
+        self.common = frozenset(_fixed(config.hydra.overrides.task))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Chooses the GPU; torch is not imported yet."""
+        """Chooses the GPU, torch is not imported yet; a job that is killed leaves the outcome noted here."""
+        global job
+        job = None
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
         if self.devices:
-            _spread(self.devices, Path(config.hydra.sweep.dir) / ".places")
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Collects the outcomes of the jobs; a job without one was killed."""
-        atexit.unregister(self.on_multirun_end)
-        folder = Path(config.hydra.sweep.dir)
-        failed.clear()
-        jobs = [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()] if folder.is_dir() else []
-        outcomes = {job.name: _outcome(job) for job in sorted(jobs, key=lambda p: int(p.name))}
-        known = [set(outcome["overrides"]) for outcome in outcomes.values() if outcome["overrides"]]
-        shared = set.intersection(*known) if len(known) > 1 else set()
-        table = Table(title="sweep")
-        for column, options in COLUMNS.items():
-            table.add_column(column, **options)
-        for name, outcome in outcomes.items():
-            title = " ".join(o for o in outcome["overrides"] if o not in shared) or f"job {name}"
-            if outcome["status"] != "ok":
-                failed.append(title)
-            score, gain = (format(outcome[k], form) if outcome[k] is not None else "" for k, form in FORMATS)
-            table.add_row(title, outcome["status"], score, gain, outcome["detail"])
-        Console(width=None if os.isatty(1) else 140).print(table)
+            _spread(self.devices, self.folder / ".places")
+        number = config.hydra.job.num
+        own = [override for override in config.hydra.overrides.task if override not in self.common]
+        job = Job(self.jobs / f"{number}.json", " ".join(own) or f"job {number}")
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        job.note("failed", "no outcome: it was killed, or still runs")
 
 
-def _outcome(job: Path) -> dict[str, Any]:
-    path = job / _RESULT
-    if path.is_file():
-        return dict(json.loads(path.read_text()))
-    return {"status": "failed", "overrides": [], "detail": "ended without an outcome", "score": None, "gain": None}
+#: The sweep that this process started and has not concluded.
+current: Sweep | None = None
+
+
+def _fixed(overrides: Iterable[str]) -> list[str]:
+    """Returns those that are no choice of several, as a sweeper hands them to its jobs."""
+    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+    return [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not o.is_sweep_override()]
+
+
+def conclude() -> bool:
+    """Prints the table of the sweep that this process started, if there is one.
+
+    Returns:
+        Whether all jobs that started ended well.
+    """
+    global current
+    if current is None:
+        return True
+    paths = sorted(current.jobs.glob("*.json"), key=lambda path: int(path.stem))
+    current = None
+    outcomes = [json.loads(path.read_text()) for path in paths]
+    table = Table(title="sweep")
+    for column, options in COLUMNS.items():
+        table.add_column(column, **options)
+    for outcome in outcomes:
+        score, gain = (format(outcome[k], form) if outcome[k] is not None else "" for k, form in FORMATS)
+        table.add_row(outcome["title"], outcome["status"], score, gain, outcome["detail"])
+    terminal().print(table)
+    return all(outcome["status"] == "ok" for outcome in outcomes)

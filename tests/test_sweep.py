@@ -93,6 +93,43 @@ def test_a_diverging_job_has_its_row_and_its_record(kdbench):
     assert (table.count(" ok "), table.count(" diverged ")) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("hydra.sweep.subdir=${hydra.job.override_dirname}",),
+        ("hydra.sweep.subdir=${hydra.job.num}_of_${hydra.job.name}", "hydra.sweep.dir={folder}"),
+        ("hydra.sweep.subdir=one", "hydra.sweep.dir={folder}"),
+    ],
+)
+def test_a_failed_job_counts_whatever_its_folder_is_called(kdbench, tmp_path, place):
+    place = [word.replace("{folder}", str(tmp_path / "own")) for word in place]
+    jobs = ("-m", "method=none", "role=student", "student.init_from=null,/nowhere", *place)
+    for _ in range(2):
+        ran = kdbench(*jobs)
+        assert ran.code == 1
+        table = ran.out[ran.out.rindex("sweep") :]
+        assert (table.count(" ok "), table.count(" failed ")) == (1, 1)
+
+
+def test_jobs_of_an_earlier_sweep_in_the_same_folder_do_not_count(kdbench, tmp_path):
+    where = ("-m", "method=none", "role=student", f"hydra.sweep.dir={tmp_path / 'own'}")
+    assert kdbench(*where, "seed=0,1", "student.init_from=/nowhere").code == 1
+    ran = kdbench(*where, "seed=0")
+    assert ran.code == 0
+    assert " failed " not in ran.out[ran.out.rindex("sweep") :]
+
+
+def test_a_job_that_leaves_by_an_exit_of_its_own_is_no_success(kdbench, monkeypatch):
+    from tests.cli import CliToy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CliToy, "prepare", lambda self, progress=True: sys.exit(0))
+        assert kdbench("method=none").code == 1
+        ran = kdbench("-m", "method=none", "seed=0,1")
+    assert ran.code == 1
+    assert "no outcome: it was killed" in ran.out
+
+
 def test_folders_of_sweeps_are_their_own(kdbench, monkeypatch):
     """Also where two start in one second."""
 
@@ -105,7 +142,7 @@ def test_folders_of_sweeps_are_their_own(kdbench, monkeypatch):
     for _ in range(2):
         assert kdbench("-m", "method=none", "role=teacher").code == 0
     assert [folder.name[:16] for folder in folders(kdbench.results)] == ["20240101-000000-"] * 2
-    assert all((folder / "0" / "outcome.json").is_file() for folder in folders(kdbench.results))
+    assert all((folder / ".jobs" / "0.json").is_file() for folder in folders(kdbench.results))
 
 
 @pytest.mark.slow
@@ -167,7 +204,8 @@ def test_a_failed_run_is_run_again(kdbench):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_with_the_table(tmp_path):
+@pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
+def test_a_killed_worker_ends_with_the_table(tmp_path, launcher):
     """A job that the system kills takes joblib's others with it; the table says so and the next start goes on."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "killer.py").write_text(
@@ -176,10 +214,13 @@ def test_a_killed_worker_ends_with_the_table(tmp_path):
         "    def prepare(self, progress=True):\n"
         "        if self.options.fault == 'data': os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    jobs = ("task._target_=killer.Killer", "method=none", "data.fault=null,data", "hydra/launcher=joblib")
-    ran = command(tmp_path, *jobs, "hydra.launcher.n_jobs=2")
+    name, *options = launcher
+    jobs = ("task._target_=killer.Killer", "method=none", "data.fault=null,data", f"hydra/launcher={name}")
+    ran = command(tmp_path, *jobs, *options, "hydra.sweep.subdir=run_${hydra.job.num}")
     assert ran.returncode == 1, ran.stdout + ran.stderr
-    assert "ended without an outcome" in ran.stdout
+    table = ran.stdout[ran.stdout.rindex("sweep") :]
+    assert "data.fault=data │ failed" in table
+    assert "no outcome: it was killed" in table
 
 
 # ---- devices --------------------------------------------------------------------------------------------------
