@@ -29,7 +29,7 @@ from kdbench.memory import keep_freed
 from kdbench.plan import merge_roles, merge_stages
 from kdbench.plugin import STUDENT, Bindings, Plugin, Role, Stage
 from kdbench.processes import Place, Shared, group, helped, threads
-from kdbench.recipe import BEST, DEPLOYED, MODEL, Recipe
+from kdbench.recipe import BEST, DEPLOYED, MODEL, Recipe, start_of
 from kdbench.signals import Cast
 from kdbench.sources import Network
 from kdbench.task import Batch, Task
@@ -53,6 +53,7 @@ class Training:
         self.recipe = recipe
         self.task = task
         self.teacher = teacher
+        self.seen_through = ""  # in the file of weights that the user gives
         pair = recipe.config["pair"]
         # The student of a training is whoever it is about, also the pair's teacher.
         self.pair = {**pair, "student": pair[recipe.side]}
@@ -97,7 +98,7 @@ class Training:
             raise KDBenchError(f"the {side}'s architecture makes a {type(model).__name__}, expected a torch.nn.Module")
         start = (self.recipe.config.get(side) or {}).get("init_from")
         if start and name == "student":
-            load_weights(model, Path(start))
+            self.seen_through = load_weights(model, *start_of(start))
         return model
 
     def enter(self, stage: Stage) -> None:

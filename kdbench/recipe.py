@@ -104,9 +104,17 @@ class Recipe:
         return replace(self, factor=factor, seed=seed, length=length, scored=False)
 
 
-def file_digest(path: str) -> str:
-    """Digests a weights file that a recipe starts from."""
+def start_of(init_from: str) -> tuple[Path, str]:
+    """Splits ``FILE`` or ``FILE::ENTRY``, which says which state dict of a file of several is meant."""
+    file, _, entry = init_from.partition("::")
+    return (Path(init_from), "") if Path(init_from).is_file() else (Path(file), entry)
+
+
+def start_digest(init_from: str) -> str:
+    """Digests the weights that a recipe starts from."""
     import hashlib
 
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    path, entry = start_of(init_from)
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    return f"{found}::{entry}" if entry else found

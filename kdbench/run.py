@@ -175,8 +175,8 @@ class Run:
     def _record(self, run_id: str) -> tuple[Record, dict[str, Path | bytes | str]]:
         role, stages = self.config["role"], self.stages
         products: dict[str, Product] = {}
-        if role != "teacher":
-            stages.rehearse()
+        for key, seen_through in stages.rehearse().items():
+            self.console.print(f"{key}: {seen_through}", highlight=False, markup=False)
         _check_machine(stages.main_recipe.trainer)
         _check_writable(Path(self.config["results"]))
         if role != "student":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.build import build, locate
 from kdbench.cache import Product, Store
 from kdbench.errors import KDBenchError
-from kdbench.recipe import MODEL, Recipe, file_digest
+from kdbench.recipe import MODEL, Recipe, start_digest, start_of
 from kdbench.schema import Tuning
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ class Stages:
 
     def _alone(self, side: str, seed: int, config: Mapping[str, Any], task: Task) -> Recipe:
         start = self.config[side]["init_from"]
-        if start and not Path(start).is_file():
+        if start and not start_of(start)[0].is_file():
             raise KDBenchError(f"{side}.init_from={start}: there is no such file")
-        files = {"init_from": file_digest(start)} if start else {}
+        files = {"init_from": start_digest(start)} if start else {}
         given = side == "teacher" and bool(start)
         return Recipe(side, side, config, {}, seed, task.dataset().digest, files=files, given=given)
 
@@ -118,25 +118,33 @@ class Stages:
         """The training that the run is about."""
         return self.teacher_recipe if self.config["role"] == "teacher" else self.student_recipe()
 
-    def rehearse(self) -> None:
+    def rehearse(self) -> dict[str, str]:
         """Takes the first batch through every stage of what the run needs, before anything trains.
 
-        Raises:
-            KDBenchError: A tap, an option or a weights file is wrong, or the student cannot be measured.
-        """
-        recipes = {recipe.key: recipe for recipe in (self.scratch_recipe, self.student_recipe())}
-        if all(self.store.find("model", key) for key in {self.teacher_recipe.key, *recipes}):
-            return
-        from kdbench.fit import Training
+        Returns:
+            What was seen through in the weights that the user gives, by the key that names them.
 
-        for key, recipe in recipes.items():
-            if not self.store.find("model", key):
-                training = Training(recipe, self.task, untrained=True)
-                batch = training.first_batch()
-                for stage in training.stages:
-                    training.enter(stage)
-                    training.distiller(stage).rehearse(batch)
-                self.task.export(training.cast.model("student"))
+        Raises:
+            KDBenchError: A tap, an option or a weights file is wrong, or a model cannot be measured.
+        """
+        role = self.config["role"]
+        needed = [] if role == "student" else [(self.teacher_recipe, self.teacher_task)]
+        if role != "teacher":
+            needed += [(self.scratch_recipe, self.task), (self.student_recipe(), self.task)]
+        missing = {recipe.key: (recipe, task) for recipe, task in needed if not self.store.find("model", recipe.key)}
+        notes: dict[str, str] = {}
+        for recipe, task in missing.values():
+            from kdbench.fit import Training
+
+            training = Training(recipe, task, untrained=True)
+            if training.seen_through:
+                notes[f"{recipe.side}.init_from"] = training.seen_through
+            batch = training.first_batch()
+            for stage in () if recipe.given else training.stages:
+                training.enter(stage)
+                training.distiller(stage).rehearse(batch)
+            task.export(training.cast.model("student"))
+        return notes
 
     def teacher(self) -> Product:
         """Returns the trained teacher.

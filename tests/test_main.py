@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdbench.history import History
+from tests import toy
 from tests.cli import ROOT, CliToy, CommandLine, install
 
 
@@ -128,6 +129,34 @@ def test_weights_of_another_shape(kdbench, tmp_path, side):
     assert "'stem.0.weight' has shape (1,), Net expects" in line
     assert not kdbench.results.exists()
     assert not kdbench.manifests()
+
+
+def test_a_teacher_of_no_numbers_ends_the_run_before_anything_trains(kdbench, tmp_path):
+    path = tmp_path / "teacher.pth"
+    torch.save({name: tensor * float("nan") for name, tensor in toy.Net(8).state_dict().items()}, path)
+    assert (
+        "'stem.0.weight' holds 216 values that are no numbers"
+        in kdbench("method=kd", f"teacher.init_from={path}").error
+    )
+    assert not kdbench.results.exists()
+    assert not kdbench.manifests()
+
+
+def test_a_teacher_out_of_a_training_of_elsewhere_is_taken_and_what_was_stripped_is_said(kdbench, tmp_path):
+    path = tmp_path / "teacher.pth"
+    state = toy.Net(8).state_dict()
+    both = {
+        "model": {f"module.{name}": tensor for name, tensor in state.items()},
+        "ema": {**state, "head.bias": state["head.bias"] + 1},
+    }
+    torch.save({**both, "best_acc": torch.tensor(72.5)}, path)
+    line = kdbench("method=kd", f"teacher.init_from={path}").error
+    assert line.endswith(f"fit Net: model, ema: choose one, e.g. init_from={path}::ema")
+    ran = kdbench("method=kd", f"teacher.init_from={path}::ema")
+    assert "teacher.init_from: entry 'ema'" in ran.out
+    other = kdbench("method=kd", f"teacher.init_from={path}::model")
+    assert "teacher.init_from: entry 'model', names without 'module.'" in other.out
+    assert sum(manifest["role"] == "teacher" for manifest in kdbench.manifests().values()) == 2
 
 
 # ---- outcomes -------------------------------------------------------------------------------------------------
