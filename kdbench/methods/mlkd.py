@@ -3,11 +3,11 @@
 Paper: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023: instance, batch and class level at several
 temperatures, on a weak (the batch as it is) and a strong view that student and teacher share.
 Deviations: ``faithful=code`` (default, the release behind the published numbers) keeps what the release does against
-its own intention: masks that only scale a mean, weak logits in the strong instance term at the lowest and highest
-temperature, batch and class terms of the strong view left out. ``faithful=paper`` undoes these three; the paper's own
+its own intention: masks that only scale a mean, weak logits in the strong instance term at temperatures 2 and 6, batch
+and class terms of the strong view left out. ``faithful=paper`` undoes these three; the paper's own
 text could not be read, so the masks and their place are those that the release prepares. The strong view is RandAugment
-of one strength on the weak view's crop; the release crops anew, draws strengths and cuts out. It trains same-family
-pairs at 0.025 (``preset=paper`` too) and cross-family ones for 480 or 960 epochs (``trainer.epochs``).
+of one strength on the weak view's crop; the release crops anew, draws strengths and cuts out. ``preset=paper`` has its
+schedules: same-family pairs at 0.025, most others for 480 or 960 epochs, with the decay of 240.
 """
 
 from __future__ import annotations
