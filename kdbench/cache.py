@@ -14,7 +14,8 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,11 +26,14 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from kdbench import __version__
-from kdbench.digest import drop_nonfinite
-from kdbench.errors import KDBenchError
+from kdbench.digest import digest, drop_nonfinite
+from kdbench.errors import KDBenchError, reading
 
 MANIFEST = "manifest.json"
 SCRATCH = "scratch"
+
+#: Files that changed in the last nanoseconds so many may change again within one tick of a file system's clock.
+UNSETTLED = 2_000_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _log = logging.getLogger(__name__)
@@ -130,6 +134,41 @@ class Store:
         folder = self._folder(kind, key)
         manifest = _read_manifest(folder, kind, key)
         return None if manifest is None else Product(folder, manifest, fresh=False)
+
+    def of_files(
+        self,
+        kind: str,
+        files: Sequence[Path],
+        read: Callable[[], dict[str, Any]],
+        *,
+        code: str = "",
+        wait_message: str | None = None,
+    ) -> dict[str, Any]:
+        """Returns what ``read`` finds in files; it is asked once for as long as they stay as they are.
+
+        They are as they were while path, size, inode, time of modification and time of change are: the last one moves
+        with every write and no program can set it back. Files that changed in the last two seconds are read each time.
+        Only a file system that keeps no time of change (FAT, some network shares) can hide a change, of equal size and
+        with the time of modification put back.
+
+        Args:
+            kind: As for :meth:`product`.
+            files: All that ``read`` reads.
+            read: Returns its findings as JSON.
+            code: Digest of the code of ``read``.
+            wait_message: As for :meth:`product`.
+
+        Raises:
+            KDBenchError: A file is not there.
+        """
+        states = {}
+        for path in files:
+            with reading(path):
+                found = path.stat()
+            states[str(path.absolute())] = found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+        if max((state[3] for state in states.values()), default=0) > time.time_ns() - UNSETTLED:
+            return read()
+        return self.product(kind, digest([code, states]), lambda _: read(), wait_message=wait_message).manifest
 
     def _folder(self, kind: str, key: str) -> Path:
         if not _NAME.fullmatch(kind) or not _NAME.fullmatch(key) or kind == "locks":

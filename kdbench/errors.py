@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class KDBenchError(Exception):
@@ -24,3 +27,18 @@ def nearest(name: str, options: Iterable[str]) -> str:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     shown = ", ".join(options[:12]) + (", …" if len(options) > 12 else "")
     return f"available: {shown}"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the system says of files at or below ``path`` (no permission, a broken link, …) into one line."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        raise KDBenchError(f"{printable(where)}: cannot be read ({error.strerror or error})") from None
+
+
+def printable(path: Path | str) -> str:
+    r"""Returns a path as text that can be written anywhere: bytes of its name that are not UTF-8 as ``\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -153,7 +153,7 @@ class Record(_Model):
     status: Literal["ok", "failed", "diverged"]
     reason: str | None = None
     flags: list[str] = Field(
-        default=[], description='E.g. "no_headroom", "nan:<path>" for a value that was not finite.'
+        default=[], description='E.g. "no_headroom", "nan:<path>" for a value that was not finite, notes on the data.'
     )
     task: Name
     method: Name

@@ -65,13 +65,14 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a record says of the data."""
+    """What a record says of the data; ``notes`` are further flags of the record, e.g. how values were scaled."""
 
     name: str
     embedded: bool
     digest: str
     sizes: Mapping[str, int]
     fold: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Task:

@@ -15,6 +15,7 @@ from typing import Any
 import platformdirs
 import pytest
 
+from kdbench import cache
 from kdbench.cache import Store, default_root, write_atomic
 from kdbench.errors import KDBenchError
 
@@ -338,3 +339,31 @@ def test_an_earlier_product_is_made_again_and_read_until_the_new_one_is_whole(tm
     assert store.product("model", "k", again, since=later).manifest["made"] == 2
     assert made() == 2
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["k"]
+
+
+def test_what_is_found_in_files_is_kept_while_they_stay_as_they_are(tmp_path, monkeypatch):
+    path, store = tmp_path / "a.bin", Store(tmp_path / "cache")
+    path.write_bytes(b"one")
+    asked: list[bytes] = []
+
+    def found(code: str = "") -> str:
+        def read() -> dict[str, str]:
+            asked.append(path.read_bytes())
+            return {"text": path.read_text()}
+
+        return str(store.of_files("texts", [path], read, code=code)["text"])
+
+    assert [found(), found()] == ["one", "one"]
+    assert len(asked) == 2  # it has just changed, and might again within the same tick
+    monkeypatch.setattr(cache, "UNSETTLED", 0)
+    assert [found(), found()] == ["one", "one"]
+    assert len(asked) == 3
+    assert found("other code") == "one"
+    assert len(asked) == 4
+    times = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert found() == "two"
+    path.unlink()
+    with pytest.raises(KDBenchError, match=r"a.bin: cannot be read \(No such file or directory\)$"):
+        found()

@@ -76,8 +76,13 @@ def labelled(
         Ascending positions.
 
     Raises:
-        KDBenchError: There are fewer.
+        KDBenchError: There are fewer, or not one of each class is asked for.
     """
+    present = len(np.unique(labels))
+    if count is not None and count < present:
+        raise KDBenchError(
+            f"data.labels={count}: there are {present} classes; expected one of each at least, or null for all"
+        )
     if count is not None and count > len(labels):
         raise KDBenchError(
             f"data.labels={count}: {len(labels)} training samples are left beside validation; "

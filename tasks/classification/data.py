@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,7 @@ from tasks.classification.choice import balanced, keys_of, labelled, noisy, shuf
 from tasks.classification.pruning import SIDE, importance
 from tasks.classification.sources import open_source
 from tasks.classification.sources.base import Source, Split, array_digest
-from tasks.classification.sources.files import ImageFiles, decode, to_size
+from tasks.classification.sources.files import BACKGROUND, ImageFiles, Reader, Resize
 
 SCORES = "scores.npy"
 
@@ -52,9 +52,18 @@ class DataOptions:
     Attributes:
         source: Which data set; see :data:`tasks.classification.sources.REAL`.
         root: Its folder; None for an embedded one.
+        table: CSV file that names images and classes, for image files; see
+            :func:`~tasks.classification.sources.folder.image_folder`.
         batch_size: Images a batch.
         workers: Loader processes; 0 reads in the training process.
         size: Side to which images are resized; None as they are (224 for image files).
+        resize: Of image files: length of the shorter side to which evaluation resizes before it cuts the centre out.
+        crop_pct: The same as a share, ``size / resize``, as timm has it. Neither: 224/256 of the shorter side, cut out
+            before it is resized.
+        interpolation: Of image files, in training too; None for bilinear.
+        background: Colour under transparent pixels of image files, a user's among them; None for white.
+        mean: Per channel, of images in 0..1, where a teacher was trained with another one than the data set's.
+        std: Likewise.
         train: Most training samples, validation included; class-balanced.
         test: Most test samples; class-balanced.
         labels: Training samples whose labels are used; class-balanced. None for all.
@@ -67,9 +76,16 @@ class DataOptions:
 
     source: str
     root: str | None = None
+    table: str | None = None
     batch_size: PositiveInt = 64
     workers: NonNegativeInt = 0
     size: PositiveInt | None = None
+    resize: PositiveInt | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    background: str | None = None
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
     train: PositiveInt | None = None
     test: PositiveInt | None = None
     labels: PositiveInt | None = None
@@ -173,6 +189,7 @@ class Images:
         digest: Of content, size, cuts and labels.
         classes: Class names.
         channels: Of an image.
+        files: How image files are read: those of the data set, and a user's.
         size: Height and width of an image.
         mean: Per channel, of images in 0..1.
         std: Likewise.
@@ -181,19 +198,23 @@ class Images:
         train: The training samples.
         val: The validation samples.
         test: The test samples.
+        notes: What a record has to say of how the images were read.
     """
 
     def __init__(self, source: Source, options: DataOptions, train: Cut, val: Cut, test: Cut) -> None:
         self.name = source.name
         self.embedded = source.embedded
         self.classes = source.classes
+        self.notes = source.notes
         self.mean = source.mean
         self.std = source.std
         self.channels = len(source.mean)
         pixels = source.train.images
-        self.size: tuple[int, int]
-        self.size = pixels.size if isinstance(pixels, ImageFiles) else (pixels.shape[2], pixels.shape[3])
-        self.central = pixels.central if isinstance(pixels, ImageFiles) else 1.0
+        if not isinstance(pixels, ImageFiles):
+            height, width = pixels.shape[2:]
+            pixels = ImageFiles((), (height, width), 1.0, Reader(options.background or BACKGROUND))
+        self.files = pixels
+        self.size = pixels.size
         self.train, self.val, self.test = train, val, test
         self.sizes = {"train": len(train), "val": len(val), "test": len(test)}
         self.labelled = int((train.targets >= 0).sum())
@@ -228,7 +249,7 @@ class Images:
 
     def read(self, path: Path) -> Batch:
         """Reads an image file of a user, at the size and with the channels of the data set."""
-        pixels = to_size(decode(path, self.channels), self.size, central=self.central)[None]
+        pixels = self.files.one(path, self.channels)[None]
         return Batch(self.normalise(pixels), torch.tensor([-1]), torch.tensor([0]))
 
     def module(self, seed: int) -> ImageData:
@@ -293,15 +314,44 @@ def open_images(options: Mapping[str, Any], store: Store) -> Images:
     """
     given = DataOptions(**check("data", DataOptions, options))
     keep = Keep(**check("data.keep", Keep, given.keep))
-    source = open_source(given.source, given.root)
-    if given.size is not None:
-        source = source.resized(given.size)
+    source = _read_as(given, open_source(given.source, given.root, store, given.table))
     pool, val = _held_out(source, given)
     train = _training(source, given, keep, pool, store)
     test = _limited(source.test, np.arange(len(source.test.labels)), given.test, "test")
     first = len(train)
     val = Cut(val.split, val.rows, val.targets, first)
     return Images(source, given, train, val, Cut(source.test, test, source.test.labels[test], first + len(val)))
+
+
+def _read_as(options: DataOptions, source: Source) -> Source:
+    """Returns a source whose images come at the size, in the way and with the constants that the options say."""
+    if options.size is not None:
+        source = source.resized(options.size)
+    for name in ("mean", "std"):
+        given = getattr(options, name)
+        if given is not None and len(given) != len(source.mean):
+            channels = len(source.mean)
+            raise KDBenchError(
+                f"data.{name}={given}: {source.name} has {channels} channels; expected a number for each"
+            )
+    source = replace(source, mean=tuple(options.mean or source.mean), std=tuple(options.std or source.std))
+    pixels = source.train.images
+    if not isinstance(pixels, ImageFiles):
+        asked = next((n for n in ("resize", "crop_pct", "interpolation") if getattr(options, n) is not None), None)
+        if asked:
+            raise KDBenchError(
+                f"data.{asked}={getattr(options, asked)}: {source.name} has images of one size; data.size resizes them"
+            )
+        return source
+    if options.resize is not None and (options.crop_pct is not None or options.resize < min(pixels.size)):
+        raise KDBenchError(
+            f"data.resize={options.resize}, data.crop_pct={options.crop_pct}, data.size={min(pixels.size)}: "
+            "expected one of the first two, and resize at least size"
+        )
+    return source.read_by(
+        reader=replace(pixels.reader, background=options.background or BACKGROUND),
+        resize=Resize(options.crop_pct, options.resize, options.interpolation or "bilinear"),
+    )
 
 
 def _limited(split: Split, rows: np.ndarray, most: int | None, purpose: str) -> np.ndarray:
@@ -361,7 +411,12 @@ def _kept(
     """Returns the positions among ``rows`` that pruning keeps."""
     if keep.fraction == 1:
         return np.arange(len(rows))
-    count = max(1, round(keep.fraction * len(rows)))
+    count, present = round(keep.fraction * len(rows)), len(np.unique(targets))
+    if count < present:
+        raise KDBenchError(
+            f"data.keep.fraction={keep.fraction:g}: {count} of {len(rows)} labelled samples are fewer than the "
+            f"{present} classes; expected as many at least"
+        )
     order = shuffled(keys, "keep")
     if keep.by != "random":
         scores = _scores(source, rows, targets, keep.by, store)
@@ -375,7 +430,7 @@ def _scores(
     def make(work: Path) -> dict[str, Any]:
         pixels = source.train.images
         if isinstance(pixels, ImageFiles):
-            values = ImageFiles(pixels.paths, (SIDE, SIDE), pixels.central).read(rows.tolist()).float() / 255
+            values = replace(pixels, size=(SIDE, SIDE), resize=Resize()).read(rows.tolist()).float() / 255
         else:
             values = pixels[torch.from_numpy(rows)].float() / (255 if pixels.dtype == torch.uint8 else 1)
         mean, std = (torch.tensor(v)[:, None, None] for v in (source.mean, source.std))
@@ -383,9 +438,11 @@ def _scores(
         np.save(work / SCORES, scores)
         return {"by": by, "samples": len(rows), "data": source.name}
 
-    shape = source.train.images.size if isinstance(source.train.images, ImageFiles) else source.train.images.shape
+    images = source.train.images
+    read = [images.size, images.reader.background] if isinstance(images, ImageFiles) else list(images.shape)
     code = source_digest(["tasks.classification.pruning"])
-    key = digest([source.digest, list(shape), array_digest(rows), array_digest(targets), by, code])
+    made_of = [source.digest, read, source.mean, source.std, array_digest(rows), array_digest(targets)]
+    key = digest([*made_of, by, code])
     message = f"the {by} scores of {source.name}"
     product = store.product("pruning-scores", key, make, wait_message=message)
     return np.load(product.path / SCORES, allow_pickle=False)

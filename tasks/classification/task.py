@@ -111,7 +111,7 @@ class Classification(Task):
     def dataset(self) -> DatasetInfo:
         """Returns name, digest and sizes of the data set."""
         images = self.images
-        return DatasetInfo(images.name, images.embedded, images.digest, images.sizes)
+        return DatasetInfo(images.name, images.embedded, images.digest, images.sizes, notes=images.notes)
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns the loaders."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,12 @@ class Split:
         assert isinstance(self.images, Tensor)
         return Split(self.images[torch.from_numpy(rows)], self.labels[rows], [self.names[i] for i in rows])
 
+    def read_by(self, **options: Any) -> Split:
+        """Returns image files with other options of reading; images in memory have been read."""
+        if isinstance(self.images, Tensor):
+            return self
+        return replace(self, images=replace(self.images, **options))
+
     def resized(self, size: int) -> Split:
         """Returns the images at another size; what has one row (a signal) keeps one."""
         if isinstance(self.images, ImageFiles):
@@ -71,6 +78,7 @@ class Source:
         val: Validation images where three labelled splits are published.
         mean: Per channel, of images in 0..1.
         std: Likewise.
+        notes: What a record has to say of how the images were read.
     """
 
     name: str
@@ -82,11 +90,19 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     val: Split | None = None
+    notes: tuple[str, ...] = ()
 
     def resized(self, size: int) -> Source:
         """Returns the data set with images of another size."""
-        val = None if self.val is None else self.val.resized(size)
-        return replace(self, train=self.train.resized(size), test=self.test.resized(size), val=val)
+        return self._each(lambda split: split.resized(size))
+
+    def read_by(self, **options: Any) -> Source:
+        """Returns the data set with other options of its :class:`~tasks.classification.sources.files.ImageFiles`."""
+        return self._each(lambda split: split.read_by(**options))
+
+    def _each(self, change: Callable[[Split], Split]) -> Source:
+        val = None if self.val is None else change(self.val)
+        return replace(self, train=change(self.train), test=change(self.test), val=val)
 
 
 def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

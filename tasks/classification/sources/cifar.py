@@ -156,6 +156,8 @@ def read_batch(path: Path) -> dict[Any, Any]:
             return dict(_plain(content))
     except KDBenchError as error:
         raise KDBenchError(f"{path}: {error}") from None
+    except OSError:
+        raise
     # A broken stream makes the unpickler raise nearly anything.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")

@@ -62,8 +62,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     Raises:
         KDBenchError: It does not decompress, is of another type, or is longer or shorter than it says.
     """
+    content = path.read_bytes()
     try:
-        content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (EOFError, OSError, zlib.error) as error:

@@ -190,6 +190,8 @@ def test_no_other_number_of_training_samples_reaches_validation(tmp_path, count)
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"labels": 901}, r"data.labels=901: 900 training samples are left beside validation; expected at most 900"),
+    ({"labels": 5}, r"data.labels=5: there are 10 classes; expected one of each at least, or null for all"),
+    ({"labels": 9, "imbalance": 2}, r"data.labels=9: there are 10 classes"),
     ({"labels": 0}, r"data.labels: found 0; input should be greater than 0"),
     ({"labels": 300, "unlabelled": 601}, r"data.unlabelled=601: 600 training samples are left .* 300 labelled ones"),
     ({"unlabelled": 1}, r"expected at most 0, after fewer data.labels"),
@@ -199,10 +201,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"keep": {"fraction": 0}}, r"data.keep.fraction: found 0; input should be greater than 0"),
     ({"keep": {"fraction": 1.5}}, r"data.keep.fraction: found 1.5; input should be less than or equal to 1"),
     ({"keep": {"by": "grand"}}, r"data.keep.by: found 'grand'; input should be 'random', 'el2n' or 'forgetting'"),
+    ({"keep": {"fraction": 0.01}}, r"data.keep.fraction=0.01: 9 of 900 labelled samples are fewer than the 10 classes"),
     ({"keep": {"share": 0.5}}, r"data.keep.share: unknown key"),
     ({"augment": {"crop": 1.5}}, r"data.augment.crop: found 1.5"),
     ({"train": 10}, r"data.train=10: 10 training samples of 10 classes; expected two of a class at least"),
     ({"batch": 3}, r"data.batch: unknown key: did you mean 'batch_size'"),
+    ({"mean": [0.5, 0.5, 0.5]}, r"data.mean=\[0.5, 0.5, 0.5\]: digits has 1 channels; expected a number for each"),
+    ({"std": [0.0]}, r"data.std.0: found 0.0; input should be greater than 0"),
+    ({"resize": 9}, r"data.resize=9: digits has images of one size; data.size resizes them"),
+    ({"background": "whit"}, r"data.background=whit: there is no such colour; expected a name or '#rrggbb'"),
+    ({"table": "a.csv"}, r"data.table=a.csv: digits reads no table; choose data=imagefolder"),
     ({"root": "/tmp"}, r"data.root=/tmp: digits is embedded"),
 ]  # fmt: skip
 
@@ -329,12 +337,73 @@ def test_three_published_splits_are_used_as_they_are(tmp_path):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_broken_image_is_one_line(workers, tmp_path):
     root = layouts.image_folder(tmp_path / "images")
-    (root / "val" / "bee" / "1.png").write_bytes(b"broken")
     images = layouts.open_with(tmp_path, source="imagefolder", root=str(root), size=16, workers=workers)
+    (root / "val" / "bee" / "1.png").write_bytes(b"broken")  # after it was found whole
     with pytest.raises(UnreadableImage, match=r"val/bee/1.png: not a readable image \(.*\)$") as error:
         epoch(images.module(0).test_dataloader())
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(str(root))
+
+
+def test_training_and_a_file_of_a_user_are_read_alike(tmp_path):
+    """Deep values are scaled by the data set's range, transparency gets its ground, also for kdbench.predict."""
+    root = tmp_path / "images"
+    for part in ("train", "val"):
+        for label in range(2):
+            (root / part / f"c{label}").mkdir(parents=True)
+            for i in range(4):
+                values = np.full((20, 20), 1000 * i + 200 * label, dtype=np.uint16)
+                Image.fromarray(values).save(root / part / f"c{label}" / f"{i}.png")
+    Image.new("LA", (20, 20)).save(root / "val" / "c0" / "clear.png")
+    options: dict[str, Any] = {"source": "imagefolder", "root": str(root), "size": 8, "background": "#ff0000"}
+    images = layouts.open_with(tmp_path, **options)
+    assert images.notes == ("values 0 to 4095 scaled to 0 to 255", "1 images transparent, on data.background")
+    test = joined(epoch(images.module(0).test_dataloader()))
+    for i, name in enumerate(images.test.split.names):
+        torch.testing.assert_close(images.read(root / name).inputs[0], test.inputs[i], atol=0, rtol=0)
+    found = images.denormalise(images.read(root / "val" / "c1" / "3.png").inputs)
+    assert found.unique().tolist() == [round(255 * 3200 / 4095)]
+    ground = images.denormalise(images.read(root / "val" / "c0" / "clear.png").inputs)
+    assert ground[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_images_for_a_teacher_that_was_trained_elsewhere(tmp_path):
+    root = str(layouts.image_folder(tmp_path / "images"))
+    options: dict[str, Any] = {"source": "imagefolder", "root": root, "size": 16}
+    own = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.25], "crop_pct": 0.9, "interpolation": "bicubic"}
+    plain, given = layouts.open_with(tmp_path, **options), layouts.open_with(tmp_path, **options, **own)
+    assert (plain.mean, plain.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    path = Path(root) / "val" / "bee" / "1.png"
+    pixels = given.files.one(path, 3)
+    assert not torch.equal(pixels, plain.files.one(path, 3))
+    expected = (pixels / 255 - 0.5) / torch.tensor([0.5, 0.5, 0.25])[:, None, None]
+    torch.testing.assert_close(given.read(path).inputs[0], expected)
+    test = joined(epoch(given.module(0).test_dataloader()))
+    torch.testing.assert_close(test.inputs[given.test.split.names.index("val/bee/1.png")], expected)
+    resized = layouts.open_with(tmp_path, **options, resize=17, interpolation="bicubic")
+    assert torch.equal(resized.files.one(path, 3), pixels)  # floor(16 / 0.9)
+    signals = layouts.open_with(tmp_path, source="mnist1d", mean=[0.25], std=[0.5])
+    raw = layouts.open_with(tmp_path, source="mnist1d", mean=[0.0], std=[1.0])
+    batch, unit = (next(iter(images.module(0).test_dataloader())).inputs for images in (signals, raw))
+    torch.testing.assert_close(batch, (unit - 0.25) / 0.5)
+
+
+@pytest.mark.parametrize("options", [{"resize": 15}, {"resize": 20, "crop_pct": 0.9}])
+def test_two_ways_to_say_one_resize_are_one_line(options, tmp_path):
+    root = str(layouts.image_folder(tmp_path / "images"))
+    with pytest.raises(KDBenchError, match=r"expected one of the first two, and resize at least size"):
+        layouts.open_with(tmp_path, source="imagefolder", root=root, size=16, **options)
+
+
+def test_the_scores_of_pruning_belong_to_what_they_were_made_of(tmp_path):
+    """Another mean or ground gives other pixels to score."""
+    kept = {}
+    for name, options in {"plain": {}, "again": {}, "mean": {"mean": [0.9], "std": [0.01]}}.items():
+        store = tmp_path / "cache"
+        before = len([*store.glob("pruning-scores/*")])
+        digits(store, keep={"fraction": 0.1, "by": "el2n"}, labels=100, **options)
+        kept[name] = len([*store.glob("pruning-scores/*")]) - before
+    assert kept == {"plain": 1, "again": 0, "mean": 1}
 
 
 # ---- what a user brings ---------------------------------------------------------------------------------------------

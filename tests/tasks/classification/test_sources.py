@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.ma
 import pytest
-import torch
 from PIL import Image
 from scipy.interpolate import interp1d
 from scipy.ndimage import gaussian_filter
@@ -18,9 +19,12 @@ from kdbench import rng
 from kdbench.errors import KDBenchError
 from tasks.classification.sources import LAYOUTS, REAL, embedded, open_source
 from tasks.classification.sources.cifar import read_batch
-from tasks.classification.sources.files import ImageFiles, UnreadableImage, decode, to_size
 from tasks.classification.sources.idx import read_idx
 from tests.tasks.classification import layouts
+
+#: What an audit hook asks, which cannot be taken away again.
+hooks: list[Callable[[str, tuple[Any, ...]], None]] = []
+sys.addaudithook(lambda event, arguments: [hook(event, arguments) for hook in hooks] and None)
 
 
 def line(error: pytest.ExceptionInfo[KDBenchError]) -> str:
@@ -299,97 +303,7 @@ def test_real_mnist(shared_data):
     assert source.train.array[:, 0, 8:20, 8:20].mean() > 60
 
 
-# ---- image folders --------------------------------------------------------------------------------------------------
-
-
-def test_val_is_test_unless_there_is_a_test_split(tmp_path):
-    source = open_source("imagefolder", str(layouts.image_folder(tmp_path / "two")))
-    assert source.classes == ("ant", "bee", "cat")
-    assert source.train.names[:2] == ["train/ant/0.jpg", "train/ant/1.png"]
-    assert source.test.names[-1] == "val/cat/5.png"
-    assert source.val is None
-    other = open_source("imagefolder", str(layouts.image_folder(tmp_path / "test", ("train", "test"))))
-    assert other.test.names[-1] == "test/cat/5.png"
-    three = open_source("imagefolder", str(layouts.image_folder(tmp_path / "three", ("train", "val", "test"))))
-    assert three.val is not None
-    assert (three.val.names[0], three.test.names[0]) == ("val/ant/0.jpg", "test/ant/0.jpg")
-    assert three.train.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
-
-
-def test_digest_of_a_folder_is_of_names_and_sizes(tmp_path):
-    first = layouts.image_folder(tmp_path / "a")
-    same = layouts.image_folder(tmp_path / "b")
-    before = open_source("imagefolder", str(first)).digest
-    assert before == open_source("imagefolder", str(same)).digest
-    (same / "val" / "ant" / "0.jpg").rename(same / "val" / "ant" / "00.jpg")
-    assert before != open_source("imagefolder", str(same)).digest
-    path = first / "train" / "bee" / "2.png"
-    path.write_bytes(path.read_bytes() + b"\0")
-    assert before != open_source("imagefolder", str(first)).digest
-
-
-def test_bad_folders_are_one_line(tmp_path):
-    root = layouts.image_folder(tmp_path / "images")
-    (root / "train" / "dog").mkdir()
-    with pytest.raises(KDBenchError, match=r"train/dog: no image in this class folder; expected \*.jpg") as error:
-        open_source("imagefolder", str(root))
-    line(error)
-    (root / "train" / "dog").rmdir()
-    (root / "val" / "dog").mkdir()
-    with pytest.raises(KDBenchError, match="val/dog: class 'dog' is not among those of .*train"):
-        open_source("imagefolder", str(root))
-    (root / "val" / "dog").rmdir()
-    (root / "val" / "bee").rename(tmp_path / "bee")
-    with pytest.raises(KDBenchError, match="val/bee: there is no such folder; .*train has this class"):
-        open_source("imagefolder", str(root))
-    bare = tmp_path / "bare"
-    for folder, message in (("", "holds none of them"), ("train", "holds train; expected")):
-        (bare / folder).mkdir(parents=True, exist_ok=True)
-        with pytest.raises(KDBenchError, match=message + ".*train/CLASS"):
-            open_source("imagefolder", str(bare))
-    (bare / "val").mkdir()
-    with pytest.raises(KDBenchError, match=r"train: no class folder; expected train/CLASS/\*.jpg"):
-        open_source("imagefolder", str(bare))
-
-
-def test_images_that_do_not_decode_are_named(tmp_path):
-    whole = tmp_path / "a.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(whole)
-    bad = {"empty.jpg": b"", "text.jpg": b"no image", "cut.png": whole.read_bytes()[:900]}
-    for name, content in bad.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UnreadableImage, match=rf"{name}: not a readable image \(.*\)$") as error:
-            ImageFiles([tmp_path / name], (8, 8)).read([0])
-        line(error)
-    with pytest.raises(UnreadableImage, match="none.png: not a readable image"):
-        decode(tmp_path / "none.png", 3)
-
-
-def test_an_error_of_a_worker_is_the_same_line_again():
-    from torch._utils import ExceptionWrapper
-
-    try:
-        raise UnreadableImage("a.jpg: not a readable image (cut)")
-    except UnreadableImage:
-        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
-    with pytest.raises(UnreadableImage) as error:
-        wrapped.reraise()
-    assert str(error.value) == "a.jpg: not a readable image (cut)"
-
-
-def test_files_are_resized_from_their_centre_or_a_box(tmp_path):
-    ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (32, 1, 3))
-    Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    files = ImageFiles([tmp_path / "ramp.png"], (16, 16), central=1.0)
-    centre = files.read([0])[0, 0, 0].float()
-    # The central 32 columns, 16 to 47, two to one.
-    torch.testing.assert_close(centre[4:12], 4 * (16.5 + 2 * torch.arange(16.0))[4:12], atol=1.0, rtol=0)
-    box = files.read([0], lambda place, height, width: (0, 0, height, width // 4))[0, 0, 0].float()
-    torch.testing.assert_close(box, 4 * torch.arange(16.0), atol=1.0, rtol=0)
-    smaller = ImageFiles([tmp_path / "ramp.png"], (16, 16), central=0.5).read([0])[0, 0, 0].float()
-    torch.testing.assert_close(smaller, 4 * (24 + torch.arange(16.0)), atol=1.0, rtol=0)
-    assert files.read([]).shape == (0, 3, 16, 16)
-    assert to_size(decode(tmp_path / "ramp.png", 1), (1, 40)).shape == (1, 1, 40)
+# ---- sizes ----------------------------------------------------------------------------------------------------------
 
 
 def test_arrays_are_resized_in_their_type(tmp_path):
@@ -410,7 +324,7 @@ def test_arrays_are_resized_in_their_type(tmp_path):
 
 
 def test_a_wrong_source_or_root_is_one_line(tmp_path):
-    assert LAYOUTS.keys() == REAL.keys()
+    assert LAYOUTS.keys() == {*REAL}
     cases: list[tuple[str, str | None, str]] = [
         ("cifar11", None, "data.source=cifar11: there is no such source: did you mean 'cifar10'"),
         ("digits", "/tmp", "data.root=/tmp: digits is embedded and reads no files; choose data=cifar10"),
@@ -423,3 +337,32 @@ def test_a_wrong_source_or_root_is_one_line(tmp_path):
         with pytest.raises(KDBenchError, match=message) as error:
             open_source(name, root)
         line(error)
+    with pytest.raises(KDBenchError, match=r"data.table=a.csv: mnist reads no table; choose data=imagefolder"):
+        open_source("mnist", str(tmp_path), table="a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "file"),
+    [
+        ("cifar10", layouts.cifar10_binary, "cifar-10-batches-bin/data_batch_2.bin"),
+        ("cifar100", lambda root: python_batch(root, b""), "cifar-100-python/train"),
+        ("mnist", layouts.mnist, "train-labels-idx1-ubyte.gz"),
+        ("imagefolder", layouts.image_folder, "val/bee"),
+        ("imagefolder", layouts.image_folder, "val/bee/1.png"),
+    ],
+)
+def test_what_may_not_be_read_is_one_line(name, layout, file, tmp_path, monkeypatch):
+    """As for a user without the permission; root, who runs tests in containers, has every one."""
+    layout(tmp_path)
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("open", "os.scandir") and str(arguments[0]) == str(tmp_path / file):
+            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / file))
+
+    hooks.append(refuse)
+    try:
+        with pytest.raises(KDBenchError, match=rf"{file}: cannot be read \(Permission denied\)$") as error:
+            open_source(name, str(tmp_path))
+    finally:
+        hooks.clear()
+    line(error)
