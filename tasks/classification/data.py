@@ -61,7 +61,7 @@ class DataOptions:
         crop_pct: The same as a share, ``size / resize``, as timm has it. Neither: 224/256 of the shorter side, cut out
             before it is resized.
         interpolation: Of image files, in training too; None for bilinear.
-        background: Colour under transparent pixels of image files, a user's among them; None for white.
+        background: Colour under transparent pixels of image files, a user's among them; None for gray.
         mean: Per channel, of images in 0..1, where a teacher was trained with another one than the data set's.
         std: Likewise.
         train: Most training samples, validation included; class-balanced.

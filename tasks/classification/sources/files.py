@@ -22,7 +22,8 @@ Box = tuple[int, int, int, int]
 #: Values that become black and white.
 Range = tuple[float, float]
 
-BACKGROUND = "white"
+#: On which neither black nor white vanishes.
+BACKGROUND = "gray"
 #: Tag of EXIF that says how a stored picture has to be turned, and what undoes each of its values.
 ORIENTATION = 0x0112
 UPRIGHT = {
