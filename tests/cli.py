@@ -79,12 +79,12 @@ class Mixed(Method):
     requires = frozenset({"mixable"})
 
 
-def install(site: Path) -> Path:
-    """Writes what an installed package named ``toybox`` would leave beside its code, and returns that folder."""
-    about = site / "toybox-1.0.dist-info"
+def install(site: Path, name: str = "toybox", conf: str = "tests.conf") -> Path:
+    """Writes what an installed package would leave beside its code, and returns that folder."""
+    about = site / f"{name}-1.0.dist-info"
     about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toybox\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[kdbench.conf]\ntoybox = tests.conf\n")
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[kdbench.conf]\n{name} = {conf}\n")
     return site
 
 
@@ -106,9 +106,12 @@ class Ran:
 
 
 class CommandLine:
-    """``python -m kdbench`` in this process, on the toy task at the smoke preset, in a folder of its own."""
+    """``python -m kdbench`` in this process, on one task at the smoke preset, in a folder of its own."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], task: str = "toy"
+    ) -> None:
+        self.task = task
         self.results = folder / "results"
         self.cache = folder / "cache"
         self.monkeypatch = monkeypatch
@@ -118,7 +121,7 @@ class CommandLine:
 
     def arguments(self, *arguments: str) -> list[str]:
         """The command's arguments, those given last."""
-        return ["task=toy", "preset=smoke", f"results={self.results}", f"cache={self.cache}", *arguments]
+        return [f"task={self.task}", "preset=smoke", f"results={self.results}", f"cache={self.cache}", *arguments]
 
     def __call__(self, *arguments: str) -> Ran:
         from kdbench.__main__ import main

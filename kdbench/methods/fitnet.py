@@ -4,7 +4,8 @@ Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3. The
 one, the pair says (``published.fitnet``; layer 2 in the released code of Tian et al.).
 The regressor is that of RepDistiller, mdistiller and the SimKD tables: convolution, batch normalisation, ReLU, with a
 stride where sizes differ. Grids that it cannot bring to one size are pooled to the smaller one.
-Deviation: hint and task are trained together, as the later literature does, instead of one after the other.
+Deviations: hint and task are trained together, as the later literature does, instead of one after the other. A vector,
+which is what networks of linear layers have, is a grid of one cell.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kdbench.features import Grid
+from kdbench.features import Feature, Grid, Vector
 from kdbench.functional.fitnet import hint_loss
 from kdbench.functional.pool import pool_to_smaller
 from kdbench.methods.blocks import conv, conv_regressor
@@ -22,13 +23,13 @@ from kdbench.signals import Context, Signals
 
 
 class FitNet(Method):
-    """A regressor brings the student's grid to the teacher's width and size, where they are compared.
+    """A regressor brings the student's grid, or vector, to the teacher's width and size, where they are compared.
 
     Args:
         regressor: ``conv_bn_relu``, or ``conv1x1``: a bare 1x1 convolution, two sizes pooled to the smaller one.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("feature", Grid),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("feature", (Grid, Vector)),)
 
     def __init__(self, regressor: Literal["conv_bn_relu", "conv1x1"] = "conv_bn_relu") -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class FitNet(Method):
 
     def build(self, probe: Signals) -> None:
         """Makes the regressor."""
-        student, teacher = (feature.values for feature in probe.pair("feature"))
+        student, teacher = map(_grid, probe.pair("feature"))
         self.regressor = (
             conv_regressor(student, teacher)
             if self.kind == "conv_bn_relu"
@@ -45,5 +46,10 @@ class FitNet(Method):
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``hint``."""
-        student, teacher = signals.pair("feature")
-        return {"hint": hint_loss(*pool_to_smaller(self.regressor(student.values), teacher.values, "fitnet"))}
+        student, teacher = map(_grid, signals.pair("feature"))
+        return {"hint": hint_loss(*pool_to_smaller(self.regressor(student), teacher, "fitnet"))}
+
+
+def _grid(feature: Feature) -> Tensor:
+    """Returns ``(B, C, *space)``; a vector is a grid of one cell."""
+    return feature.values if isinstance(feature, Grid) else feature.values[:, :, None]

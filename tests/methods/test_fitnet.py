@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
-from kdbench.features import Grid
+from kdbench.features import Grid, Vector
 from kdbench.functional.pool import average_pool
 from kdbench.methods.fitnet import FitNet
 from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal, yaml
@@ -39,6 +39,17 @@ def bench(student: tuple[int, ...] = (3, 4, 6, 5), teacher: tuple[int, ...] = (3
 def test_binds_to_the_deepest_grid():
     side = {"taps": {"stem": "stem", "body": "body", "pooled": "head:input"}}
     assert bind(FitNet, Toy, {"name": "toy", "student": side, "teacher": side}) == {"feature": "body"}
+
+
+def test_a_vector_is_a_grid_of_one_cell():
+    side = {"taps": {"pooled": "head:input"}}
+    assert bind(FitNet, Toy, {"name": "toy", "student": side, "teacher": side}) == {"feature": "pooled"}
+    for regressor in KINDS:
+        student, teacher = normal(5, 4, name="s"), normal(5, 8, name="t")
+        made = Bench("fitnet", {"feature": Vector(student)}, {"feature": Vector(teacher)}, regressor=regressor)
+        s, t = ({"feature": Grid(x.detach()[:, :, None])} for x in (student, teacher))
+        assert made.loss() == Bench("fitnet", s, t, regressor=regressor).loss()
+        check_gradients(made)
 
 
 def test_a_binding_to_nothing_is_that_to_the_deepest_grid():

@@ -1,0 +1,1 @@
+"""A regression task for kdbench, in a package of its own."""
