@@ -47,8 +47,6 @@ def check(where: str, function: Callable[..., Any], options: Mapping[str, Any]) 
     Raises:
         KDBenchError: An unknown or missing option or one of another type.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
     parameters = inspect.signature(function, eval_str=True).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return dict(options)
@@ -56,22 +54,33 @@ def check(where: str, function: Callable[..., Any], options: Mapping[str, Any]) 
     for name, value in options.items():
         if name not in parameters:
             raise KDBenchError(f"{where}.{name}: unknown key: {nearest(name, parameters)}")
-        annotation = parameters[name].annotation
-        if annotation is inspect.Parameter.empty:
-            checked[name] = value
-            continue
-        try:
-            adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-            checked[name] = adapter.validate_python(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join([f"{where}.{name}", *(str(part) for part in first["loc"] if isinstance(part, int))])
-            message = first["msg"][0].lower() + first["msg"][1:]
-            raise KDBenchError(f"{place}: found {first['input']!r}; {message}") from None
+        checked[name] = converted(f"{where}.{name}", parameters[name].annotation, value)
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in checked and n != "self"]
     if missing:
         raise KDBenchError(f"{where}.{missing[0]}: this key is required by {function.__name__}")
     return checked
+
+
+def converted(where: str, annotation: Any, value: Any) -> Any:
+    """Converts a value of the configuration to the type of a parameter, where one is named.
+
+    Raises:
+        KDBenchError: It cannot be; the line says what was found at which key, and what was expected.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    if annotation is inspect.Parameter.empty:
+        return value
+    try:
+        result = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *(str(part) for part in first["loc"] if isinstance(part, int))])
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise KDBenchError(f"{place}: found {first['input']!r}; {message}") from None
+    if isinstance(value, bool) and not isinstance(result, bool):  # to pydantic, true is 1
+        raise KDBenchError(f"{where}: found {value!r}; input should be a valid number")
+    return result
 
 
 def build(where: str, spec: Mapping[str, Any], **extra: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
@@ -23,9 +23,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from kdbench.errors import KDBenchError, nearest
+from kdbench.schema import Name
 
 #: Entry-point group through which another package adds its YAML: the value is a package with config groups.
 CONF_GROUP = "kdbench.conf"
@@ -49,6 +50,12 @@ _OPEN = (
 )
 
 
+# Pydantic alone would take true for 1, '1' for 1 and nan for a number, which a record or its check refuses at the end.
+Whole = Annotated[int, Field(strict=True)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -56,28 +63,28 @@ class _Strict(BaseModel):
 class TrainerConfig(_Strict):
     """``trainer``."""
 
-    epochs: int = Field(ge=1)
-    val_every: int = Field(ge=1)
+    epochs: Whole = Field(ge=1)
+    val_every: Whole = Field(ge=1)
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
-    clip: float | None = Field(gt=0)
+    clip: Real | None = Field(gt=0)
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
     channels_last: bool
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
-    devices: int = Field(ge=1)
+    devices: Whole = Field(ge=1)
     strategy: Literal["auto", "ddp"]  # several devices are always DDP
-    threads: int | None = Field(ge=1)
-    max_minutes: float | None = Field(gt=0)
+    threads: Whole | None = Field(ge=1)
+    max_minutes: Real | None = Field(gt=0)
     manual: bool
 
 
 class TeacherConfig(_Strict):
     """``teacher``."""
 
-    seed: int
+    seed: Seed
     init_from: str | None
-    expect: float | None
-    tolerance: float
+    expect: Real | None
+    tolerance: Real = Field(ge=0)
     trainer: dict[str, Any]
     data: dict[str, Any]
 
@@ -94,10 +101,10 @@ class StudentConfig(BaseModel):
 class TuningConfig(_Strict):
     """``tuning``."""
 
-    trials: int = Field(ge=0)
-    factors: list[float] = Field(min_length=1)
-    length: float = Field(gt=0, le=1)
-    seed: int
+    trials: Whole = Field(ge=0)
+    factors: list[Annotated[Real, Field(gt=0)]] = Field(min_length=1)
+    length: Real = Field(gt=0, le=1)
+    seed: Seed
 
 
 class OptimizerConfig(BaseModel):
@@ -106,9 +113,26 @@ class OptimizerConfig(BaseModel):
     target: str = Field(alias="_target_")
 
 
+class TaskConfig(BaseModel):
+    """``task``: what the engine reads of it; its own options stand beside."""
+
+    name: Name
+    noise: Real = Field(0.0, ge=0)
+
+
+class ChoiceConfig(BaseModel):
+    """``pair``, ``preset`` or ``logger``: what every one has."""
+
+    name: str
+
+
 class OwnerConfig(BaseModel):
     """``method``, ``augment`` or ``quant``: what the engine reads of it; its own options stand beside."""
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]  # as the record keeps them
+
+    name: Name
     weights: dict[str, Any] | None = None
     bind: dict[str, str | list[str] | None] | None = None
     optimizer: OptimizerConfig | None = None
@@ -134,7 +158,7 @@ class Config(_Strict):
     trainer: TrainerConfig
     logger: dict[str, Any]
     preset: dict[str, Any]
-    seed: int
+    seed: Seed
     results: str
     cache: str | None
     rerun: bool
@@ -320,6 +344,9 @@ def check(composed: DictConfig) -> dict[str, Any]:
     keys = {str(k): v for k, v in plain.items() if k not in ("hydra", "experiment", "recipe")}
     _check_targets(keys, "")
     config = _validated(Config, keys)
+    _validated(TaskConfig, config["task"], "task.")
+    for choice in ("pair", "preset", "logger"):
+        _validated(ChoiceConfig, config[choice], f"{choice}.")
     for group in ("data", "pair"):
         owner = config[group].get("task")
         if owner not in (None, config["task"]["name"]):

@@ -128,8 +128,8 @@ class Distiller(LightningModule):
             The terms and their values.
 
         Raises:
-            KDBenchError: A tap, need, weight or update does not fit, a parameter has two owners, or a gradient does
-                not arrive where it should (see :func:`kdbench.rehearsal.check_reach`).
+            KDBenchError: A tap, need, weight, update or optimizer does not fit, a parameter has two owners, or a
+                gradient does not arrive where it should (see :func:`kdbench.rehearsal.check_reach`).
         """
         self.build(batch)
         with self.rehearsal(), torch.enable_grad():
@@ -143,6 +143,7 @@ class Distiller(LightningModule):
             self.plan = make_plan(dict(self.owned()), self._terms, self.weights, self._named, self.stage)
             flat = {name: value for found in terms.values() for name, value in found.items()}
             check_reach(self.plan, gradients(flat, self._named), [owner for owner, _ in self.owned()])
+            self._optimizers(1)
         whole = len(self.plan.updates[0].params or ()) == len(self._named)
         own = self.optimization.owners or self.optimization.manual
         self.automatic_optimization = self.plan.single and whole and not own
@@ -220,6 +221,9 @@ class Distiller(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Makes one optimizer for each set of parameters that always step together."""
+        return self._optimizers(int(self.trainer.estimated_stepping_batches))
+
+    def _optimizers(self, batches: int) -> list[Any]:
         assert self.plan is not None, "rehearse() comes first"
         sets: dict[tuple[frozenset[int], str], dict[str, list[nn.Parameter]]] = {}
         for name, parameter in self._named.items():
@@ -231,7 +235,6 @@ class Distiller(LightningModule):
             sets.setdefault((members, own), {}).setdefault(owner, []).append(parameter)
         configured = []
         self._members = []
-        batches = int(self.trainer.estimated_stepping_batches)
         for (members, own), owners in sets.items():
             spec = self.optimization.owners.get(own, self.optimization.optimizer)
             optimizer = make_optimizer(spec, [{"params": p, "name": o} for o, p in owners.items()])

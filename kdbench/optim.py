@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from kdbench.build import locate
+from kdbench.build import converted, locate
 from kdbench.errors import KDBenchError, nearest
 
 
@@ -30,11 +30,18 @@ def _create(where: str, spec: Mapping[str, Any], *arguments: Any) -> Any:
     if "_target_" not in spec:
         raise KDBenchError(f"{where}: the key _target_ is missing, e.g. torch.optim.AdamW")
     target = locate(spec["_target_"])
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "_target_"}
-    known = inspect.signature(target).parameters
-    for name in options:
+    try:
+        known = inspect.signature(target, eval_str=True).parameters
+    except NameError:  # a class of somebody else's whose types exist for its type checker alone
+        known = inspect.signature(target).parameters
+    options = {}
+    for name, value in spec.items():
+        if name == "_target_":
+            continue
         if name not in known:
             raise KDBenchError(f"{where}.{name}: unknown key: {nearest(name, known)}")
+        annotation = known[name].annotation if not isinstance(known[name].annotation, str) else inspect.Parameter.empty
+        options[name] = converted(f"{where}.{name}", annotation, tuple(value) if isinstance(value, list) else value)
     try:
         return target(*arguments, **options)
     except IndexError:  # AdamW reads betas[1] of whatever it is given

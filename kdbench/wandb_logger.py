@@ -55,6 +55,7 @@ class WandbLogger(Logger):
         self._mode = mode or os.environ.get("WANDB_MODE") or "offline"
         self._run: Any = None
         self._warned = False
+        self._broken = False
 
     @property
     def name(self) -> str:
@@ -71,9 +72,12 @@ class WandbLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The ``wandb.Run``, opened on first use."""
-        if self._run is None:
-            self._run = self._open()
+        """The ``wandb.Run``, opened on first use; None where it cannot be. Lightning asks for it outside any guard."""
+        if self._run is None and not self._broken:
+            self._broken = True
+            with self._guarded():
+                self._run = self._open()
+                self._broken = False
         return self._run
 
     @rank_zero_only
@@ -83,7 +87,8 @@ class WandbLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         with self._guarded():
-            self.experiment.log({**metrics, STEP: step or 0})
+            if run := self.experiment:
+                run.log({**metrics, STEP: step or 0})
 
     @rank_zero_only
     def publish(
@@ -91,7 +96,8 @@ class WandbLogger(Logger):
     ) -> None:
         """Sends what a finished run has to show, see `send`."""
         with self._guarded():
-            send(self.experiment, self._info, record, folder, media)
+            if run := self.experiment:
+                send(run, self._info, record, folder, media)
 
     @rank_zero_only
     def close(self, exit_code: int = 0) -> None:

@@ -92,7 +92,8 @@ def start(info: RunInfo, folder: Path, *, project: str, entity: str | None, mode
     """
     import wandb
 
-    folder.mkdir(parents=True, exist_ok=True)
+    if mode != "disabled":
+        folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
         project=project,
         entity=entity,

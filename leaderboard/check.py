@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from kdbench import config
 from kdbench.digest import digest
@@ -136,8 +136,16 @@ def _gap(row: Row) -> Iterator[str]:
 def _command(row: Row) -> Iterator[str]:
     words = dict(word.lstrip("+").partition("=")[::2] for word in shlex.split(row.command))
     for key in COMMANDED:
-        if key in words and words[key] != str(getattr(row, key)):
+        if key in words and getattr(row, key) not in (words[key], _value(words[key])):
             yield f"{key} is {getattr(row, key)!r}, the command says {words[key]!r}"
+
+
+def _value(word: str) -> Any:
+    """Reads a word as YAML, in which +1 and 'kd' are 1 and kd."""
+    try:
+        return safe_load(word)
+    except YAMLError:
+        return None
 
 
 def _config(row: Row) -> Iterator[str]:

@@ -55,13 +55,40 @@ def test_constant():
     assert set(rates("constant")) == {0.1}
 
 
+class Untyped(torch.optim.SGD):
+    def __init__(self, params, betas=(0.9, 0.99)) -> None:
+        super().__init__(params, lr=betas[0], momentum=betas[1])
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "line"),
+    [
+        ("torch.optim.SGD", {"lr": "1e-3x"}, r"^trainer.optimizer.lr: found '1e-3x'; input should be a valid number"),
+        ("torch.optim.SGD", {"lr": True}, "^trainer.optimizer.lr: found True; input should be a valid number$"),
+        ("torch.optim.SGD", {"lr": None}, "^trainer.optimizer.lr: found None; input should be a valid number$"),
+        ("torch.optim.SGD", {"weight_decay": [1]}, r"^trainer.optimizer.weight_decay: found \(1,\); input should be"),
+        ("torch.optim.SGD", {"nesterov": "maybe"}, "^trainer.optimizer.nesterov: found 'maybe'; input should be a"),
+        ("torch.optim.SGD", {"lr": -1.0}, "^trainer.optimizer: Invalid learning rate: -1.0$"),
+        ("torch.optim.AdamW", {"betas": [0.9]}, r"^trainer.optimizer.betas.1: found \(0.9,\); field required$"),
+        ("torch.optim.AdamW", {"betas": [0.9, "x"]}, "^trainer.optimizer.betas.1: found 'x'; input should be a valid"),
+        ("torch.optim.AdamW", {"betas": [0.9, 2]}, "^trainer.optimizer: Invalid beta"),
+        ("tests.test_optim.Untyped", {"betas": [0.9]}, r"^trainer.optimizer: too few numbers in betas=\[0.9\]$"),
+    ],
+)
+def test_an_option_of_a_wrong_type_or_range_is_one_line(target, options, line):
+    with pytest.raises(KDBenchError, match=line):
+        make_optimizer({"_target_": target, **options}, [{"params": [nn.Parameter(torch.ones(1))]}])
+
+
+def test_a_schedule_takes_no_words_for_numbers():
+    with pytest.raises(KDBenchError, match=r"^trainer.scheduler.warmup: found 'abc'; input should be a valid number"):
+        rates("cosine", warmup="abc")
+    with pytest.raises(KDBenchError, match=r"^trainer.scheduler.milestones.1: found 'x'; input should be a valid"):
+        rates("steps", milestones=[0.5, "x"])
+
+
 def test_an_unknown_option_is_one_line():
     with pytest.raises(KDBenchError, match="trainer.optimizer.lrr: .* 'lr'"):
         make_optimizer({"_target_": "torch.optim.SGD", "lrr": 1}, [{"params": [nn.Parameter(torch.ones(1))]}])
-    for betas, line in (([0.9], r"trainer.optimizer: too few numbers in betas=\[0.9\]"), ([0.9, 2], "Invalid beta")):
-        with pytest.raises(KDBenchError, match=line):
-            make_optimizer(
-                {"_target_": "torch.optim.AdamW", "betas": betas}, [{"params": [nn.Parameter(torch.ones(1))]}]
-            )
     with pytest.raises(KDBenchError, match="trainer.scheduler.peek: .* 'peak'"):
         rates("one_cycle", peek=1)

@@ -198,6 +198,31 @@ def test_a_run_that_wandb_cannot_open_is_tried_once(
     assert "OSError: disk full" in caplog.text
 
 
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_a_folder_that_cannot_be_written_ends_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    log_three({**OFFLINE, "mode": mode}, RUN, tmp_path / "file" / "wandb")
+    assert len([r for r in caplog.records if r.name == "kdbench.wandb_logger"]) == (mode == "offline")
+
+
+def test_a_run_that_wandb_cannot_open_at_all_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where Lightning asks for the experiment itself, before anything is logged."""
+
+    def failing(**kwargs: Any) -> Any:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(wandb, "init", failing)
+    with open_logger(OFFLINE, run=RUN, folder=tmp_path) as logger:
+        assert logger.experiment is None
+        logger.log_metrics({"train/loss": 1.0}, 1)
+        logger.publish(*made(tmp_path))
+    assert len([r for r in caplog.records if r.name == "kdbench.wandb_logger"]) == 1
+
+
 # --- without a server or a key
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,12 @@ def test_good_records_pass(tmp_path: Path) -> None:
     assert (len(found.rows), problems) == (12, [])
 
 
+@pytest.mark.parametrize("word", ["seed=+{0}", "seed=0_{0}", "method='kd'"])
+def test_another_way_to_write_a_command_is_none_of_its_faults(tmp_path: Path, word: str) -> None:
+    seed = next(r for r in records(20, seed=3, tasks=1, specs=4) if r.method == "kd" and r.status == "ok").seed
+    assert one(tmp_path, {"command": f"python -m kdbench {shlex.quote(word.format(seed))}"}) == []
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -76,6 +83,7 @@ def test_good_records_pass(tmp_path: Path) -> None:
         ({"command": "python -m kdbench method=at"}, "method is 'kd', the command says 'at'"),
         ({"command": "python -m kdbench task=pointcloud"}, "task is 'classification', the command says 'pointcloud'"),
         ({"command": "python -m kdbench seed=9"}, "the command says '9'"),
+        ({"command": "python -m kdbench 'seed=1: 2: 3'"}, "the command says '1: 2: 3'"),
         ({"pair": "c_d"}, "pair is 'c_d', config.yaml says 'resnet32x4_resnet8x4'"),
         ({"preset": "paper"}, "preset is 'paper', config.yaml says 'quick'"),
         ({"scores__teacher__test__ece": -0.5}, "scores.teacher.test.ece is -0.5, expected 0 to 100"),
