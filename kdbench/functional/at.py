@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.numerics import Faithful, check_faithful, safe_mean, upcast
+from kdbench.functional.numerics import Faithful, check_faithful, safe_mean, unit, upcast
 from kdbench.functional.pool import pool_to_smaller
 
 
@@ -28,7 +27,7 @@ def attention_map(feature: Tensor, power: float = 2.0) -> Tensor:
     """
     feature = upcast(feature)
     powered = feature.square() if power == 2 else feature.abs().pow(power)
-    return F.normalize(powered.sum(dim=1).flatten(1), dim=1)
+    return unit(powered.sum(dim=1).flatten(1))
 
 
 def attention_transfer_loss(

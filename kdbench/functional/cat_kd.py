@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, unit, upcast
 from kdbench.functional.pool import average_pool
 
 
@@ -64,5 +63,5 @@ def class_attention_loss(student: Tensor, teacher: Tensor, *, normalize: bool = 
     check_same_shape(student, teacher, "class_attention_loss")
     student, teacher = upcast(student), upcast(teacher)
     if normalize:
-        student, teacher = (F.normalize(maps.flatten(2), dim=2) for maps in (student, teacher))
+        student, teacher = (unit(maps.flatten(2), dim=2) for maps in (student, teacher))
     return safe_mean((student - teacher).square())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, unit, upcast
 
 
 def neighbour_product_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -52,9 +51,9 @@ def correlation_matrix(embedding: Tensor, gamma: float = 0.4, order: int = 2) ->
         tensor([[1.0000, 0.4493],
                 [0.4493, 1.0000]])
     """
-    unit = F.normalize(upcast(embedding), dim=1)
-    with full_precision(unit):
-        cosine = unit @ unit.T
+    embedding = unit(upcast(embedding))
+    with full_precision(embedding):
+        cosine = embedding @ embedding.T
     series = torch.ones_like(cosine)
     for p in range(order, 0, -1):
         series = 1 + series * cosine * (2 * gamma / p)

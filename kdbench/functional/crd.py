@@ -118,9 +118,9 @@ def nce_loss(logits: Tensor, size: int, eps: float = 1e-7) -> Tensor:
     """
     logits = upcast(logits)
     noise = (logits.shape[1] - 1) / size
-    # By log1p: thousands of terms near zero are summed, which the logarithm of a ratio near one would not keep.
+    # By softplus: thousands of terms near zero are summed, which the logarithm of a ratio near one would not keep.
     positive = F.softplus(math.log(noise + eps) - logits[:, 0])
-    negative = ((logits[:, 1:].exp() + eps) / noise).log1p() if noise else logits[:, 1:]
+    negative = F.softplus(logits[:, 1:] - math.log(noise + eps)) + math.log1p(eps / noise) if noise else logits[:, 1:]
     return safe_mean(positive + negative.sum(dim=1))
 
 

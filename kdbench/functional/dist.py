@@ -6,16 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.numerics import check_same_shape, safe_mean, upcast, weighted_mean
+from kdbench.functional.numerics import check_same_shape, safe_mean, spread, upcast, weighted_mean
 
 
 def pearson_correlation(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
     """Pearson correlation of matching rows, ``<a', b'> / (||a'|| ||b'|| + eps)`` with centred rows a' and b'.
 
+    That of a row which is constant up to rounding is zero, and so is its gradient.
+
     Args:
         a: (N, C), C >= 1.
         b: (N, C).
-        eps: keeps a constant row finite; its correlation is zero.
+        eps: as in the authors' code.
 
     Returns:
         (N,), float32 for low-precision input.
@@ -24,9 +26,10 @@ def pearson_correlation(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
         >>> pearson_correlation(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[5.0, 3.0, 2.0]]))
         tensor([-0.9820])
     """
-    a, b = (x - x.mean(dim=1, keepdim=True) for x in (upcast(a), upcast(b)))
-    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-    return (a * b).sum(dim=1) / (norms + eps)
+    (a, norm_a, varies_a), (b, norm_b, varies_b) = spread(upcast(a)), spread(upcast(b))
+    vary = (varies_a & varies_b).squeeze(1)
+    norms = torch.where(vary, (norm_a * norm_b).squeeze(1), 1.0)
+    return torch.where(vary, (a * b).sum(dim=1) / (norms + eps), 0.0)
 
 
 def inter_class_loss(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.numerics import Faithful, check_faithful, check_same_shape, safe_mean, upcast
+from kdbench.functional.numerics import Faithful, check_faithful, check_same_shape, safe_mean, unit, upcast
 from kdbench.functional.pool import pool_to_smaller
 
 
@@ -39,6 +38,6 @@ def factor_loss(student: Tensor, teacher: Tensor, *, p: float = 1.0, faithful: F
     check_same_shape(student, teacher, "factor_loss")
     if faithful == "code":
         student, teacher = (upcast(f).square().mean(1) for f in (student, teacher))
-    factors = (F.normalize(upcast(f).flatten(1), dim=1) for f in (student, teacher))
+    factors = (unit(upcast(f).flatten(1)) for f in (student, teacher))
     difference = next(factors) - next(factors)
     return safe_mean(difference.abs().pow(p) if p != 1 else difference.abs())

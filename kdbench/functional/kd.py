@@ -10,14 +10,15 @@ from torch import Tensor
 from kdbench.errors import KDBenchError
 from kdbench.features import Law, ValueLaw
 from kdbench.functional.divergence import VALUES, divergence
-from kdbench.functional.numerics import upcast, weighted_mean
+from kdbench.functional.numerics import spread, upcast, weighted_mean
 
 
 def z_score(logits: Tensor, eps: float = 1e-7) -> Tensor:
     """Z-scores every row of logits (N, C): ``(z - mean(z)) / (std(z) + eps)``, C >= 2.
 
     Sun et al., Logit Standardization in Knowledge Distillation (CVPR 2024). ``std`` divides by C - 1 as the authors'
-    code does; the other convention would only rescale the temperature by ``sqrt(C / (C - 1))``.
+    code does; the other convention would only rescale the temperature by ``sqrt(C / (C - 1))``. A row which is constant
+    up to rounding has the scores zero, and no gradient comes to it.
 
     Example:
         >>> z_score(torch.tensor([[1.0, 2.0, 3.0]]))
@@ -25,11 +26,9 @@ def z_score(logits: Tensor, eps: float = 1e-7) -> Tensor:
     """
     if logits.shape[1] < 2:
         raise KDBenchError(f"z_score: found {logits.shape[1]} class, expected at least 2; set standardize=False")
-    logits = upcast(logits)
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    # A norm has the gradient zero, not NaN, where a row is constant.
-    std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / (logits.shape[1] - 1) ** 0.5
-    return centred / (std + eps)
+    centred, norm, varies = spread(upcast(logits))
+    std = torch.where(varies, norm, 1.0) / (logits.shape[1] - 1) ** 0.5
+    return torch.where(varies, centred / (std + eps), 0.0)
 
 
 def adversarial_temperature(theta: Tensor, reversal: float = 1.0, low: float = 1.0, span: float = 20.0) -> Tensor:

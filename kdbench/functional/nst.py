@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.functional.numerics import full_precision, safe_mean, upcast
+from kdbench.functional.numerics import full_precision, safe_mean, unit, upcast
 from kdbench.functional.pool import pool_to_smaller
 
 
@@ -28,7 +27,7 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> nst_loss(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]]))
         tensor(2.)
     """
-    s, t = (F.normalize(upcast(x).flatten(2), dim=2) for x in pool_to_smaller(student, teacher, "nst_loss"))
+    s, t = (unit(upcast(x).flatten(2), dim=2) for x in pool_to_smaller(student, teacher, "nst_loss"))
     with full_precision(s):
         within = safe_mean((t @ t.mT).square()) + safe_mean((s @ s.mT).square())
         return within - 2 * safe_mean((s @ t.mT).square())

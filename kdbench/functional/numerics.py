@@ -23,6 +23,40 @@ def full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def unit(x: Tensor, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """Scales to unit l2 norm along ``dim``, as ``F.normalize`` does; what is no longer than ``eps`` is zero.
+
+    No gradient comes to that, which has no direction; that of ``F.normalize`` is divided by ``eps``.
+
+    Example:
+        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    long = norm > eps
+    return torch.where(long, x / torch.where(long, norm, 1.0), 0.0)
+
+
+def spread(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres rows (N, C) and says how far they spread.
+
+    Returns:
+        The centred rows (N, C), their l2 norm (N, 1), and whether it exceeds what rounding leaves of a constant row
+        (N, 1) bool.
+
+    Example:
+        >>> spread(torch.tensor([[0.0, 2.0], [0.1, 0.1]]))[1:]
+        (tensor([[1.4142],
+                [0.0000]]), tensor([[ True],
+                [False]]))
+    """
+    centred = x - x.mean(dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    rounding = torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
+    return centred, norm, norm > 4 * rounding
+
+
 def safe_mean(values: Tensor) -> Tensor:
     """Mean over all elements; of an empty tensor a zero that is connected to the graph."""
     return values.sum() / max(values.numel(), 1)

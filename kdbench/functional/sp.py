@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.numerics import full_precision, upcast
+from kdbench.functional.numerics import full_precision, unit, upcast
 
 
 def similarity_matrix(feature: Tensor) -> Tensor:
@@ -25,7 +24,7 @@ def similarity_matrix(feature: Tensor) -> Tensor:
     """
     flat = upcast(feature).flatten(1)
     with full_precision(flat):
-        return F.normalize(flat @ flat.T, dim=1)
+        return unit(flat @ flat.T)
 
 
 def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.functional.kd import kd_loss
-from kdbench.functional.numerics import full_precision, safe_mean, upcast
+from kdbench.functional.numerics import full_precision, safe_mean, unit, upcast
 
 
 def contrast_similarities(transformed: Tensor, original: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def contrast_similarities(transformed: Tensor, original: Tensor) -> Tensor:
         >>> contrast_similarities(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
         tensor([[1.0000, 0.7071]])
     """
-    transformed, original = (F.normalize(upcast(x), dim=1) for x in (transformed, original))
+    transformed, original = (unit(upcast(x)) for x in (transformed, original))
     with full_precision(original):
         return transformed @ original.T
 

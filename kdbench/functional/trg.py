@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
-from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, upcast
+from kdbench.functional.numerics import check_same_shape, full_precision, safe_mean, unit, upcast
 
 
 def _squared_distances(tokens: Tensor) -> Tensor:
@@ -92,7 +91,7 @@ def token_global_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1
         tensor(0.3133)
     """
     check_same_shape(student, teacher, "token_global_loss")
-    s, t = F.normalize(upcast(student), dim=1), F.normalize(upcast(teacher), dim=1)
+    s, t = unit(upcast(student)), unit(upcast(teacher))
     with full_precision(s):
         similarity = s @ t.T / temperature
     return -safe_mean(similarity.log_softmax(dim=1).diagonal())

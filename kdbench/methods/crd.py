@@ -15,14 +15,13 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Logits, Vector
 from kdbench.functional.crd import contrast_logits, draw_negatives, log_normalizer, momentum_update, nce_loss
-from kdbench.functional.numerics import upcast
+from kdbench.functional.numerics import unit, upcast
 from kdbench.plugin import Method, Need, State
 from kdbench.signals import Context, Signals
 
@@ -124,4 +123,4 @@ class CRD(Method):
         return target.long() if batch.supervised is None else torch.where(batch.supervised, target, -1).long()
 
     def _embed(self, linear: nn.Module, feature: Feature) -> Tensor:
-        return F.normalize(upcast(linear(feature.values)), dim=1)
+        return unit(upcast(linear(feature.values)))

@@ -15,14 +15,13 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid, Logits, Tokens
 from kdbench.functional.kd import kd_loss
-from kdbench.functional.numerics import upcast
+from kdbench.functional.numerics import unit, upcast
 from kdbench.functional.pool import average_pool
 from kdbench.functional.trg import token_context_loss, token_global_loss, token_local_loss
 from kdbench.plugin import Method, Need
@@ -85,8 +84,8 @@ class TRG(Method):
             "kd": kd_loss(s.rows(), t.rows(), self.temperature, law=s.law, weight=s.row_weight()),
             "inner": token_context_loss(student, teacher),
             "local": token_local_loss(
-                F.normalize(of_student, dim=1),
-                F.normalize(of_teacher, dim=1),
+                unit(of_student),
+                unit(of_teacher),
                 self.neighbours,
                 self.sigma,
                 self.temperature_local,
