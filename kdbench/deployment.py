@@ -18,8 +18,9 @@ from kdbench.errors import KDBenchError
 from kdbench.fit import Training
 from kdbench.recipe import DEPLOYED, MODEL, Recipe
 from kdbench.record import CONFIG, read_record
+from kdbench.schema import Record
 from kdbench.stages import configured, make_task, untaught
-from kdbench.task import Batch, Task
+from kdbench.task import Batch, DatasetInfo, Task
 from kdbench.weights import load_weights
 
 
@@ -29,15 +30,31 @@ class RecordedRun:
 
     Attributes:
         folder: Of its record.
+        record: Its content.
         config: As it was resolved.
-        task: Its task.
+        task: Its task, which takes what the record says of the data and opens none.
         side: What it left behind: ``student``, or ``teacher`` where that was trained alone.
     """
 
     folder: Path
+    record: Record
     config: Mapping[str, Any]
     task: Task
     side: str
+
+    def changed(self) -> str | None:
+        """Says in one line where the data of the run are on this machine and are not what they were."""
+        root, told = self.config["data"].get("root"), self.record.dataset
+        if not root or not Path(root).expanduser().is_dir() or told is None:
+            return None
+        try:
+            found = _task(self.config).dataset().digest
+        except KDBenchError as error:
+            return f"the data are not those of the run: {error}"
+        if found == told.digest:
+            return None
+        classes = "those of today, as its record is of schema version 1" if told.classes is None else "the record's"
+        return f"data.root={root} is not what it was: digest {found}, in the run {told.digest}; classes are {classes}"
 
     def model(self, batch: Batch | None = None) -> nn.Module:
         """Returns what the run trained, as :func:`load_deployed` does."""
@@ -63,8 +80,15 @@ def read_run(run: Path) -> RecordedRun:
         raise KDBenchError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())}") from None
     if digest(config) != record.provenance.config_digest:  # it names the classes that are built
         raise KDBenchError(f"{folder / CONFIG}: this is not the configuration of the run: it was edited")
-    task = make_task(config, Store(Path(config["cache"]) if config["cache"] else None))
-    return RecordedRun(folder, config, task, "teacher" if record.scores.student is None else "student")
+    task, data = _task(config), record.dataset
+    # A record of schema version 1 does not say it: its task opens the data of today.
+    if data is not None and data.inputs is not None:
+        task.restore(DatasetInfo(**dict(data) | {"sizes": dict(data.sizes)}))
+    return RecordedRun(folder, record, config, task, "teacher" if record.scores.student is None else "student")
+
+
+def _task(config: Mapping[str, Any]) -> Task:
+    return make_task(config, Store(Path(config["cache"]) if config["cache"] else None))
 
 
 def load_deployed(
@@ -83,15 +107,17 @@ def load_deployed(
         task: The task.
         side: ``student`` or ``teacher``.
         folder: Holds the weights, and ``deployed.safetensors`` where a method keeps more than the student (SimKD).
-        batch: Any batch, from whose shapes a method makes its modules; the first one of training by default.
+        batch: Any batch, from whose shapes a method makes its modules; the task's example by default.
         weights: File of the plain model.
         alone: Whether it is the scratch student, which has fewer plugins.
     """
     if side == "student" and (folder / DEPLOYED).is_file():
         plugins = untaught(configured(config)) if alone else configured(config)
+        # All weights are in the folder, and where the networks once started from may be gone.
+        config = {**config, **{name: {**config[name], "init_from": None} for name in ("student", "teacher")}}
         recipe = Recipe("student", "student", config, plugins, int(config["seed"]), "", teacher="")
         training = Training(recipe, task, untrained=True)
-        training.distiller(training.stages[-1]).build(training.first_batch() if batch is None else batch)
+        training.distiller(training.stages[-1]).build(task.example() if batch is None else batch)
         model = deploy(training.cast.model("student"), training.plugins.values())
         load_weights(model, folder / DEPLOYED)
     else:

@@ -42,3 +42,17 @@ def reading(path: Path) -> Iterator[None]:
 def printable(path: Path | str) -> str:
     r"""Returns a path as text that can be written anywhere: bytes of its name that are not UTF-8 as ``\xe9``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def absent(path: Path) -> str:
+    """Says that there is nothing at ``path``, and what lies there that it probably meant."""
+    missing = path.absolute()
+    while not missing.parent.exists():
+        missing = missing.parent
+    folder = missing.parent
+    try:
+        beside = [printable(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+    except OSError:  # it may not be listed
+        beside = []
+    found = f"there is no {printable(missing.name)!r} in {printable(folder)}"
+    return f"{printable(path)}: {found}: {nearest(missing.name, beside)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from kdbench.errors import KDBenchError
 
 if TYPE_CHECKING:
+    from kdbench.deployment import RecordedRun
     from kdbench.task import ExportPlan
 
 Format = Literal["onnx", "pt2"]
@@ -24,13 +26,13 @@ TOLERANCE = 1e-3
 """Largest difference of an exported model's outputs, over the largest output: other kernels sum in another order."""
 
 
-def export(run: Path, form: Format = "onnx", out: Path | None = None) -> tuple[Path, float]:
+def export(found: RecordedRun, form: Format = "onnx", out: Path | None = None) -> tuple[Path, float]:
     """Writes what a task exports of a recorded student, with any number of samples a batch.
 
     The file is read back and run on the task's example before it takes its name.
 
     Args:
-        run: Folder of a record.
+        found: What :func:`kdbench.deployment.read_run` reads.
         form: ``onnx``, or ``pt2`` for :func:`torch.export.save`.
         out: The file; ``<run>/student.<form>`` by default.
 
@@ -38,11 +40,8 @@ def export(run: Path, form: Format = "onnx", out: Path | None = None) -> tuple[P
         The file, and how far its outputs are from the student's, over the largest output.
 
     Raises:
-        KDBenchError: The record cannot be read, the model cannot be exported, or the file does not do the same.
+        KDBenchError: The model cannot be exported, or the file does not do the same.
     """
-    from kdbench.deployment import read_run
-
-    found = read_run(run)
     plan = found.task.export(found.model())
     out = out if out is not None else found.folder / f"{found.side}.{form}"
     aside = out.with_name(f".{out.name}.{os.getpid()}.{form}")
@@ -81,7 +80,13 @@ def _program(plan: ExportPlan) -> Any:
     try:
         # Traced with two samples, as a dimension of one is taken for a constant.
         example = tuple(torch.cat([value, value]) for value in plan.example)
-        return torch.export.export(plan.module, example, dynamic_shapes=tuple({0: batch} for _ in example))
+        signature = inspect.signature(plan.module.forward)
+        # What ``*inputs`` takes is one argument of several tensors.
+        shapes = {
+            name: tuple({0: batch} for _ in value) if isinstance(value, tuple) else {0: batch}
+            for name, value in signature.bind(*example).arguments.items()
+        }
+        return torch.export.export(plan.module, example, dynamic_shapes=shapes)
     except Exception as error:  # whatever its tracing meets in somebody's module
         reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
         raise KDBenchError(f"the student cannot be exported: {reason}") from None
@@ -128,11 +133,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the file (default: student.FORMAT in the record's folder)")
     options = parser.parse_args(arguments)
     try:
-        path, gap = export(options.run, options.format, options.out)
+        from kdbench.deployment import read_run
+
+        run = read_run(options.run)
+        path, gap = export(run, options.format, options.out)
     except KDBenchError as error:
         print(f"kdbench: error: {error}", file=sys.stderr)
         return 1
     print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB, outputs within {gap:.0e} of the student's")
+    if changed := run.changed():
+        print(f"kdbench: {changed}", file=sys.stderr)
     return 0
 
 

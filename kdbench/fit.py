@@ -69,7 +69,11 @@ class Training:
         self.cast = Cast(task, roles, {}, seed=recipe.seed, parts={})
         self._fill(roles, teacher, untrained)
         self.stages = merge_stages(self.plugins)
-        self.data: LightningDataModule = task.data(recipe.seed)
+
+    @functools.cached_property
+    def data(self) -> LightningDataModule:
+        """The loaders; what only builds the networks needs none."""
+        return self.task.data(self.recipe.seed)
 
     def _fill(self, roles: Mapping[str, Role], teacher: Path | None, untrained: bool) -> None:
         sources: dict[str, Network] = {}

@@ -1,4 +1,4 @@
-"""Predictions of a recorded student: ``python -m kdbench.predict RUN INPUT [--out PICTURE]``."""
+"""Predictions of a recorded student: ``python -m kdbench.predict RUN INPUT [INPUT…] [--out PICTURE]``."""
 
 from __future__ import annotations
 
@@ -6,56 +6,111 @@ import argparse
 import json
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import KDBenchError
+from PIL import Image
+
+from kdbench.errors import KDBenchError, absent
+
+if TYPE_CHECKING:
+    from kdbench.deployment import RecordedRun
+    from kdbench.task import Task
+
+SHOWN = 24
+"""Inputs that the picture shows at most: the first ones."""
+
+WIDTH, GAP, PAPER = 1500, 12, "white"
 
 
-def predict(run: Path, source: Path, out: Path | None = None) -> list[dict[str, Any]]:
-    """Runs a recorded student on one input.
+def predict(run: RecordedRun, inputs: Sequence[Path], out: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Runs a recorded student on inputs, one after the other.
 
     Args:
-        run: Folder of a record.
-        source: What the task reads (``.bin`` scan, image, …).
-        out: Where the picture goes; none is drawn without it.
+        run: What :func:`kdbench.deployment.read_run` reads.
+        inputs: Files that the task reads (``.bin`` scan, image, …).
+        out: Where the picture of the inputs goes, once the last one is done; none is drawn without it.
 
-    Returns:
-        Predictions, ready for JSON.
+    Yields:
+        ``input`` and the predictions for it, ready for JSON.
 
     Raises:
-        KDBenchError: The record or the input cannot be read.
+        KDBenchError: An input cannot be read, or the picture cannot be written.
     """
-    from kdbench.deployment import read_run
-
-    recorded = read_run(run)
-    task = recorded.task
-    batch = task.read(source)
-    model = recorded.model(batch)
-    found = task.predictions(model, batch)
+    model = None
+    drawn: list[Image.Image] = []
+    for path in inputs:
+        batch = run.task.read(path)
+        model = run.model(batch) if model is None else model
+        (found,) = run.task.predictions(model, batch)
+        yield {"input": str(path), **found}
+        if out is not None and len(drawn) < SHOWN:
+            drawn.append(run.task.show(batch, model, "/".join(path.absolute().parts[-2:])))
     if out is not None:
-        picture = task.picture(batch, {recorded.side: model})
         try:
-            picture.save(out)
+            _page(drawn).save(out)
         except (OSError, ValueError) as error:  # no such folder, no such format
             raise KDBenchError(f"--out {out}: the picture cannot be written: {error}") from None
+
+
+def find_inputs(task: Task, paths: Sequence[Path]) -> list[Path]:
+    """Lists the given files, and of a folder all files at any depth that the task reads, hidden ones left out.
+
+    Raises:
+        KDBenchError: A path is not there, or a folder holds nothing to read.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise KDBenchError(absent(path))
+        inside = [path]
+        if path.is_dir():
+            files = (file for file in sorted(path.rglob("*")) if file.is_file())
+            visible = (file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts))
+            inside = [file for file in visible if not task.suffixes or file.suffix.lower() in task.suffixes]
+            if not inside:
+                wanted = ", ".join(f"*{suffix}" for suffix in task.suffixes) or "a file"
+                raise KDBenchError(f"{path}: this folder holds no input of task {task.name}; expected {wanted}")
+        found += inside
     return found
 
 
+def _page(drawn: Sequence[Image.Image]) -> Image.Image:
+    """Lays pictures out in rows."""
+    if len(drawn) == 1:
+        return drawn[0]
+    wide, tall = max(i.width for i in drawn), max(i.height for i in drawn)
+    columns = min(len(drawn), max(1, (WIDTH + GAP) // (wide + GAP)))
+    rows = -(-len(drawn) // columns)
+    page = Image.new("RGB", (columns * (wide + GAP) - GAP, rows * (tall + GAP) - GAP), PAPER)
+    for place, picture in enumerate(drawn):
+        row, column = divmod(place, columns)
+        page.paste(picture, (column * (wide + GAP), row * (tall + GAP)))
+    return page
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Prints predictions as JSON and writes the picture."""
+    """Prints predictions as JSON, one object a line, and writes the picture."""
     parser = argparse.ArgumentParser("python -m kdbench.predict", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a record, e.g. results/pointcloud/kd/…")
-    parser.add_argument("input", type=Path, help="one input, e.g. training/velodyne/000134.bin")
+    parser.add_argument("input", type=Path, nargs="+", help="files or folders, e.g. training/velodyne/000134.bin")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"), help="picture (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        found = predict(options.run, options.input, options.out)
+        from kdbench.deployment import read_run
+
+        run = read_run(options.run)
+        inputs = find_inputs(run.task, options.input)
+        for found in predict(run, inputs, options.out):
+            print(json.dumps(found, ensure_ascii=False), flush=True)
     except KDBenchError as error:
         print(f"kdbench: error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(found, indent=1))
-    print(f"picture: {options.out}", file=sys.stderr)
+    some = f" (the first {SHOWN} of {len(inputs)} inputs)" if len(inputs) > SHOWN else ""
+    print(f"picture: {options.out}{some}", file=sys.stderr)
+    if changed := run.changed():
+        print(f"kdbench: {changed}", file=sys.stderr)
     return 0
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from kdbench.cache import full_disk_is_one_line, write_atomic
 from kdbench.digest import digest, digest_json, drop_nonfinite, without, without_nulls
-from kdbench.errors import KDBenchError
+from kdbench.errors import KDBenchError, absent
 from kdbench.schema import SCHEMA_VERSION, Record
 
 RUN = "run.json"
@@ -57,10 +57,12 @@ VOLATILE = (
 )
 
 #: Mappings of free keys, in which null is a value; a field that is null is as good as absent.
-FREE = ("options", "tuning.scores", "scores.*.test", "scores.*.best_on_val", "provenance.packages")
+FREE = ("options", "tuning.scores", "scores.*.test", "scores.*.best_on_val", "provenance.packages", "dataset.inputs")
 
 #: By schema version, what turns the JSON of such a record into that of the next version. Files are never rewritten.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: dict,  # without dataset.classes and dataset.inputs, which nobody can tell afterwards
+}
 
 
 def spec_hash(config: Mapping[str, Any], exclude: tuple[str, ...] = SPEC_EXCLUDE) -> str:
@@ -143,6 +145,8 @@ def read_record(path: Path, *, check_hash: bool = True) -> Record:
     Raises:
         KDBenchError: The file is missing, empty, not JSON, of another schema version, incomplete or edited.
     """
+    if not path.exists():
+        raise KDBenchError(f"{absent(path)} (no run record; expected a run folder or its {RUN})")
     path = path / RUN if path.is_dir() else path
     try:
         text = path.read_bytes()
@@ -162,7 +166,7 @@ def parse_record(text: bytes, path: Path | str, *, check_hash: bool = True) -> R
         pass
     data = _parse_json(text, path)
     version = data.get("schema_version") if isinstance(data, dict) else None
-    old = isinstance(version, int) and version in UPGRADES
+    old = type(version) is int and version in UPGRADES
     if not old and version != SCHEMA_VERSION:
         raise KDBenchError(
             f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}: use the kdbench that wrote it"

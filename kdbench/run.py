@@ -214,6 +214,8 @@ class Run:
                 digest=info.digest,
                 fold=info.fold,
                 sizes=dict(info.sizes),  # type: ignore[arg-type]
+                classes=list(info.classes),
+                inputs=dict(info.inputs),
             ),
             primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better),
             scores=Scores(**{n: _scores(p, compared.get(n, {})) for n, p in products.items()}, peer=_peer(main)),

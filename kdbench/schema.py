@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$")]
 Values = dict[str, float | None]
@@ -25,13 +25,19 @@ class Sizes(_Model):
 
 
 class Dataset(_Model):
-    """What the run learned from: ``digest`` covers the files that were read, ``fold`` names one cut of several."""
+    """What the run learned from: ``digest`` covers the files that were read, ``fold`` names one cut of several.
+
+    ``classes`` are names in the order of the outputs, and ``inputs`` is how what a user has becomes what the model
+    reads, in the words of the task. Records of schema version 1 have neither.
+    """
 
     name: str
     embedded: bool
     digest: str
     fold: str | int | None = None
     sizes: Sizes
+    classes: list[str] | None = None
+    inputs: dict[str, JsonValue] | None = None
 
 
 class Primary(_Model):
@@ -144,7 +150,7 @@ class Provenance(_Model):
 class Record(_Model):
     """The content of ``run.json``. A run that failed may lack what it did not reach."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     protocol: Literal["1"] = "1"
     run_id: Name
     spec_hash: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -65,13 +65,26 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a record says of the data; ``notes`` are further flags of the record, e.g. how values were scaled."""
+    """What a record says of the data.
+
+    Attributes:
+        name: Of the data set.
+        embedded: Whether it comes without files.
+        digest: Of its content and cuts.
+        sizes: Samples by split.
+        fold: Which cut it is, of several.
+        classes: Names in the order of the outputs; empty where there are none.
+        inputs: How a user's file becomes what a model reads (size, normalisation, …), as JSON; the task knows its keys.
+        notes: Further flags of the record, e.g. how values were scaled.
+    """
 
     name: str
     embedded: bool
     digest: str
     sizes: Mapping[str, int]
-    fold: str | None = None
+    fold: str | int | None = None
+    classes: Sequence[str] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -86,6 +99,7 @@ class Task:
         higher_is_better: Direction of the primary metric.
         selection: Metric that picks epochs and factors on validation, of the same direction; the primary one by
             default. A task whose primary metric needs a large set names one that does not.
+        suffixes: Lower-case endings of the files in a folder that :meth:`read` reads; empty for all of them.
     """
 
     name: ClassVar[str]
@@ -93,6 +107,7 @@ class Task:
     primary: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     selection: ClassVar[str] = ""
+    suffixes: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -114,8 +129,19 @@ class Task:
         """Makes or checks the data once; may be called by several processes at a time."""
 
     def dataset(self) -> DatasetInfo:
-        """Returns the data set's name, digest and sizes."""
+        """Returns what a record says of the data set."""
         raise self._lacks("dataset")
+
+    def restore(self, info: DatasetInfo) -> None:
+        """Takes what a record says of the data from now on, instead of opening them: they need not be there.
+
+        Models that are built then get the weights of the record. Nothing by default, which suits a task that reads
+        inputs and builds models by its options alone.
+        """
+
+    def example(self) -> Batch:
+        """Returns a made-up batch of one sample, without labels, of the shape that models read; opens no data."""
+        raise self._lacks("example")
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns train, val and test loaders; order and augmentation follow ``seed``.
@@ -176,6 +202,10 @@ class Task:
     def read(self, path: Path) -> Batch:
         """Reads one input of a user as a batch of one, for ``python -m kdbench.predict``."""
         raise self._lacks("read")
+
+    def show(self, batch: Batch, model: nn.Module, name: str) -> Image:
+        """Draws one input of a user, called ``name``, with what the model says of it; as :meth:`picture` by default."""
+        return self.picture(batch, {name: model})
 
     def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Returns JSON-ready predictions for each sample."""

@@ -63,6 +63,9 @@ class CliToy(Toy):
     def media(self, batch: Batch, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
         return {"object3d": {"type": "lidar/beta", "points": np.zeros((len(models), 4)), "boxes": np.array([])}}
 
+    def example(self) -> Batch:
+        return collate([(torch.zeros(3, 8, 8), 0, 0)])
+
     def read(self, path: Path) -> Batch:
         try:
             image = torch.from_numpy(np.load(path, allow_pickle=False))

@@ -94,6 +94,6 @@ def test_bad_input_is_one_line(kdbench, tmp_path, capsys):
 def test_a_teacher_trained_alone_is_exported_by_its_name(kdbench):
     kdbench("method=none", "role=teacher")
     (run,) = find_records(kdbench.results)
-    path, gap = export(run)
+    path, gap = export(read_run(run))
     assert path == run / "teacher.onnx"
     assert gap < 1e-5

@@ -44,8 +44,9 @@ def test_a_recorded_student_predicts_and_draws(kdbench, image, tmp_path, capsys)
         out = tmp_path / "shown.png"
         assert main([str(place), str(image), "--out", str(out)]) == 0
         said = capsys.readouterr()
-        (found,) = json.loads(said.out)
+        found = json.loads(said.out)
         assert found["class"] in range(5)
+        assert found["input"] == str(image)
         assert said.err == f"picture: {out}\n"
         assert Image.open(out).size == (8, 8)
         out.unlink()
@@ -68,7 +69,7 @@ def test_what_a_method_keeps_at_inference_predicts(kdbench, image, capsys):
     torch.testing.assert_close(deployed(batch.inputs), expected)
     capsys.readouterr()
     assert main([str(run), str(image), "--out", str(run.parent / "shown.png")]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"class": int(expected.argmax())}]
+    assert json.loads(capsys.readouterr().out) == {"input": str(image), "class": int(expected.argmax())}
 
 
 def _two(state, name):
@@ -80,7 +81,7 @@ def test_a_teacher_trained_alone_predicts_too(kdbench, image, tmp_path, capsys):
     (run,) = find_records(kdbench.results)
     capsys.readouterr()
     assert main([str(run), str(image), "--out", str(tmp_path / "shown.png")]) == 0
-    assert json.loads(capsys.readouterr().out)[0].keys() == {"class"}
+    assert json.loads(capsys.readouterr().out).keys() == {"input", "class"}
 
 
 def test_bad_input_is_one_line(kdbench, image, tmp_path, capsys):
@@ -90,12 +91,18 @@ def test_bad_input_is_one_line(kdbench, image, tmp_path, capsys):
     (failed,) = (path for path in find_records(kdbench.results) if path != run)
     text = tmp_path / "image.txt"
     text.write_text("no image")
+    empty = tmp_path / "empty"
+    (empty / ".hidden").mkdir(parents=True)
+    (empty / ".hidden" / "image.npy").touch()
     out = str(tmp_path / "shown.png")
     for arguments, line in (
         ((tmp_path, image, "--out", out), "no run record"),
         ((failed, image, "--out", out), "is a run that failed (ZeroDivisionError: a bug in two lines): it has no"),
         ((run, text, "--out", out), "not a .npy image"),
-        ((run, tmp_path / "absent.npy", "--out", out), "absent.npy"),
+        ((run, tmp_path / "imag.npy", "--out", out), f"there is no 'imag.npy' in {tmp_path}: did you mean 'image.npy'"),
+        ((run, tmp_path / "empt" / "a.npy", "--out", out), f"there is no 'empt' in {tmp_path}: did you mean 'empty'"),
+        ((run.with_name("kd"), image), f"there is no 'kd' in {run.parent}: available: "),
+        ((run, empty), f"{empty}: this folder holds no input of task toy"),
         ((run, image, "--out", str(tmp_path / "no" / "shown.png")), "shown.png"),
         ((run, image, "--out", str(tmp_path / "shown.xyz")), "shown.xyz"),
     ):
@@ -105,8 +112,36 @@ def test_bad_input_is_one_line(kdbench, image, tmp_path, capsys):
         assert said.err.startswith("kdbench: error: ")
         assert said.err.count("\n") == 1
         assert line in said.err
-        assert said.out == ""
+        if "shown" not in line:  # what was predicted before is told
+            assert said.out == ""
     assert not (tmp_path / "shown.png").exists()
+
+
+def test_a_folder_and_files_are_one_call_and_one_page(kdbench, image, tmp_path, capsys, monkeypatch):
+    kdbench("method=kd")
+    (run,) = find_records(kdbench.results)
+    folder = tmp_path / "images" / "deep"
+    folder.mkdir(parents=True)
+    for name in ("b.npy", "a.npy", "._a.npy", "notes.txt"):
+        (folder / name).write_bytes(image.read_bytes())
+    monkeypatch.setattr(CliToy, "suffixes", (".npy",))
+    shown: list[str] = []
+
+    def show(task, batch, model, name):
+        shown.append(name)
+        return Image.new("RGB", (800, 10), "black")
+
+    monkeypatch.setattr(CliToy, "show", show)
+    monkeypatch.setattr("kdbench.predict.SHOWN", 2)
+    out = tmp_path / "page.png"
+    capsys.readouterr()
+    assert main([str(run), str(image), str(folder.parent), "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    found = [json.loads(line)["input"] for line in said.out.splitlines()]
+    assert found == [str(image), str(folder / "a.npy"), str(folder / "b.npy")]
+    assert shown == [f"{tmp_path.name}/image.npy", "deep/a.npy"]
+    assert said.err == f"picture: {out} (the first 2 of 3 inputs)\n"
+    assert Image.open(out).size == (800, 2 * 10 + 12)
 
 
 def test_a_reader_that_has_gone_ends_it_quietly(kdbench, image, tmp_path):
@@ -152,4 +187,4 @@ def test_damaged_weights_are_one_line(kdbench, image, capsys):
     (run / "student.safetensors").write_bytes(b"cut")
     capsys.readouterr()
     assert main([str(run), str(image)]) == 1
-    assert "student.safetensors is not a weights file" in capsys.readouterr().err
+    assert "it is damaged or was cut short" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_the_file_has_the_fields_of_the_protocol(tmp_path: Path) -> None:
         task method pair augment quant preset seed options fidelity origin command tuning
         dataset primary scores gap_closed gap_reason cost models terms provenance"""
     assert set(data) == set(top.split())
-    assert (data["schema_version"], data["protocol"]) == (1, "1")
+    assert (data["schema_version"], data["protocol"]) == (2, "1")
     assert set(data["scores"]) == {"teacher", "scratch", "student", "peer", "teacher_privileged", "converted"}
     cost = "epochs samples_seen teacher_passes student_passes wall_s peak_rss_mb added_params"
     assert set(data["cost"]) == set(cost.split())
@@ -212,9 +212,9 @@ def test_the_content_hash_leaves_out_what_differs_between_equal_runs() -> None:
         (b"[" * 100_000, "not valid JSON"),
         (b'{"schema_version": 1, "gap_closed": NaN}', "NaN is not JSON"),
         (b'{"schema_version": 1, "gap_closed": -1e999}', "-1e999 is beyond every number"),
-        (b"[]", "schema_version is None, expected 1"),
-        (b'{"schema_version": 2}', "schema_version is 2, expected 1"),
-        (b'{"schema_version": 1}', "Field required"),
+        (b"[]", "schema_version is None, expected 2"),
+        (b'{"schema_version": 3}', "schema_version is 3, expected 2"),
+        (b'{"schema_version": 2}', "Field required"),
     ],
 )
 def test_an_unreadable_record_is_one_line(tmp_path: Path, text: bytes | None, says: str) -> None:
@@ -315,16 +315,40 @@ def test_an_older_record_is_upgraded_and_still_verified(tmp_path: Path, monkeypa
     old["content_hash"] = digest(plain, 32)
     path = tmp_path / "run.json"
     path.write_text(json.dumps(old))
-    with pytest.raises(KDBenchError, match="schema_version is 0, expected 1"):
+    with pytest.raises(KDBenchError, match="schema_version is 0, expected 2"):
         read_record(path)
     monkeypatch.setitem(record_module.UPGRADES, 0, renamed)
     found = read_record(path)
-    assert (found.schema_version, found.pair, found.options) == (1, "resnet32x4_resnet8x4", {"a": None})
+    assert (found.schema_version, found.pair, found.options) == (2, "resnet32x4_resnet8x4", {"a": None})
     assert verify(found)
     path.write_text(json.dumps(old | {"seed": 7}))
     with pytest.raises(KDBenchError, match="edited"):
         read_record(path)
     assert read_record(path, check_hash=False).seed == 7
+
+
+def test_a_record_of_version_1_is_read_and_verified(tmp_path: Path) -> None:
+    """It says nothing of classes and inputs; true for 1 is no version."""
+    old = json.loads(make().model_dump_json()) | {"schema_version": 1}
+    del old["dataset"]["classes"], old["dataset"]["inputs"]
+    plain = without(without_nulls(old, record_module.FREE), record_module.VOLATILE)
+    old["content_hash"] = digest(plain, 32)
+    path = tmp_path / "run.json"
+    text = json.dumps(old)
+    path.write_text(text)
+    found = read_record(path)
+    assert found.dataset is not None
+    assert (found.schema_version, found.dataset.name, found.dataset.classes, found.dataset.inputs) == (
+        2, "shapes", None, None,
+    )  # fmt: skip
+    assert verify(found)
+    assert path.read_text() == text
+    path.write_text(json.dumps(old | {"gap_closed": 0.6}))
+    with pytest.raises(KDBenchError, match="edited"):
+        read_record(path)
+    path.write_text(json.dumps(old | {"schema_version": True}))
+    with pytest.raises(KDBenchError, match="schema_version is True, expected 2"):
+        read_record(path)
 
 
 def test_upgrades_go_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +362,7 @@ def test_upgrades_go_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(record_module.UPGRADES, version, step)
     path = tmp_path / "run.json"
     path.write_text(json.dumps(json.loads(make().model_dump_json()) | {"schema_version": -1}))
-    assert read_record(path, check_hash=False).schema_version == 1
+    assert read_record(path, check_hash=False).schema_version == 2
     assert steps == [-1, 0]
 
 

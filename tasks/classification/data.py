@@ -24,6 +24,7 @@ from kdbench.splits import SHARE, cut
 from kdbench.task import Batch
 from tasks.classification.augment import Augment, rand_augment
 from tasks.classification.choice import balanced, keys_of, labelled, noisy, shuffled
+from tasks.classification.preprocess import Preprocess
 from tasks.classification.pruning import SIDE, importance
 from tasks.classification.sources import open_source
 from tasks.classification.sources.base import Source, Split, array_digest
@@ -158,7 +159,7 @@ class Samples(Dataset[Batch]):
         pixels = self._pixels(chosen, keys[0].epoch)
         targets = self.targets[chosen]
         supervised = targets >= 0 if self.partial else None
-        return Batch(self.images.normalise(pixels), targets, self.ids[chosen], supervised)
+        return Batch(self.images.preprocess.normalise(pixels), targets, self.ids[chosen], supervised)
 
     def _pixels(self, chosen: np.ndarray, epoch: int) -> Tensor:
         augment, keys, rows = self.augment, self.keys[chosen], self.rows[chosen]
@@ -184,15 +185,9 @@ class Images:
     Sample ids count through train (the labelled ones first), validation and test, so that training ids are 0 to N - 1.
 
     Attributes:
-        name: Of the data set.
         embedded: Whether it came without files.
         digest: Of content, size, cuts and labels.
-        classes: Class names.
-        channels: Of an image.
-        files: How image files are read: those of the data set, and a user's.
-        size: Height and width of an image.
-        mean: Per channel, of images in 0..1.
-        std: Likewise.
+        preprocess: What a model needs to read such images, and the names of the data set and its classes.
         sizes: Samples of each split.
         labelled: Training samples with a label.
         train: The training samples.
@@ -202,55 +197,26 @@ class Images:
     """
 
     def __init__(self, source: Source, options: DataOptions, train: Cut, val: Cut, test: Cut) -> None:
-        self.name = source.name
         self.embedded = source.embedded
-        self.classes = source.classes
         self.notes = source.notes
-        self.mean = source.mean
-        self.std = source.std
-        self.channels = len(source.mean)
         pixels = source.train.images
         if not isinstance(pixels, ImageFiles):
             height, width = pixels.shape[2:]
             pixels = ImageFiles((), (height, width), 1.0, Reader(options.background or BACKGROUND))
-        self.files = pixels
-        self.size = pixels.size
+        files = replace(pixels, paths=())
+        self.preprocess = Preprocess(source.name, source.classes, source.mean, source.std, files)
         self.train, self.val, self.test = train, val, test
         self.sizes = {"train": len(train), "val": len(val), "test": len(test)}
         self.labelled = int((train.targets >= 0).sum())
         cuts = [[array_digest(c.rows), array_digest(c.targets)] for c in (train, val, test)]
-        self.digest = digest([source.digest, self.size, cuts])
+        self.digest = digest([source.digest, files.size, cuts])
         self.options = options
         self.augment = Augment(**check("data.augment", Augment, options.augment))
 
-    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (
-            torch.tensor(v, dtype=torch.float32, device=like.device)[:, None, None] for v in (self.mean, self.std)
-        )
-        return mean, std
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Makes ``(B, C, H, W)`` pixels (uint8, or float in 0..1) float32 of mean 0 and deviation 1."""
-        mean, std = self._constants(pixels)
-        unit = 255.0 if pixels.dtype == torch.uint8 else 1.0
-        return (pixels * (1 / (unit * std))).sub_(mean / std)
-
-    def _unit(self, inputs: Tensor) -> Tensor:
-        mean, std = self._constants(inputs)
-        return (inputs.float() * std + mean).clamp_(0, 1)
-
-    def denormalise(self, inputs: Tensor) -> Tensor:
-        """Returns normalised inputs as ``(B, C, H, W)`` uint8 pixels."""
-        return (self._unit(inputs) * 255).round_().to(torch.uint8)
-
     def strong(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Returns a strongly augmented view of normalised inputs: RandAugment with a draw for each sample."""
-        return self.normalise(rand_augment(self._unit(inputs), generator)).to(inputs.dtype)
-
-    def read(self, path: Path) -> Batch:
-        """Reads an image file of a user, at the size and with the channels of the data set."""
-        pixels = self.files.one(path, self.channels)[None]
-        return Batch(self.normalise(pixels), torch.tensor([-1]), torch.tensor([0]))
+        preprocess = self.preprocess
+        return preprocess.normalise(rand_augment(preprocess.unit(inputs), generator)).to(inputs.dtype)
 
     def module(self, seed: int) -> ImageData:
         """Returns the loaders; order and augmentation follow ``seed``."""

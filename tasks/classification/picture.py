@@ -56,6 +56,30 @@ def render(
     return picture
 
 
+def card(image: np.ndarray, found: Sequence[tuple[str, float]], title: str) -> Image.Image:
+    """Draws an image beside its most probable classes, a bar for each.
+
+    Args:
+        image: ``(C, H, W)`` uint8 pixels.
+        found: Names of classes and their probabilities, the most probable first.
+        title: Line above.
+    """
+    side, wide, line = 2 * THUMB, 480, 34
+    height = LINE + max(side, line * len(found)) + 3 * PAD
+    picture = Image.new("RGB", (side + wide + 3 * PAD, height), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((PAD, PAD + LINE / 2), _fit(title, picture.width - 2 * PAD, _font(16)), FAINT, _font(16), anchor="lm")
+    top, left = 2 * PAD + LINE, 2 * PAD + side
+    picture.paste(_thumb(image, side), (PAD, top))
+    for index, (name, probability) in enumerate(found):
+        y = top + line * index
+        draw.rectangle((left, y + line - 9, left + wide, y + line - 5), EDGE)
+        draw.rectangle((left, y + line - 9, left + wide * probability, y + line - 5), RIGHT)
+        draw.text((left, y + line / 2 - 5), _fit(name, wide - 80, _font(16)), INK, _font(16), anchor="lm")
+        draw.text((left + wide, y + line / 2 - 5), f"{100 * probability:.1f} %", INK, _font(16), anchor="rm")
+    return picture
+
+
 def _choose(truth: np.ndarray, predictions: Mapping[str, Found]) -> tuple[np.ndarray, str]:
     """Returns the images to show and the line above them."""
     found = np.stack([labels for labels, _ in predictions.values()])
@@ -73,30 +97,30 @@ def _choose(truth: np.ndarray, predictions: Mapping[str, Found]) -> tuple[np.nda
     return order, f"{who} wrong on {int(wrong.sum())} of {size} test images"
 
 
-def _thumb(image: np.ndarray) -> Image.Image:
-    """Scales an image to a square of :data:`THUMB` pixels, small ones without smoothing."""
+def _thumb(image: np.ndarray, side: int = THUMB) -> Image.Image:
+    """Scales an image to a square of ``side`` pixels, small ones without smoothing."""
     channels, height, width = image.shape
     if height == 1:
-        return _curve(image)
+        return _curve(image, side)
     made = Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)).convert("RGB")
-    scale = THUMB / max(height, width)
+    scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     made = made.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (THUMB, THUMB), PAPER)
-    square.paste(made, ((THUMB - size[0]) // 2, (THUMB - size[1]) // 2))
+    square = Image.new("RGB", (side, side), PAPER)
+    square.paste(made, ((side - size[0]) // 2, (side - size[1]) // 2))
     return square
 
 
-def _curve(signal: np.ndarray) -> Image.Image:
+def _curve(signal: np.ndarray, side: int) -> Image.Image:
     """Draws a signal ``(C, 1, W)``, a line a channel, at four times the size for smooth lines."""
-    big = 4 * THUMB
+    big = 4 * side
     made = Image.new("RGB", (big, big), PAPER)
     draw = ImageDraw.Draw(made)
     x = np.linspace(0.04, 0.96, signal.shape[2]) * big
     for channel in signal[:, 0].astype(float):
         y = (0.94 - 0.88 * channel / 255) * big
         draw.line([*zip(x.tolist(), y.tolist(), strict=True)], INK, 10, joint="curve")
-    return made.resize((THUMB, THUMB), Image.Resampling.LANCZOS)
+    return made.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _write(

@@ -17,6 +17,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from kdbench import rng
 from kdbench.build import build, locate
 from kdbench.cache import Store
 from kdbench.distributed import normalizer
@@ -27,9 +28,13 @@ from kdbench.task import Batch, DatasetInfo, ExportPlan, Task, move, scalars
 from tasks.classification import picture
 from tasks.classification.data import Images, open_images
 from tasks.classification.metrics import Scores, fit_temperature
+from tasks.classification.preprocess import Preprocess
+from tasks.classification.sources.folder import EXTENSIONS
 
 #: Keys of ``data`` that the engine reads.
 ENGINE = ("name", "task")
+#: Options of an architecture by which it gets weights from elsewhere.
+FETCHED = ("pretrained", "checkpoint_path")
 #: Kinds that a pair may declare for a tap.
 KINDS: dict[str, Kind] = {"grid": Grid, "last": Last, "tokens": Tokens, "vector": Vector}
 #: Taps whose name says their kind.
@@ -71,6 +76,7 @@ class Classification(Task):
         {"single_label", "sample_id", "differentiable_input", "rotate", "strong_view"}
     )
     primary: ClassVar[str] = "top1"
+    suffixes: ClassVar[tuple[str, ...]] = EXTENSIONS
 
     def __init__(
         self, data: Mapping[str, Any], store: Store, label_smoothing: NonNegativeFloat = 0.0, noise: float = 0.0
@@ -78,6 +84,7 @@ class Classification(Task):
         self.options = {name: value for name, value in data.items() if name not in ENGINE}
         self.store = store
         self.label_smoothing = label_smoothing
+        self.restored: DatasetInfo | None = None
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
@@ -104,14 +111,38 @@ class Classification(Task):
         """The data set."""
         return open_images(self.options, self.store)
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """What models read, and the names of the classes."""
+        return self.images.preprocess if self.restored is None else Preprocess.of(self.restored)
+
     def prepare(self, progress: bool = True) -> None:
         """Reads or makes the images, once."""
         _ = self.images
 
     def dataset(self) -> DatasetInfo:
-        """Returns name, digest and sizes of the data set."""
-        images = self.images
-        return DatasetInfo(images.name, images.embedded, images.digest, images.sizes, notes=images.notes)
+        """Returns what a record says of the data set."""
+        if self.restored is not None:
+            return self.restored
+        images, reading = self.images, self.images.preprocess
+        return DatasetInfo(
+            reading.name,
+            images.embedded,
+            images.digest,
+            images.sizes,
+            classes=reading.classes,
+            inputs=reading.as_inputs(),
+            notes=images.notes,
+        )
+
+    def restore(self, info: DatasetInfo) -> None:
+        """Takes classes, size and normalisation of a record; no model fetches weights any more."""
+        self.restored = info
+
+    def example(self) -> Batch:
+        """Returns an image of noise."""
+        image = torch.randn(1, self.preprocess.channels, *self.preprocess.size, generator=rng.generator(0, "example"))
+        return Batch(image, torch.tensor([-1]), torch.tensor([0]))
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns the loaders."""
@@ -124,14 +155,16 @@ class Classification(Task):
 
         Activations do not overwrite what they read, because it may be tapped.
         """
-        images = self.images
-        facts = {"num_classes": len(images.classes), "in_chans": images.channels, "img_size": tuple(images.size)}
+        data = self.preprocess
+        facts = {"num_classes": len(data.classes), "in_chans": data.channels, "img_size": data.size}
+        if self.restored is not None:
+            architecture = {name: value for name, value in architecture.items() if name not in FETCHED}
         asked = inspect.signature(locate(architecture["_target_"])).parameters
         for name, value in facts.items():
             given = architecture.get(name)
             given = tuple(given) if isinstance(given, list) else given
             if given not in (None, value):
-                raise KDBenchError(f"architecture.{name}={given}, but the data {images.name} has {value}: leave it out")
+                raise KDBenchError(f"architecture.{name}={given}, but the data {data.name} has {value}: leave it out")
         facts = {name: value for name, value in facts.items() if name in asked}
         model: nn.Module = build("architecture", {**architecture, **facts})
         for module in model.modules():
@@ -142,10 +175,10 @@ class Classification(Task):
     def forward(self, model: nn.Module, inputs: Tensor) -> Outputs:
         """Runs a model on images."""
         logits = model(inputs)
-        classes = len(self.images.classes)
+        classes = len(self.preprocess.classes)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != classes:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            expected = f"logits (batch, {classes}) for the {classes} classes of {self.images.name}"
+            expected = f"logits (batch, {classes}) for the {classes} classes of {self.preprocess.name}"
             raise KDBenchError(f"{type(model).__name__} gives {found}, expected {expected}")
         patches = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
         grid = getattr(patches, "grid_size", None)
@@ -182,7 +215,7 @@ class Classification(Task):
             value, pre = value.permute(0, 3, 1, 2), None if pre is None else pre.permute(0, 3, 1, 2)
         if name == "last":
             return Last(value)
-        stride = tuple(of_image / cells for of_image, cells in zip(self.images.size, value.shape[2:], strict=True))
+        stride = tuple(of_image / cells for of_image, cells in zip(self.preprocess.size, value.shape[2:], strict=True))
         return Grid(value, stride) if pre is None else Activated(value, stride, pre=pre)
 
     def loss(self, model: nn.Module, outputs: Outputs | Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -206,7 +239,7 @@ class Classification(Task):
 
     def metrics(self, split: str) -> MetricCollection:
         """Accuracy and calibration."""
-        return MetricCollection([Scores(len(self.images.classes))])
+        return MetricCollection([Scores(len(self.preprocess.classes))])
 
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Outputs | Tensor, batch: Batch) -> None:
         """Feeds the labelled samples of a batch to the metrics."""
@@ -270,7 +303,7 @@ class Classification(Task):
     def export(self, model: nn.Module) -> ExportPlan:
         """The whole model, on one image."""
         device = next(model.parameters()).device
-        image = torch.randn(1, self.images.channels, *self.images.size, device=device)
+        image = self.example().inputs.to(device)
         return ExportPlan(model.eval(), (image.contiguous(memory_format=torch.channels_last),), ("images",))
 
     @torch.no_grad()
@@ -291,18 +324,24 @@ class Classification(Task):
             if int((classes != classes[0]).any(0).sum()) >= picture.CARDS:
                 break
         found = dict(zip(models, zip(classes.cpu().numpy(), sure.cpu().numpy(), strict=True), strict=True))
-        images = self.images.denormalise(torch.cat(inputs)).cpu().numpy()
-        return picture.render(images, torch.cat(targets).cpu().numpy(), found, self.images.classes)
+        images = self.preprocess.denormalise(torch.cat(inputs)).cpu().numpy()
+        return picture.render(images, torch.cat(targets).cpu().numpy(), found, self.preprocess.classes)
 
     def read(self, path: Path) -> Batch:
         """Reads an image file."""
-        return self.images.read(path)
+        return self.preprocess.read(path)
+
+    def show(self, batch: Batch, model: nn.Module, name: str) -> Image:
+        """An image with its most probable classes."""
+        (found,) = self.predictions(model, batch)
+        (pixels,) = self.preprocess.denormalise(batch.inputs).cpu().numpy()
+        return picture.card(pixels, [(row["class"], row["probability"]) for row in found["classes"]], name)
 
     @torch.no_grad()
     def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Returns the (at most five) most probable classes of each image with their probabilities."""
         probs = self.forward(model, batch.inputs).logits.softmax(1)
-        names = self.images.classes
+        names = self.preprocess.classes
         best, indices = probs.topk(min(TOP, len(names)))
         return [
             {"classes": [{"class": names[i], "probability": round(p, 4)} for i, p in zip(row, own, strict=True)]}

@@ -38,7 +38,7 @@ CATEGORIES = 14  # W&B colours points by a category from 1 to 14
 
 def render(
     points: np.ndarray,
-    truth: Truth,
+    truth: Truth | None,
     predictions: Mapping[str, Found],
     classes: Sequence[str],
     point_range: Sequence[float],
@@ -51,7 +51,7 @@ def render(
 
     Args:
         points: ``(P, 4)`` x, y, z, reflectance.
-        truth: True boxes ``(N, 7)`` and labels ``(N,)``.
+        truth: True boxes ``(N, 7)`` and labels ``(N,)``; None where they are not known.
         predictions: Boxes ``(K, 7)``, labels ``(K,)`` and scores ``(K,)`` by model, in the order of the panels; at
             least one.
         classes: Names that labels index.
@@ -65,7 +65,8 @@ def render(
     side, gap, head, foot = 0.08, 0.1, 0.3 + (0.3 if title else 0.0), 0.4  # inches
     panel = min(WIDEST, (PIXELS / DPI - 2 * side - gap * (panels - 1)) / panels)
     width = 2 * side + panels * panel + gap * (panels - 1)
-    left, right, bottom, top = _view(points, truth, predictions, point_range, min(TALLEST, WIDEST / panel))
+    true = np.empty((0, 7)) if truth is None else truth[0]
+    left, right, bottom, top = _view(points, true, predictions, point_range, min(TALLEST, WIDEST / panel))
     tall = panel * (top - bottom) / (right - left)
     height = head + tall + foot
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -75,22 +76,26 @@ def render(
         place = ((side + index * (panel + gap)) / width, foot / height, panel / width, tall / height)
         axes = figure.add_axes(place, xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
         axes.set_title(name, fontsize=10, fontweight="bold", color="#222222", pad=5)
-        _panel(axes, points, truth[0], predictions[name], heights)
+        _panel(axes, points, true, predictions[name], heights)
     if title:
         figure.suptitle(title, fontsize=10.5, y=1 - 0.1 / height, va="top", color="#222222")
-    _legend(figure, classes, heights, (width, height))
+    _legend(figure, classes, heights, (width, height), known=truth is not None)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _view(
-    points: np.ndarray, truth: Truth, predictions: Mapping[str, Found], point_range: Sequence[float], tallest: float
+    points: np.ndarray,
+    truth: np.ndarray,
+    predictions: Mapping[str, Found],
+    point_range: Sequence[float],
+    tallest: float,
 ) -> tuple[float, float, float, float]:
     """Returns left, right, bottom and top of the view in picture coordinates ``(-y, x)``.
 
     Its height is at most ``tallest`` times its width.
     """
-    seen = [truth[0][:, :2], *(boxes[scores >= SHOWN, :2] for boxes, _, scores in predictions.values())]
+    seen = [truth[:, :2], *(boxes[scores >= SHOWN, :2] for boxes, _, scores in predictions.values())]
     xy = np.concatenate(seen)
     if len(xy) == 0:
         xy = points[:, :2] if len(points) else np.asarray([point_range[:2], point_range[3:5]])
@@ -161,12 +166,12 @@ def _rings(axes: Axes) -> None:
     axes.plot(0, 0, marker=(3, 0, 0), markersize=9, color="#444444", zorder=2)
 
 
-def _legend(figure: Figure, classes: Sequence[str], heights: Normalize, size: tuple[float, float]) -> None:
+def _legend(figure: Figure, classes: Sequence[str], heights: Normalize, size: tuple[float, float], known: bool) -> None:
     width, height = size
     line = 0.2 / height  # where the middle of the legend is
-    swatches: list[Patch | Line2D] = [
-        Line2D([], [], color=TRUTH_COLOR, linewidth=1.1, linestyle=DASHES, label="ground truth")
-    ]
+    swatches: list[Patch | Line2D] = []
+    if known:
+        swatches.append(Line2D([], [], color=TRUTH_COLOR, linewidth=1.1, linestyle=DASHES, label="ground truth"))
     for index, name in enumerate(classes):
         color = CLASS_COLORS[index % len(CLASS_COLORS)]
         swatches.append(Patch(facecolor=(*to_rgb(color), 0.3), edgecolor=color, linewidth=1.5, label=name))

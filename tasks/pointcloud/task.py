@@ -112,6 +112,7 @@ class PointCloud(Task):
     primary: ClassVar[str] = "map_3d_moderate_r40"
     #: With n < 41 objects even a perfect detector gets (n - 1) / 40 at 40 recall positions.
     selection: ClassVar[str] = "map_3d_moderate_all"
+    suffixes: ClassVar[tuple[str, ...]] = (".bin",)
 
     def __init__(
         self,
@@ -132,6 +133,7 @@ class PointCloud(Task):
         self.classes = tuple(classes)
         self.weights = dict(loss_weights)
         self.score_threshold = score_threshold
+        self._restored: DatasetInfo | None = None
         _check_space(self.point_range, self.pillar)
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise KDBenchError(f"task.classes is {list(self.classes)}; expected at least one class, each once")
@@ -219,11 +221,35 @@ class PointCloud(Task):
         _ = self._data
 
     def dataset(self) -> DatasetInfo:
-        """Returns name, digest and sizes of the data set."""
+        """Returns what a record says of the data set."""
+        if self._restored is not None:
+            return self._restored
         _, split, identity = self._data
         embedded = self.options.root is None
-        sizes = {"train": len(split.train), "val": len(split.val), "test": len(split.test)}
-        return DatasetInfo("kitti-simulated" if embedded else "kitti", embedded, identity, sizes)
+        return DatasetInfo(
+            "kitti-simulated" if embedded else "kitti",
+            embedded,
+            identity,
+            {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
+            classes=self.classes,
+            inputs={"point_range": list(self.point_range), "pillar": list(self.pillar)},
+        )
+
+    def restore(self, info: DatasetInfo) -> None:
+        """Takes what a record says; how scans are read is in the options of the task."""
+        self._restored = info
+
+    def example(self) -> Batch:
+        """Returns a scan of points anywhere in the range."""
+        low, high = np.array(self.point_range).reshape(2, 3)
+        g = rng.numpy(0, "example")
+        points = np.column_stack([g.uniform(low, high, (SCAN, 3)), g.uniform(0, 1, SCAN)]).astype(np.float32)
+        return self._alone("example", points)
+
+    def _alone(self, name: str, points: np.ndarray) -> Batch:
+        """Makes a batch of one scan without labels."""
+        frame = Frame(name, points, np.empty((0, 7), np.float32), np.empty(0, np.int64))
+        return Collate(self.point_range)([frame])
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns the loaders."""
@@ -323,10 +349,9 @@ class PointCloud(Task):
         """All after the pillar encoder, on a canvas of one scan; a detector of another class whole, on one scan."""
         device = next(model.parameters()).device
         if not isinstance(model, PointPillars):
-            low, high = (torch.tensor([*self.point_range[i : i + 3], end]) for i, end in ((0, 0.0), (3, 1.0)))
-            points = low + (high - low) * torch.rand(SCAN, 4, generator=rng.generator(0, "export"))
-            batch = torch.zeros(SCAN, dtype=torch.long)
-            return ExportPlan(model.eval(), (points.to(device), batch.to(device), 1), ("points", "batch", "size"))
+            scan = self.example().inputs
+            points, batch = scan["points"].to(device), scan["batch"].to(device)
+            return ExportPlan(model.eval(), (points, batch, 1), ("points", "batch", "size"))
         canvas = torch.randn(1, model.canvas_channels, *model.grid, device=device)
         canvas = canvas.contiguous(memory_format=torch.channels_last)
         return ExportPlan(model.dense_part().eval(), (canvas,), ("canvas",))
@@ -352,6 +377,11 @@ class PointCloud(Task):
         """Bird's-eye views of one scan, one for each model, with true and predicted boxes."""
         return picture.render(**self._look(batch, models), classes=self.classes, point_range=self.point_range)
 
+    def show(self, batch: Batch, model: nn.Module, name: str) -> Image:
+        """The bird's-eye view of a scan with the predicted boxes."""
+        looked = self._look(batch, {name: model}) | {"truth": None}
+        return picture.render(**looked, classes=self.classes, point_range=self.point_range)
+
     def media(self, batch: Batch, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
         """One scan as a 3-D point cloud with boxes."""
         return {"object3d": picture.media(**self._look(batch, models), classes=self.classes)}
@@ -368,8 +398,7 @@ class PointCloud(Task):
         if calibration.is_file():
             size = image_size(folder / "image_2" / f"{path.stem}.png")
             points = points[kitti.in_camera_view(points, kitti.read_calibration(calibration), size)]
-        frame = Frame(path.stem, points, np.empty((0, 7), np.float32), np.empty(0, np.int64))
-        return Collate(self.point_range)([frame])
+        return self._alone(path.stem, points)
 
     @torch.no_grad()
     def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:

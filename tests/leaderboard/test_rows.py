@@ -156,9 +156,9 @@ def test_several_processes_read_the_same(results: Path, monkeypatch: pytest.Monk
         (b"\xff\xfe", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[]", "schema_version is None"),
-        (b'{"schema_version": 99}', "schema_version is 99, expected 1: use the kdbench that wrote it"),
+        (b'{"schema_version": 99}', "schema_version is 99, expected 2: use the kdbench that wrote it"),
         (b'{"schema_version": "' + b"9" * 1_000_000 + b'"}', "schema_version is '999"),
-        (b'{"schema_version": 1, "' + b"x" * 1_000_000 + b'": 1}', "Field required"),
+        (b'{"schema_version": 2, "' + b"x" * 1_000_000 + b'": 1}', "Field required"),
         (b" " * 9_000_000, "9,000,000 bytes, expected at most 8,000,000"),
     ],
 )

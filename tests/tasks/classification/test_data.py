@@ -54,7 +54,8 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 def test_splits_of_the_default(tmp_path):
     images = digits(tmp_path, labels=300)
     assert images.sizes == {"train": 300, "val": 100, "test": 797}
-    assert (images.name, images.embedded, images.channels, images.size) == ("digits", True, 1, (8, 8))
+    reading = images.preprocess
+    assert (reading.name, images.embedded, reading.channels, reading.size) == ("digits", True, 1, (8, 8))
     assert set(np.bincount(images.train.targets)) == {30}
     assert len(np.bincount(images.val.targets)) == 10
     assert not {*images.train.rows} & {*images.val.rows}
@@ -235,21 +236,21 @@ def test_batches_hold_normalised_images_and_ids_that_count_on(tmp_path):
     assert val.ids.tolist() == list(range(300, 400))
     assert test.ids.tolist() == list(range(400, 1197))
     source = images.test.split
-    expected = (torch.from_numpy(source.array).float() / 255 - images.mean[0]) / images.std[0]
+    expected = (torch.from_numpy(source.array).float() / 255 - images.preprocess.mean[0]) / images.preprocess.std[0]
     torch.testing.assert_close(test.inputs, expected)
     np.testing.assert_array_equal(test.targets, source.labels)
     assert test.inputs.dtype == torch.float32
     assert abs(float(test.inputs.mean())) < 0.05
     assert abs(float(test.inputs.std()) - 1) < 0.05
-    assert torch.equal(images.denormalise(test.inputs), torch.from_numpy(source.array))
+    assert torch.equal(images.preprocess.denormalise(test.inputs), torch.from_numpy(source.array))
 
 
 def test_signals_are_images_of_one_row(tmp_path):
     images = layouts.open_with(tmp_path, source="mnist1d", train=100, test=50)
     batch = next(iter(images.module(0).test_dataloader()))
     assert batch.inputs.shape == (50, 1, 1, 40)
-    assert images.size == (1, 40)
-    assert images.denormalise(batch.inputs).dtype == torch.uint8
+    assert images.preprocess.size == (1, 40)
+    assert images.preprocess.denormalise(batch.inputs).dtype == torch.uint8
     assert abs(float(batch.inputs.std()) - 1) < 0.2
     strong = images.strong(batch.inputs, torch.Generator().manual_seed(0))
     assert strong.shape == batch.inputs.shape
@@ -312,7 +313,7 @@ def test_an_image_folder(tmp_path):
     options: dict[str, Any] = {"source": "imagefolder", "root": str(root), "batch_size": 4}
     images = layouts.open_with(tmp_path, size=24, augment={"scale": [0.08, 1.0], "flip": True}, **options)
     assert images.sizes == {"train": 15, "val": 3, "test": 18}
-    assert (images.channels, images.size) == (3, (24, 24))
+    assert (images.preprocess.channels, images.preprocess.size) == (3, (24, 24))
     loader = images.module(0).train_dataloader()
     first = epoch(loader)
     assert first[0].inputs.shape == (4, 3, 24, 24)
@@ -320,8 +321,8 @@ def test_an_image_folder(tmp_path):
     assert not same(first, epoch(loader, 1))
     plain = layouts.open_with(tmp_path, size=24, **options)
     assert same(epoch(plain.module(0).test_dataloader()), epoch(images.module(0).test_dataloader()))
-    assert layouts.open_with(tmp_path, **options).size == (224, 224)
-    batch = images.read(root / "val" / "ant" / "0.jpg")
+    assert layouts.open_with(tmp_path, **options).preprocess.size == (224, 224)
+    batch = images.preprocess.read(root / "val" / "ant" / "0.jpg")
     torch.testing.assert_close(batch.inputs, joined(epoch(plain.module(0).test_dataloader())).inputs[:1])
     kept = layouts.open_with(tmp_path, keep={"fraction": 0.5, "by": "el2n"}, **options)
     assert kept.sizes["train"] == 8
@@ -360,10 +361,10 @@ def test_training_and_a_file_of_a_user_are_read_alike(tmp_path):
     assert images.notes == ("values 0 to 4095 scaled to 0 to 255", "1 images transparent, on data.background")
     test = joined(epoch(images.module(0).test_dataloader()))
     for i, name in enumerate(images.test.split.names):
-        torch.testing.assert_close(images.read(root / name).inputs[0], test.inputs[i], atol=0, rtol=0)
-    found = images.denormalise(images.read(root / "val" / "c1" / "3.png").inputs)
+        torch.testing.assert_close(images.preprocess.read(root / name).inputs[0], test.inputs[i], atol=0, rtol=0)
+    found = images.preprocess.denormalise(images.preprocess.read(root / "val" / "c1" / "3.png").inputs)
     assert found.unique().tolist() == [round(255 * 3200 / 4095)]
-    ground = images.denormalise(images.read(root / "val" / "c0" / "clear.png").inputs)
+    ground = images.preprocess.denormalise(images.preprocess.read(root / "val" / "c0" / "clear.png").inputs)
     assert ground[0, :, 0, 0].tolist() == [255, 0, 0]
 
 
@@ -372,16 +373,16 @@ def test_images_for_a_teacher_that_was_trained_elsewhere(tmp_path):
     options: dict[str, Any] = {"source": "imagefolder", "root": root, "size": 16}
     own = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.25], "crop_pct": 0.9, "interpolation": "bicubic"}
     plain, given = layouts.open_with(tmp_path, **options), layouts.open_with(tmp_path, **options, **own)
-    assert (plain.mean, plain.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (plain.preprocess.mean, plain.preprocess.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     path = Path(root) / "val" / "bee" / "1.png"
-    pixels = given.files.one(path, 3)
-    assert not torch.equal(pixels, plain.files.one(path, 3))
+    pixels = given.preprocess.files.one(path, 3)
+    assert not torch.equal(pixels, plain.preprocess.files.one(path, 3))
     expected = (pixels / 255 - 0.5) / torch.tensor([0.5, 0.5, 0.25])[:, None, None]
-    torch.testing.assert_close(given.read(path).inputs[0], expected)
+    torch.testing.assert_close(given.preprocess.read(path).inputs[0], expected)
     test = joined(epoch(given.module(0).test_dataloader()))
     torch.testing.assert_close(test.inputs[given.test.split.names.index("val/bee/1.png")], expected)
     resized = layouts.open_with(tmp_path, **options, resize=17, interpolation="bicubic")
-    assert torch.equal(resized.files.one(path, 3), pixels)  # floor(16 / 0.9)
+    assert torch.equal(resized.preprocess.files.one(path, 3), pixels)  # floor(16 / 0.9)
     signals = layouts.open_with(tmp_path, source="mnist1d", mean=[0.25], std=[0.5])
     raw = layouts.open_with(tmp_path, source="mnist1d", mean=[0.0], std=[1.0])
     batch, unit = (next(iter(images.module(0).test_dataloader())).inputs for images in (signals, raw))
@@ -415,12 +416,12 @@ def test_a_file_of_a_user_is_read_at_the_size_and_in_the_channels(tmp_path):
     cifar = layouts.open_with(tmp_path, source="cifar10", root=str(layouts.cifar10_binary(tmp_path)))
     for images, shape in ((digits(tmp_path), (1, 1, 8, 8)), (cifar, (1, 3, 32, 32))):
         for name in ("a.png", "grey.jpg"):
-            batch = images.read(tmp_path / name)
+            batch = images.preprocess.read(tmp_path / name)
             assert batch.inputs.shape == shape
             assert len(batch) == 1
-            assert images.denormalise(batch.inputs).unique().tolist() == [200]
+            assert images.preprocess.denormalise(batch.inputs).unique().tolist() == [200]
     with pytest.raises(KDBenchError, match="none.png: not a readable image"):
-        cifar.read(tmp_path / "none.png")
+        cifar.preprocess.read(tmp_path / "none.png")
 
 
 def test_the_strong_view_is_of_normalised_images(tmp_path):
@@ -431,7 +432,7 @@ def test_the_strong_view_is_of_normalised_images(tmp_path):
     assert strong.shape == batch.inputs.shape
     assert torch.equal(strong, again)
     assert not torch.equal(strong, batch.inputs)
-    low, high = images.normalise(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1))
+    low, high = images.preprocess.normalise(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1))
     assert ((strong >= low - 1e-5) & (strong <= high + 1e-5)).all()
     assert images.strong(batch.inputs.bfloat16(), torch.Generator()).dtype == torch.bfloat16
 
@@ -460,9 +461,9 @@ def test_every_data_set_opens_with_its_own_options(name, tmp_path):
     images = layouts.open_with(tmp_path / "cache", **{**options, "workers": 0, "batch_size": 8})
     assert images.sizes["val"] > 0
     batch = next(iter(images.module(0).train_dataloader()))
-    assert batch.inputs.shape == (8, images.channels, *images.size)
-    assert len(images.classes) == {"cifar100": 100, "imagefolder": 3}.get(name, 10)
-    assert batch.targets.max() < len(images.classes)
+    assert batch.inputs.shape == (8, images.preprocess.channels, *images.preprocess.size)
+    assert len(images.preprocess.classes) == {"cifar100": 100, "imagefolder": 3}.get(name, 10)
+    assert batch.targets.max() < len(images.preprocess.classes)
 
 
 def test_real_cifar100_in_batches(shared_data, tmp_path):

@@ -42,7 +42,7 @@ def test_wrong_kinds_are_one_line(side, line):
 
 def described(task: Classification, **taps: torch.Tensor) -> dict[str, Any]:
     batch = tiny.batch(task)
-    outputs = Outputs(torch.zeros(2, len(task.images.classes)), prefix=1, grid=(4, 4))
+    outputs = Outputs(torch.zeros(2, len(task.preprocess.classes)), prefix=1, grid=(4, 4))
     return task.describe(outputs, taps, batch)
 
 

@@ -85,3 +85,15 @@ def test_long_names_are_cut():
 def test_pictures_repeat():
     args = images(3), np.zeros(3, np.int64), {"a": found([0, 1, 2]), "b": found([2, 1, 0])}, CLASSES
     assert picture.render(*args).tobytes() == picture.render(*args).tobytes()
+
+
+def test_a_card_shows_how_probable_each_class_is():
+    image = images(1)[0]
+    for found in ([("crab", 0.75), ("lawn_mower", 0.25)], [("crab", 1.0)]):
+        card = picture.card(image, found, "sea/0.png")
+        bars = (np.asarray(card) == ImageColor.getrgb(picture.RIGHT)).all(-1).sum(1)
+        lengths = [int(n) for n in bars if n > 0][::5]
+        assert lengths == pytest.approx([480 * p for _, p in found], abs=2)
+    other = picture.card(255 - image, found, "sea/0.png")
+    assert card.size == other.size
+    assert card.tobytes() != other.tobytes()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from kdbench import config, rng
 from kdbench.cache import Store
-from kdbench.task import Batch
+from kdbench.task import Batch, DatasetInfo
+from tasks.classification.preprocess import Preprocess
+from tasks.classification.sources.files import ImageFiles
 from tasks.classification.task import Classification
 
 NET = {"_target_": "tasks.classification.models.create", "model_name": "cifar_resnet8", "width": 4}
@@ -36,13 +37,14 @@ def task(cache: Path, data: Mapping[str, Any] | None = None, **options: Any) -> 
 def shaped(size: tuple[int, int], channels: int = 3, classes: int = 100) -> Classification:
     """The task on images of a shape, without any data."""
     made = Classification({}, Store(Path("/nonexistent")))
-    facts = {"name": "shapes", "size": size, "channels": channels, "classes": tuple(map(str, range(classes)))}
-    made.__dict__["images"] = SimpleNamespace(**facts)
+    names = tuple(map(str, range(classes)))
+    reading = Preprocess("shapes", names, (0.5,) * channels, (0.25,) * channels, ImageFiles((), size))
+    made.restore(DatasetInfo("shapes", True, "", {}, classes=names, inputs=reading.as_inputs()))
     return made
 
 
 def batch(made: Classification, n: int = 2) -> Batch:
     """Random images with random labels."""
     generator = rng.generator(0, "tiny")
-    inputs = torch.randn(n, made.images.channels, *made.images.size, generator=generator)
-    return Batch(inputs, torch.randint(len(made.images.classes), (n,), generator=generator), torch.arange(n))
+    inputs = torch.randn(n, made.preprocess.channels, *made.preprocess.size, generator=generator)
+    return Batch(inputs, torch.randint(len(made.preprocess.classes), (n,), generator=generator), torch.arange(n))

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_the_view_holds_boxes_and_sensor_and_keeps_its_proportions() -> None:
     g = rng.numpy(0, "view")
     for _ in range(50):
         boxes = np.column_stack([g.uniform(RANGE[:2], RANGE[3:5], (4, 2)), g.uniform(0.5, 4, (4, 5))])
-        left, right, bottom, top = picture._view(cloud(10), (boxes, np.zeros(4)), {}, RANGE, 1.5)
+        left, right, bottom, top = picture._view(cloud(10), boxes, {}, RANGE, 1.5)
         assert (-boxes[:, 1] > left).all()
         assert (-boxes[:, 1] < right).all()
         assert (boxes[:, 0] < top).all()
@@ -95,10 +96,25 @@ def test_the_view_holds_boxes_and_sensor_and_keeps_its_proportions() -> None:
 
 def test_poor_detections_do_not_widen_the_view() -> None:
     far = np.array([[39.0, 19, -1, 4, 2, 1.5, 0]])
-    alone = picture._view(cloud(10), (CAR, np.array([2])), {}, RANGE, 1.5)
+    alone = picture._view(cloud(10), CAR, {}, RANGE, 1.5)
     for score, same in ((0.2, True), (0.9, False)):
         found = {"student": (far, np.array([2]), np.array([score]))}
-        assert (picture._view(cloud(10), (CAR, np.array([2])), found, RANGE, 1.5) == alone) == same
+        assert (picture._view(cloud(10), CAR, found, RANGE, 1.5) == alone) == same
+
+
+def test_without_truth_the_legend_has_the_classes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[list[str]] = []
+    legend = picture.Figure.legend
+
+    def noting(figure: picture.Figure, **options: Any) -> Any:
+        named.append([handle.get_label() for handle in options["handles"]])
+        return legend(figure, **options)
+
+    monkeypatch.setattr(picture.Figure, "legend", noting)
+    for truth in (None, NOTHING[:2]):
+        image = picture.render(cloud(0), truth, {"000134.bin": car(1.0)}, CLASSES, RANGE)
+        assert close_to(image, picture.CLASS_COLORS[2], 40).sum() > 100
+    assert named == [[*CLASSES], ["ground truth", *CLASSES]]
 
 
 @pytest.mark.parametrize("points", [0, 500])
