@@ -96,6 +96,7 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     from kdbench import config as configuration
     from kdbench.cache import Store
     from kdbench.fit import Training
+    from kdbench.promises import check_promises
     from kdbench.rehearsal import overfit, reach
     from kdbench.stages import Stages, make_task
 
@@ -110,6 +111,7 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     training = Training(recipe, task, teacher.path / MODEL if teacher else None, untrained=True)
     distiller = training.distiller(training.stages[0])
     batch = training.first_batch()
+    check_promises(training, batch)
     terms = distiller.rehearse(batch)
     with distiller.rehearsal():
         signals = distiller.probe(batch)

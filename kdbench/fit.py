@@ -135,9 +135,17 @@ class Training:
         )
 
     def first_batch(self) -> Batch:
-        """Returns the first training batch."""
+        """Returns the first training batch.
+
+        Raises:
+            KDBenchError: The task's loader gives something else.
+        """
         batch = next(iter(self.data.train_dataloader()))
-        assert isinstance(batch, Batch)
+        if not isinstance(batch, Batch):
+            raise KDBenchError(
+                f"task {self.task.name}: its training loader gives a {type(batch).__name__}, expected a "
+                "kdbench.task.Batch"
+            )
         return batch
 
     def run(self, work: Path, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()) -> dict[str, Any]:

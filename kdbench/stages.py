@@ -125,7 +125,8 @@ class Stages:
             What was seen through in the weights that the user gives, by the key that names them.
 
         Raises:
-            KDBenchError: A tap, an option or a weights file is wrong, or a model cannot be measured.
+            KDBenchError: A tap, an option or a weights file is wrong, the task does not keep what it declares, or a
+                model cannot be measured.
         """
         role = self.config["role"]
         needed = [] if role == "student" else [(self.teacher_recipe, self.teacher_task)]
@@ -135,11 +136,13 @@ class Stages:
         notes: dict[str, str] = {}
         for recipe, task in missing.values():
             from kdbench.fit import Training
+            from kdbench.promises import check_promises
 
             training = Training(recipe, task, untrained=True)
             if training.seen_through:
                 notes[f"{recipe.side}.init_from"] = training.seen_through
             batch = training.first_batch()
+            check_promises(training, batch)
             for stage in () if recipe.given else training.stages:
                 training.enter(stage)
                 training.distiller(stage).rehearse(batch)

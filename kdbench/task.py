@@ -27,7 +27,8 @@ class Batch:
     Attributes:
         inputs: What a model reads; the task knows its structure.
         targets: What the supervised loss and the metrics read.
-        ids: ``(B,)`` integer sample ids, stable over epochs.
+        ids: ``(B,)`` integer sample ids, stable over epochs; with the capability ``sample_id`` those of the N training
+            samples are 0 to N - 1.
         supervised: ``(B,)`` samples whose labels count, or None for all.
         distilled: ``(B,)`` samples that are distilled, or None for all.
         memo: Values that a task works out once per batch (e.g. anchor assignment), shared by all roles.
@@ -93,8 +94,15 @@ class Task:
 
     Attributes:
         name: As in ``task=``.
-        capabilities: What methods may rely on: ``single_label``, ``mixable``, ``differentiable_input``,
-            ``sample_id``, ``label_as_input``, …
+        capabilities: What methods may rely on. Checked before anything trains (:mod:`kdbench.promises`) are
+
+            * ``sample_id``: ids of training samples are 0 to N - 1, where N is ``dataset().sizes["train"]``;
+            * ``single_label``: class scores are a softmax's and come with the one true class of each row;
+            * ``differentiable_input``: inputs are one floating-point tensor, to which gradients reach;
+            * ``meta``: the data module has ``meta_dataloader()`` and ``train_dataloader(without_meta=True)``;
+            * ``rotate``, ``strong_view``: :meth:`ops` has ``rotate(inputs, quarters)``, ``strong(inputs, generator)``.
+
+            Others (``mixable``, ``label_as_input``, …) are between a task and the plugins that know them.
         primary: Key of the primary metric in :meth:`metrics`.
         higher_is_better: Direction of the primary metric.
         selection: Metric that picks epochs and factors on validation, of the same direction; the primary one by
@@ -103,7 +111,7 @@ class Task:
     """
 
     name: ClassVar[str]
-    capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id"})
+    capabilities: ClassVar[frozenset[str]] = frozenset()
     primary: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     selection: ClassVar[str] = ""
@@ -146,8 +154,8 @@ class Task:
     def data(self, seed: int) -> LightningDataModule:
         """Returns train, val and test loaders; order and augmentation follow ``seed``.
 
-        For bilevel methods also ``meta_dataloader()``, a further cut of train, and what is left of train by
-        ``train_dataloader(without_meta=True)``.
+        With the capability ``meta``, for bilevel methods, also ``meta_dataloader()``, a further cut of train, and what
+        is left of train by ``train_dataloader(without_meta=True)``.
         """
         raise self._lacks("data")
 

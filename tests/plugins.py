@@ -139,6 +139,7 @@ class Bilevel(Method):
     """TGeo-KD in small: the weight of the distillation term is learned on the meta batch through one student step."""
 
     needs = (LOGITS,)
+    requires = frozenset({"meta"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -88,7 +88,7 @@ class Data(LightningDataModule):
 
 class Toy(Task):
     name = "toy"
-    capabilities = frozenset({"toy", "sample_id", "single_label", "differentiable_input"})
+    capabilities = frozenset({"toy", "sample_id", "single_label", "differentiable_input", "meta"})
     primary = "accuracy"
 
     @classmethod

@@ -39,7 +39,7 @@ class TGeo(Method):
     """
 
     needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
-    requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    requires: ClassVar[frozenset[str]] = frozenset({"single_label", "meta"})
     fidelity: ClassVar[Literal["equations", "approximate"]] = "approximate"
     over_batch: ClassVar[bool] = True
     sums: Tensor

@@ -73,7 +73,7 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     capabilities: ClassVar[frozenset[str]] = frozenset(
-        {"single_label", "sample_id", "differentiable_input", "rotate", "strong_view"}
+        {"single_label", "sample_id", "differentiable_input", "meta", "rotate", "strong_view"}
     )
     primary: ClassVar[str] = "top1"
     suffixes: ClassVar[tuple[str, ...]] = EXTENSIONS

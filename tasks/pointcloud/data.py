@@ -7,7 +7,7 @@ sampling. Embedded data is simulated in KITTI's layout first and takes the same 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -268,9 +268,11 @@ class Collate:
 
     Args:
         point_range: x, y, z minimum, then x, y, z maximum, metres.
+        ids: Sample id by frame name; 0 where it says none.
     """
 
-    def __init__(self, point_range: Sequence[float]) -> None:
+    def __init__(self, point_range: Sequence[float], ids: Mapping[str, int] | None = None) -> None:
+        self.ids = dict(ids or {})
         self.low = np.asarray(point_range[:3], dtype=np.float32)
         self.high = np.asarray(point_range[3:], dtype=np.float32)
 
@@ -290,18 +292,13 @@ class Collate:
                 "labels": torch.from_numpy(np.concatenate(labels)),
                 "batch": _index(boxes),
             },
-            ids=torch.tensor([frame_id(f.name) for f in frames]),
+            ids=torch.tensor([self.ids.get(f.name, 0) for f in frames]),
             memo={"names": [f.name for f in frames]},
         )
 
     def _inside(self, values: np.ndarray) -> np.ndarray:
         inside = (values[:, :3] >= self.low) & (values[:, :3] < self.high)
         return np.logical_and.reduce(inside, axis=1)
-
-
-def frame_id(name: str) -> int:
-    """Returns a stable integer id of a frame name, below 2^63."""
-    return int(name) if name.isdecimal() and len(name) < 19 else rng.derive(0, "frame", name)
 
 
 def _index(parts: Sequence[np.ndarray]) -> torch.Tensor:
@@ -334,7 +331,9 @@ class KittiData(LightningDataModule):
         super().__init__()
         self.frames = frames
         self.split = split
-        self.collate = Collate(point_range)
+        # Through train, validation and test, so that training ids are 0 to N - 1.
+        names = (*split.train, *split.val, *split.test)
+        self.collate = Collate(point_range, {name: i for i, name in enumerate(names)})
         self.augment = augment
         self.batch_size = batch_size
         self.workers = workers

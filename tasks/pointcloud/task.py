@@ -108,7 +108,7 @@ class PointCloud(Task):
     """
 
     name: ClassVar[str] = "pointcloud"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id", "meta"})
     primary: ClassVar[str] = "map_3d_moderate_r40"
     #: With n < 41 objects even a perfect detector gets (n - 1) / 40 at 40 recall positions.
     selection: ClassVar[str] = "map_3d_moderate_all"

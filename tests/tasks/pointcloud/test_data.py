@@ -30,7 +30,6 @@ from tasks.pointcloud.data import (
     Scans,
     Split,
     content_digest,
-    frame_id,
     image_size,
     prepare,
 )
@@ -253,7 +252,7 @@ def test_collate_joins_and_drops_what_is_outside():
     first = frame("000012", [[1, 0, 0, 0.5], [-1, 0, 0, 0], [20.48, 0, 0, 0], [2, 0, 1, 0]], [5, 30, 6], [2, 2, -1])
     second = frame("b", [[3, 3, -1, 0.1]], [], [])
     third = frame("000007", [[4, -3, -2, 0.2], [5, 9, 0.5, 0.3]], [7, 8], [0, 1])
-    batch = Collate(tiny.RANGE)([first, second, third])
+    batch = Collate(tiny.RANGE, {"b": 1, "000012": 5})([first, second, third])
     assert len(batch) == batch.inputs["size"] == 3
     assert (
         batch.inputs["points"].tolist()
@@ -263,18 +262,8 @@ def test_collate_joins_and_drops_what_is_outside():
     assert batch.targets["boxes"][:, 0].tolist() == [5, 7, 8]
     assert batch.targets["labels"].tolist() == [2, 0, 1]
     assert batch.targets["batch"].tolist() == [0, 2, 2]
-    assert batch.ids.tolist() == [12, frame_id("b"), 7]
+    assert batch.ids.tolist() == [5, 1, 0]
     assert batch.memo["names"] == ["000012", "b", "000007"]
-
-
-@pytest.mark.parametrize("name", ["b", "20110926123456789012345", "9" * 19, "²"])
-def test_every_frame_name_has_an_id_of_64_bits(name):
-    assert torch.tensor([frame_id(name)]).tolist() == [frame_id(name)]
-
-
-def test_the_id_of_a_number_is_the_number():
-    assert frame_id("000012") == 12
-    assert frame_id("9" * 18) == 10**18 - 1
 
 
 def test_empty_scans_and_scenes_make_a_batch():

@@ -96,7 +96,7 @@ def test_augmented_batches(data):
     assert batch.inputs["points"].dtype == torch.float32
     assert batch.targets["boxes"].shape[1] == 7
     assert set(batch.targets["labels"].tolist()) <= {0, 1, 2}
-    assert batch.ids.tolist() == [int(name) for name in batch.memo["names"]]
+    assert [data.split.train[i] for i in batch.ids.tolist()] == batch.memo["names"]
     # Pasted objects: more than what the scans hold themselves.
     own = sum(int((data.frames.read(name).labels >= 0).sum()) for name in batch.memo["names"])
     assert len(batch.targets["boxes"]) > own
