@@ -1,7 +1,7 @@
 """What is wrong, or that nothing is: ``python -m kdbench.doctor [task=… method=… key=value …]``.
 
-Checks the environment, then on one real batch: taps and shapes, size of each term, which parameters each term reaches,
-and whether the student can overfit that batch.
+Checks the environment and what the data holds by split and class, then on one real batch: taps and shapes, size of
+each term, which parameters each term reaches, and whether the student can overfit that batch.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     """
     from kdbench import config as configuration
     from kdbench.cache import Store
+    from kdbench.counts import table as counts_table
     from kdbench.fit import Training
     from kdbench.promises import check_promises
     from kdbench.rehearsal import overfit, reach
@@ -104,7 +105,10 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     store = Store(Path(config["cache"]) if config["cache"] else None)
     task = make_task(config, store)
     task.prepare()
+    if counts := task.counts():
+        console.print(counts_table(counts))
     stages = Stages(config, task, store, lambda name, epochs: ([], []))
+    stages.check_data()
     recipe = stages.student_recipe()
     teacher = store.find("model", stages.teacher_recipe.key)
     console.print("teacher: " + ("trained, from the cache" if teacher else "not trained yet: fresh weights stand in"))

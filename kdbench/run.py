@@ -175,6 +175,7 @@ class Run:
     def _record(self, run_id: str) -> tuple[Record, dict[str, Path | bytes | str]]:
         role, stages = self.config["role"], self.stages
         products: dict[str, Product] = {}
+        stages.check_data()
         for key, seen_through in stages.rehearse().items():
             self.console.print(f"{key}: {seen_through}", highlight=False, markup=False)
         _check_machine(stages.main_recipe.trainer)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench import counts
 from kdbench.build import build, locate
 from kdbench.cache import Product, Store
 from kdbench.errors import KDBenchError
@@ -117,6 +118,17 @@ class Stages:
     def main_recipe(self) -> Recipe:
         """The training that the run is about."""
         return self.teacher_recipe if self.config["role"] == "teacher" else self.student_recipe()
+
+    def check_data(self) -> None:
+        """Checks, before anything trains, that the data of all roles has something to learn from and to score.
+
+        Raises:
+            KDBenchError: It has not.
+        """
+        tuned = bool(self.config["tuning"]["trials"]) and self.distils
+        counts.check(self.task, tuned)
+        if self.teacher_task is not self.task:
+            counts.check(self.teacher_task)
 
     def rehearse(self) -> dict[str, str]:
         """Takes the first batch through every stage of what the run needs, before anything trains.

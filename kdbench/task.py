@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from kdbench.counts import Counts
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Kind
 
@@ -150,6 +151,10 @@ class Task:
     def example(self) -> Batch:
         """Returns a made-up batch of one sample, without labels, of the shape that models read; opens no data."""
         raise self._lacks("example")
+
+    def counts(self) -> Mapping[str, Counts]:
+        """Returns what each split holds by class, so that a lack is found before training; nothing by default."""
+        return {}
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns train, val and test loaders; order and augmentation follow ``seed``.

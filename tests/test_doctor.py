@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from kdbench import doctor
+from kdbench.counts import Counts
 from kdbench.errors import KDBenchError
-from tests.cli import CommandLine
+from tests.cli import CliToy, CommandLine
 
 
 @pytest.fixture
@@ -111,3 +112,19 @@ def test_bad_input_is_one_line(kdbench, healthy, capsys):
         assert said.startswith("kdbench: error: ")
         assert said.count("\n") == 1
         assert line in said
+
+
+def test_what_the_data_holds_is_shown_and_a_lack_is_the_finding(kdbench, healthy, monkeypatch, capsys):
+    counts = {
+        "train": Counts(64, {"cat": 60, "dog": 4}),
+        "test": Counts(40, {"cat": 30, "dog": 10}, {"cat": 9, "dog": 0}),
+    }
+    monkeypatch.setattr(CliToy, "counts", lambda self: counts)
+    well, lines = examined(kdbench, "method=kd")
+    assert well
+    assert {"samples 64 40", "cat 60 30 (9)", "dog 4 10 (0)"} <= set(lines)
+    counts["train"] = Counts(64, {"cat": 0}, reason="its labels name bus (3)")
+    assert doctor.main(kdbench.arguments("method=kd")) == 1
+    captured = capsys.readouterr()
+    assert "train holds nothing to learn from (64 samples, no cat): its labels name bus (3)" in captured.err
+    assert "samples" in captured.out

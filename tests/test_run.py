@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 
 from kdbench import config, fit
 from kdbench.cache import Product
+from kdbench.counts import Counts
 from kdbench.record import find_records, verify
 from kdbench.report import show
 from kdbench.run import gap_closed
 from kdbench.wandb_run import STEP
 from tests import toy
-from tests.cli import CommandLine
+from tests.cli import CliToy, CommandLine
 from tests.wandb_server import OfflineRun, read_offline
 
 
@@ -342,3 +343,30 @@ def test_what_would_be_done_otherwise_or_in_vain_is_refused(kdbench, tmp_path):
     ran = kdbench("method=kd")
     assert "no record can be written there" in ran.error
     assert "epoch" not in ran.out
+
+
+def test_data_without_anything_to_score_ends_a_run_before_it_trains(kdbench, monkeypatch):
+    good = Counts(64, {"a": 64})
+    counts = {"train": good, "val": good, "test": Counts(40, {"a": 40}, {"a": 0}, "no box is high enough")}
+    monkeypatch.setattr(CliToy, "counts", lambda self: counts)
+    expected = "toy: test holds nothing that accuracy counts (40 samples, no a): no box is high enough"
+    for arguments in (["method=kd"], ["method=none"], ["method=none", "role=teacher"]):
+        assert kdbench(*arguments).error == expected
+    assert not kdbench.manifests()
+    assert not kdbench.records()
+    counts |= {"test": good, "val": Counts(40, {"a": 0})}
+    assert "val holds nothing that accuracy counts" in kdbench("method=kd", "tuning.trials=1").error
+    assert not kdbench.manifests()
+    assert kdbench("method=none").code == 0
+
+
+def test_the_teachers_own_data_is_looked_at_too(kdbench, monkeypatch):
+    good, nothing = Counts(64, {"a": 64}), Counts(64, {"a": 0})
+
+    def counts(self):
+        return {"train": nothing if self.options.root else good, "val": good, "test": good}
+
+    monkeypatch.setattr(CliToy, "counts", counts)
+    own = "teacher.data.root=other"
+    assert "train holds nothing to learn from" in kdbench("method=kd", own).error
+    assert not kdbench.manifests()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import LightningDataModule
@@ -20,13 +21,14 @@ from torchmetrics import MetricCollection
 from kdbench import rng
 from kdbench.build import build, locate
 from kdbench.cache import Store
+from kdbench.counts import Counts
 from kdbench.distributed import normalizer
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Activated, Feature, Grid, Kind, Last, Logits, Tokens, Vector
 from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task, move, scalars
 from tasks.classification import picture
-from tasks.classification.data import Images, open_images
+from tasks.classification.data import Cut, Images, open_images
 from tasks.classification.metrics import Scores, fit_temperature
 from tasks.classification.preprocess import Preprocess
 from tasks.classification.sources.folder import EXTENSIONS
@@ -143,6 +145,12 @@ class Classification(Task):
         """Returns an image of noise."""
         image = torch.randn(1, self.preprocess.channels, *self.preprocess.size, generator=rng.generator(0, "example"))
         return Batch(image, torch.tensor([-1]), torch.tensor([0]))
+
+    def counts(self) -> Mapping[str, Counts]:
+        """Returns the labelled images by split and class."""
+        images = self.images
+        cuts = {"train": images.train, "val": images.val, "test": images.test}
+        return {name: _count(part, images.preprocess.classes) for name, part in cuts.items()}
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns the loaders."""
@@ -352,6 +360,11 @@ class Classification(Task):
 def _outputs(outputs: Outputs | Tensor) -> Outputs:
     """Logits alone, e.g. out of a table, are outputs too."""
     return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
+
+
+def _count(part: Cut, classes: Sequence[str]) -> Counts:
+    numbers = np.bincount(part.targets[part.targets >= 0], minlength=len(classes)).tolist()
+    return Counts(len(part), dict(zip(classes, numbers, strict=True)), unit="images")
 
 
 def rotate(inputs: Tensor, k: int) -> Tensor:

@@ -1,14 +1,8 @@
-"""KITTI-layout data for the detector: prepared once, then read, augmented and batched.
-
-Preparing crops each scan to the camera's view, fits its ground, and cuts the training objects out for ground-truth
-sampling. Embedded data is simulated in KITTI's layout first and takes the same way.
-"""
+"""Splits, loaders and batches of KITTI-layout data: prepared frames are read, augmented and batched."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,173 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from kdbench import rng
-from kdbench.cache import Store, write_atomic
 from kdbench.data import Key, SeededLoader
-from kdbench.digest import digest, digest_files
 from kdbench.errors import KDBenchError
 from kdbench.splits import SHARE, cut
 from kdbench.task import Batch
 from tasks.pointcloud import kitti
-from tasks.pointcloud.augment import Augment, fit_ground
+from tasks.pointcloud.augment import Augment
 from tasks.pointcloud.database import Database
-
-DATABASE = "database.npz"
-GROUND = "ground.json"
-
-Truth = tuple[kitti.Objects, kitti.Calibration, tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One labelled scan in the camera's view.
-
-    Attributes:
-        name: KITTI's frame name.
-        points: ``(P, 4)`` float32 x, y, z, reflectance, LiDAR frame.
-        boxes: ``(N, 7)`` float32 x, y, z of the centre, l, w, h, yaw.
-        labels: ``(N,)`` class indices; -1 for objects that are not detected but take up space (vans, trucks).
-        ground: ``(4,)`` plane of the ground (see :func:`~tasks.pointcloud.augment.fit_ground`), None where unknown.
-    """
-
-    name: str
-    points: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    ground: np.ndarray | None = None
-
-
-class Frames:
-    """The frames of a KITTI-layout folder, prepared.
-
-    Args:
-        root: KITTI-layout folder.
-        prepared: Folder of the cropped scans (see :func:`prepare`).
-        classes: Classes that are detected, in the order of the logits.
-    """
-
-    def __init__(self, root: Path, prepared: Path, classes: Sequence[str]) -> None:
-        self.root = root
-        self.prepared = prepared
-        self.classes = tuple(classes)
-        self._truth: dict[str, Truth] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A loader's process reads what it needs.
-        return {"root": self.root, "prepared": self.prepared, "classes": self.classes, "_truth": {}}
-
-    def truth(self, name: str) -> Truth:
-        """Returns labels, calibration and image size of a frame; reads them once."""
-        if name not in self._truth:
-            training = self.root / "training"
-            objects = kitti.read_objects(training / "label_2" / f"{name}.txt")
-            calibration = kitti.read_calibration(training / "calib" / f"{name}.txt")
-            self._truth[name] = objects, calibration, image_size(training / "image_2" / f"{name}.png")
-        return self._truth[name]
-
-    @cached_property
-    def _ground(self) -> dict[str, list[float] | None]:
-        planes: dict[str, list[float] | None] = json.loads((self.prepared / GROUND).read_text())
-        return planes
-
-    def read(self, name: str) -> Frame:
-        """Reads a prepared frame."""
-        objects, calibration, _ = self.truth(name)
-        objects = objects.select(objects.types != "DontCare")
-        boxes = kitti.objects_to_boxes(objects, calibration).astype(np.float32)
-        index = {name: i for i, name in enumerate(self.classes)}
-        labels = np.array([index.get(t, -1) for t in objects.types], dtype=np.int64)
-        points = np.load(self.prepared / f"{name}.npy", allow_pickle=False)
-        plane = self._ground[name]
-        return Frame(name, points, boxes, labels, None if plane is None else np.array(plane))
-
-
-def prepare(
-    root: Path, names: Sequence[str], train: Sequence[str], classes: Sequence[str], work: Path
-) -> dict[str, Any]:
-    """Crops scans to the camera's view, fits their ground and builds the ground-truth database, into ``work``.
-
-    Args:
-        root: KITTI-layout folder.
-        names: All frames that are used.
-        train: Those whose objects go into the database.
-        classes: Classes of the database.
-        work: Where the products go.
-
-    Returns:
-        The product's manifest.
-    """
-    frames = Frames(root, work, classes)
-
-    def crop(name: str) -> tuple[int, list[float] | None]:
-        points = kitti.read_points(root / "training" / "velodyne" / f"{name}.bin")
-        _, calibration, size = frames.truth(name)
-        points = points[kitti.in_camera_view(points, calibration, size)]
-        np.save(work / f"{name}.npy", points)
-        plane = fit_ground(points)
-        return len(points), None if plane is None else plane.tolist()
-
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        counts, planes = zip(*pool.map(crop, names), strict=True)
-    write_atomic(work / GROUND, json.dumps(dict(zip(names, planes, strict=True))))
-
-    def cut_out() -> Any:
-        for name in train:
-            objects, calibration, _ = frames.truth(name)
-            objects = objects.select(np.isin(objects.types, classes))
-            boxes = kitti.objects_to_boxes(objects, calibration)
-            yield name, frames.read(name).points, boxes, objects.types, kitti.difficulty(objects)
-
-    Database.build(cut_out()).save(work / DATABASE)
-    return {"frames": len(names), "points": sum(counts)}
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Returns width and height of a frame's image in pixels, KITTI's usual size where the image is absent.
-
-    Raises:
-        KDBenchError: The file is no image.
-    """
-    if not path.is_file():
-        return kitti.DEFAULT_IMAGE_SIZE
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise KDBenchError(f"{path}: not a readable image ({error}); expected a PNG") from None
-
-
-def content_digest(root: Path, names: Sequence[str], store: Store) -> str:
-    """Digests a real data set: labels, calibrations and scans by content, images by width and height.
-
-    Scans are read once: their digest stays in ``store`` while their paths, sizes and times of change do.
-
-    Raises:
-        KDBenchError: A file cannot be read.
-    """
-    training = root / "training"
-    texts = [training / folder / f"{name}.txt" for folder in ("label_2", "calib") for name in names]
-    images = {name: image_size(training / "image_2" / f"{name}.png") for name in names}
-    scans = [training / "velodyne" / f"{name}.bin" for name in names]
-    states = {str(path.absolute()): _state(path) for path in scans}
-    product = store.product(
-        "kitti-scans",
-        digest(states),
-        lambda _: {"digest": digest_files(scans, root)},
-        wait_message="the digest of the scans",
-    )
-    return digest([digest_files(texts, root), images, product.manifest["digest"]])
-
-
-def _state(scan: Path) -> tuple[int, int]:
-    try:
-        found = scan.stat()
-    except OSError as error:
-        raise KDBenchError(f"{scan}: cannot read this scan ({error.strerror}); expected a file") from None
-    return found.st_size, found.st_mtime_ns
+from tasks.pointcloud.frames import DATABASE, Frame, Frames, within
 
 
 @dataclass(frozen=True)
@@ -196,14 +34,16 @@ class Split:
     meta: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, root: Path, train: int | None = None, test: int | None = None) -> Split:
+    def of(cls, root: Path, train: int | None = None, test: int | None = None, camera: bool = True) -> Split:
         """Reads ``ImageSets`` and cuts val; ``train`` and ``test`` bound the number of frames.
+
+        Without a camera a frame needs no calibration.
 
         Raises:
             KDBenchError: Fewer than two frames to train on, of which val cannot be cut, or a frame of both sets; and
                 those of :func:`~tasks.pointcloud.kitti.read_split`.
         """
-        labelled, tested = kitti.read_split(root, "train"), kitti.read_split(root, "val")
+        labelled, tested = (kitti.read_split(root, name, camera) for name in ("train", "val"))
         both = sorted({*labelled} & {*tested})
         if both:
             sets = root / "ImageSets"
@@ -297,8 +137,7 @@ class Collate:
         )
 
     def _inside(self, values: np.ndarray) -> np.ndarray:
-        inside = (values[:, :3] >= self.low) & (values[:, :3] < self.high)
-        return np.logical_and.reduce(inside, axis=1)
+        return within(values, self.low, self.high)
 
 
 def _index(parts: Sequence[np.ndarray]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""KITTI's 3-D object format (Geiger et al., CVPR 2012): labels, detections, calibration, scans and splits.
+"""KITTI's 3-D object format (Geiger et al., CVPR 2012): labels, detections, calibration and splits.
 
 Folder layout: ``training/{velodyne,label_2,calib[,image_2]}/<frame>`` and ``ImageSets/<split>.txt``. Camera frame:
 x right, y down, z ahead; LiDAR frame: x ahead, y left, z up. Lengths in metres, angles in radians.
@@ -6,9 +6,11 @@ x right, y down, z ahead; LiDAR frame: x ahead, y left, z up. Lengths in metres,
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,16 @@ from kdbench.errors import KDBenchError
 from kdbench.files import listed, read_text, reason
 
 DEFAULT_IMAGE_SIZE = (1242, 375)
+IMAGE_SUFFIXES = tuple(
+    case
+    for suffix in (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+    for case in (suffix, suffix.upper())
+)
+OFF_CENTRE = 0.15  # share of the sides by which a camera's centre may lie off the middle of its image
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 MIN_HEIGHT, MAX_OCCLUSION, MAX_TRUNCATION = (40.0, 25.0, 25.0), (0, 1, 2), (0.15, 0.3, 0.5)  # easy, moderate, hard
+NO_ANGLE = -10  # alpha of what has none
+WHOLE = (0.0, 0.0, 100.0, 100.0)  # px
 NEAR = 0.1  # m; what lies nearer to the camera plane is cut off before projection
 
 _SPELLING = {name.lower(): name for name in TYPES}
@@ -58,7 +68,7 @@ class Objects:
 
     def select(self, which: np.ndarray) -> Objects:
         """Returns the rows that a boolean mask or an index array names."""
-        columns = ((field.name, getattr(self, field.name)) for field in fields(self))
+        columns = ((column.name, getattr(self, column.name)) for column in fields(self))
         picked: dict[str, Any] = {name: None if column is None else column[which] for name, column in columns}
         return Objects(**picked)
 
@@ -82,6 +92,37 @@ def _from_table(types: np.ndarray, table: np.ndarray) -> Objects:
     )
 
 
+@dataclass
+class Oddities:
+    """Rows that can be read and hardly be meant: how many of each kind, and where the first is."""
+
+    found: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def note(self, path: Path, lines: Sequence[int], objects: Objects) -> None:
+        """Looks through the rows of a file, ``lines`` being their numbers there."""
+        real = objects.types != "DontCare"
+        left, top, right, bottom = objects.bbox.T
+        kinds = {
+            "a size that is not above 0 (height, width, length)": (objects.dimensions <= 0).any(axis=1),
+            "a 2-D box whose right or bottom is not beyond its left or top": (right <= left) | (bottom <= top),
+            "a rotation beyond a full turn (degrees? KITTI's are radians)": np.abs(objects.rotation_y) > 2 * np.pi,
+            "an alpha beyond a full turn (degrees? KITTI's are radians)": (np.abs(objects.alpha) > 2 * np.pi)
+            & (objects.alpha != NO_ANGLE),
+        }
+        for kind, mask in kinds.items():
+            (rows,) = (mask & real).nonzero()
+            if len(rows):
+                count, first = self.found.get(kind, (0, f"{path}:{lines[rows[0]]}"))
+                self.found[kind] = count + len(rows), first
+
+    def lines(self) -> list[str]:
+        """Returns a line for each kind."""
+        return [
+            f"{first}: {kind}" + (f", and {count - 1} further such" if count > 1 else "")
+            for kind, (count, first) in self.found.items()
+        ]
+
+
 def _read_text(path: Path, what: str) -> str:
     try:
         return read_text(path)
@@ -99,8 +140,13 @@ def _is_number(token: str) -> bool:
         return False
 
 
-def read_objects(path: Path | str, scored: bool = False) -> Objects:
+def read_objects(path: Path | str, scored: bool = False, odd: Oddities | None = None) -> Objects:
     """Reads a label file (15 columns) or, where ``scored``, a detection file (16 columns).
+
+    Args:
+        path: The file.
+        scored: Whether it holds detections.
+        odd: Takes note of rows that can be read and hardly be meant.
 
     Raises:
         KDBenchError: naming file and line, for a missing file, a wrong number of fields, or a value that is not a
@@ -126,7 +172,10 @@ def read_objects(path: Path | str, scored: bool = False) -> Objects:
         number, token = next((n, t) for n, tokens in numbered for t in tokens[1:] if not _is_number(t))
         raise KDBenchError(f"{path}:{number}: {token!r} is not a finite number; expected KITTI's text format")
     types = [_SPELLING.get(name.lower(), name) for name in tokens_of_file[:, 0].tolist()]
-    return _from_table(np.array(types, dtype=np.str_), table)
+    objects = _from_table(np.array(types, dtype=np.str_), table)
+    if odd is not None:
+        odd.note(path, [number for number, _ in numbered], objects)
+    return objects
 
 
 def write_objects(path: Path | str, objects: Objects) -> None:
@@ -180,19 +229,28 @@ _MATRICES = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
 _KEYS = {key.lower(): key for key in _MATRICES}
 
 
-def read_calibration(path: Path | str) -> Calibration:
+#: Of a LiDAR without a camera: the camera's axes (right, down, ahead) at the place of the LiDAR.
+AXES = Calibration(np.eye(3, 4), np.eye(3), np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]]))
+
+
+def read_calibration(path: Path | str, camera: bool = True) -> Calibration:
     """Reads a KITTI calibration file.
+
+    Args:
+        path: The file.
+        camera: Whether there is a camera; without one P2 is not read.
 
     Raises:
         KDBenchError: naming file and line or key, for a missing file, a missing matrix, a wrong number of values, a
-            value that is not a finite number, or a rotation that cannot be inverted.
+            value that is not a finite number, a rotation that cannot be inverted, or a P2 that projects nothing.
     """
     path = Path(path)
+    needed = [key for key in _MATRICES if camera or key != "P2"]
     found: dict[str, np.ndarray] = {}
     for number, line in enumerate(_read_text(path, "calibration").splitlines(), start=1):
         name, _, values = line.partition(":")
         key = _KEYS.get(name.strip().lower())
-        if key is None:
+        if key not in needed:
             continue
         shape, tokens = _MATRICES[key], values.split()
         if len(tokens) != shape[0] * shape[1]:
@@ -201,10 +259,13 @@ def read_calibration(path: Path | str) -> Calibration:
         if wrong is not None:
             raise KDBenchError(f"{path}:{number}: {key} holds {wrong!r}; expected finite numbers")
         found[key] = np.array(tokens, dtype=np.float64).reshape(shape)
-    missing = [key for key in _MATRICES if key not in found]
+    missing = [key for key in needed if key not in found]
     if missing:
         raise KDBenchError(f"{path}: no {', '.join(missing)}; a KITTI calibration file holds {', '.join(_MATRICES)}")
-    calibration = Calibration(found["P2"], found["R0_rect"], found["Tr_velo_to_cam"])
+    calibration = Calibration(found.get("P2", AXES.p2), found["R0_rect"], found["Tr_velo_to_cam"])
+    if np.linalg.matrix_rank(calibration.p2[:, :3]) < 3:
+        fix = "give that of the camera, or data.camera=false for data without one"
+        raise KDBenchError(f"{path}: P2 projects nothing, its rows are {calibration.p2.tolist()}; {fix}")
     if abs(np.linalg.det(calibration.lidar_to_rectified[:, :3])) < 0.5:
         raise KDBenchError(f"{path}: R0_rect · Tr_velo_to_cam is not a rotation; expected a rigid transform")
     return calibration
@@ -219,50 +280,53 @@ def write_calibration(path: Path | str, calibration: Calibration) -> None:
     Path(path).write_text("".join(lines), encoding="utf-8")
 
 
-def read_points(path: Path | str) -> np.ndarray:
-    """Reads a scan: (N, 4) float32 x, y, z, reflectance.
+def image_size(
+    folder: Path | str, frame: str, calibration: Calibration, given: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Returns width and height of a frame's image, in pixels; of an absent one those given, else KITTI's usual ones.
+
+    Args:
+        folder: Of the images (``image_2``), of any common suffix.
+        frame: Name of the frame.
+        calibration: Says by P2 whether KITTI's size can be that of an absent image.
+        given: Width and height of absent images.
 
     Raises:
-        KDBenchError: for a missing or empty file, a size that is not a multiple of 16 bytes, or a NaN or infinity.
+        KDBenchError: The image cannot be read, or it is absent and P2 is of a camera of another size.
     """
-    path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise KDBenchError(f"{path}: no such scan; expected float32 x, y, z, reflectance") from None
-    except OSError as error:
-        raise KDBenchError(f"{path}: cannot read this scan ({error.strerror}); expected a file") from None
-    if not raw or len(raw) % 16:
+    found = measured(folder, frame) or given
+    if found is not None:
+        return found
+    u, v = calibration.p2[:2, 2] / calibration.p2[2, 2] if calibration.p2[2, 2] else (0.0, 0.0)
+    width, height = DEFAULT_IMAGE_SIZE
+    if abs(u - width / 2) > OFF_CENTRE * width or abs(v - height / 2) > OFF_CENTRE * height:
         raise KDBenchError(
-            f"{path}: {len(raw)} bytes; expected a multiple of 16 (float32 x, y, z, reflectance); is the copy whole?"
+            f"{Path(folder) / frame}.png: there is no image, and the centre ({u:.0f}, {v:.0f}) of P2 is not that of "
+            f"KITTI's {width} x {height}: put the image there (png, jpg), or set data.image_size=[WIDTH,HEIGHT]"
         )
-    points = np.frombuffer(raw, dtype="<f4").reshape(-1, 4).astype(np.float32)
-    finite = np.isfinite(points).all(axis=1)
-    if not finite.all():
-        raise KDBenchError(
-            f"{path}: {int((~finite).sum())} of {len(points)} points hold NaN or infinity, first at {finite.argmin()}; "
-            "expected finite float32 values"
-        )
-    return points
+    return DEFAULT_IMAGE_SIZE
 
 
-def write_points(path: Path | str, points: np.ndarray) -> None:
-    """Writes a scan: (N, 4) x, y, z, reflectance as little-endian float32."""
-    Path(path).write_bytes(np.ascontiguousarray(points, dtype="<f4").tobytes())
+def measured(folder: Path | str, frame: str) -> tuple[int, int] | None:
+    """Returns width and height of a frame's image, None where there is none.
 
-
-def image_size(root: Path | str, frame: str) -> tuple[int, int]:
-    """Returns width and height of a frame's image in pixels, KITTI's usual size where the image is absent."""
-    path = Path(root) / "training" / "image_2" / f"{frame}.png"
-    if not path.is_file():
-        return DEFAULT_IMAGE_SIZE
+    Raises:
+        KDBenchError: It cannot be read.
+    """
+    names = (Path(folder) / f"{frame}{suffix}" for suffix in IMAGE_SUFFIXES)
+    path = next((name for name in names if os.path.lexists(name)), None)
+    if path is None:
+        return None
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise KDBenchError(f"{path}: not a readable image ({error}); expected a PNG") from None
+    except UnidentifiedImageError:
+        raise KDBenchError(f"{path}: not a readable image; expected a whole png or jpg") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise KDBenchError(f"{path}: not a readable image ({why}); expected a whole png or jpg") from None
 
 
 def in_camera_view(points: np.ndarray, calibration: Calibration, image_size: tuple[int, int]) -> np.ndarray:
@@ -331,19 +395,24 @@ def boxes_to_objects(
     types: np.ndarray,
     scores: np.ndarray | None,
     calibration: Calibration,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | None,
 ) -> tuple[Objects, np.ndarray]:
     """Turns (N, 7) LiDAR boxes into KITTI rows; the inverse of :func:`objects_to_boxes`.
 
-    ``bbox`` is the projection of the box clipped to the image; ``truncated`` and ``occluded`` are -1 (unknown).
+    ``bbox`` is the projection of the box clipped to the image; ``truncated`` and ``occluded`` are -1 (unknown). Without
+    an image (None) every ``bbox`` is :data:`WHOLE`, which no rule of the evaluation ignores.
 
     Returns:
-        The objects that project into the image, and their (M,) index among the boxes.
+        The objects that project into the image, all without one, and their (M,) index among the boxes.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 7)
-    bbox, cut = clip_to_image(project_boxes(boxes, calibration), image_size)
-    kept = np.flatnonzero(cut < 1)
-    boxes, bbox = boxes[kept], bbox[kept]
+    kept: np.ndarray = np.arange(len(boxes))
+    if image_size is None:
+        bbox = np.tile(WHOLE, (len(boxes), 1))
+    else:
+        bbox, cut = clip_to_image(project_boxes(boxes, calibration), image_size)
+        kept = np.flatnonzero(cut < 1)
+        boxes, bbox = boxes[kept], bbox[kept]
     bottom = boxes[:, :3] - np.column_stack([np.zeros((len(boxes), 2)), boxes[:, 5] / 2])
     location = calibration.lidar_to_camera(bottom)
     rotation_y = wrap_angle(-boxes[:, 6] - np.pi / 2)
@@ -393,8 +462,10 @@ def read_frames(path: Path | str) -> list[str]:
     return frames
 
 
-def read_split(root: Path | str, split: str) -> list[str]:
+def read_split(root: Path | str, split: str, camera: bool = True) -> list[str]:
     """Returns the frames of ``ImageSets/<split>.txt`` after checking that each has its scan, calibration and label.
+
+    Without a camera a frame needs no calibration.
 
     Raises:
         KDBenchError: The split file is absent, one of :func:`read_frames`, or a frame lacks a file.
@@ -412,6 +483,6 @@ def read_split(root: Path | str, split: str) -> list[str]:
             raise KDBenchError(f"frame {frame} of {path}: {what}; expected training/velodyne/{frame}.bin")
         if f"{frame}.txt" not in folders["label_2"]:
             raise KDBenchError(f"frame {frame} of {path}: scan without label; expected training/label_2/{frame}.txt")
-        if f"{frame}.txt" not in folders["calib"]:
+        if camera and f"{frame}.txt" not in folders["calib"]:
             raise KDBenchError(f"frame {frame} of {path}: no calibration; expected training/calib/{frame}.txt")
     return frames

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.errors import KDBenchError, nearest
-from tasks.pointcloud.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT, Objects
+from tasks.pointcloud.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT, NO_ANGLE, Objects
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 METRICS = ("3d", "bev", "2d", "aos")
@@ -43,7 +43,6 @@ _NEUTRAL = {"car": "van", "pedestrian": "person_sitting"}
 _STRICT = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
 _LOOSE = {"Car": 0.5, "Pedestrian": 0.25, "Cyclist": 0.25}  # BEV and 3-D; 2-D has no loose variant
 _SLOTS = 41
-_NO_ANGLE = -10
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ def evaluate(
     detections: Sequence[Objects],
     classes: Sequence[str] = CLASSES,
     loose: bool = False,
+    metrics: Sequence[str] = METRICS,
 ) -> Result:
     """Average precision and orientation similarity of detections, frame by frame in the order of ``ground_truth``.
 
@@ -90,6 +90,7 @@ def evaluate(
         detections: Scored detections of each frame; any class, only ``classes`` are evaluated.
         classes: Which classes to evaluate.
         loose: KITTI's second set of minimum overlaps for BEV and 3-D: 0.5 for Car, 0.25 for the others.
+        metrics: Which of :data:`METRICS`.
 
     Returns:
         ``{class: {"3d" | "bev" | "2d" | "aos": {"R40" | "R11" | "all": {"easy" | "moderate" | "hard": percent}}}}``;
@@ -108,7 +109,7 @@ def evaluate(
             raise KDBenchError(f"KITTI has no minimum overlap for class {name!r}; {nearest(name, _STRICT)}")
     spatial = _LOOSE if loose else _STRICT
     gt, dt = _rows(ground_truth), _rows(detections)
-    return {name: _evaluate_class(gt, dt, name, _STRICT[name], spatial[name]) for name in classes}
+    return {name: _evaluate_class(gt, dt, name, _STRICT[name], spatial[name], metrics) for name in classes}
 
 
 def valid_counts(ground_truth: Sequence[Objects], classes: Sequence[str] = CLASSES) -> dict[str, dict[str, int]]:
@@ -155,7 +156,9 @@ def _too_hard(gt: _Rows, level: int) -> Bools:
     return hidden | (gt.height <= MIN_HEIGHT[level])
 
 
-def _evaluate_class(gt: _Rows, dt: _Rows, name: str, overlap_2d: float, overlap_3d: float) -> ClassResult:
+def _evaluate_class(
+    gt: _Rows, dt: _Rows, name: str, overlap_2d: float, overlap_3d: float, metrics: Sequence[str]
+) -> ClassResult:
     kind = name.lower()
     own_gt, own_dt = gt.kind == kind, dt.kind == kind
     neutral = gt.kind == _NEUTRAL.get(kind, "")
@@ -165,14 +168,14 @@ def _evaluate_class(gt: _Rows, dt: _Rows, name: str, overlap_2d: float, overlap_
     excused = _covered(gt, dt, own_dt, overlap_2d)
 
     result: ClassResult = {}
-    for metric in METRICS:
+    for metric in metrics:
         overlap = _overlap(gt, dt, *pairs, metric)
         near = overlap > minimum[metric]
         edges = _Edges(pairs[0][near], pairs[1][near], overlap[near], np.ones(near.sum()))
         judged = True
         if metric == "aos":
             edges = replace(edges, worth=(1 + np.cos(gt.alpha[edges.gt] - dt.alpha[edges.dt])) / 2)
-            judged = not (dt.alpha == _NO_ANGLE).any()
+            judged = not (dt.alpha == NO_ANGLE).any()
         result[metric] = {interpolation: {} for interpolation in INTERPOLATIONS}
         for level, difficulty in enumerate(DIFFICULTIES):
             small = height < MIN_HEIGHT[level]

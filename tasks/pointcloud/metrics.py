@@ -24,15 +24,17 @@ class KittiAP(Metric):
 
     Args:
         classes: Which classes to evaluate.
+        metrics: Which of them; without a camera ``2d`` and ``aos`` mean nothing.
         kwargs: As for ``torchmetrics.Metric``.
     """
 
     is_differentiable = False
     higher_is_better = True
 
-    def __init__(self, classes: Sequence[str] = CLASSES, **kwargs: Any) -> None:
+    def __init__(self, classes: Sequence[str] = CLASSES, metrics: Sequence[str] = METRICS, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.classes = tuple(classes)
+        self.metrics = tuple(metrics)
         self._frames: list[tuple[Objects, Objects]] = []
 
     def update(self, detections: Sequence[Objects], ground_truth: Sequence[Objects]) -> None:
@@ -65,13 +67,13 @@ class KittiAP(Metric):
 
     def _evaluate(self, frames: list[tuple[Objects, Objects]]) -> dict[str, Tensor]:
         ground_truth, detections = [gt for gt, _ in frames], [det for _, det in frames]
-        result = evaluate(ground_truth, detections, self.classes)
-        return {name: torch.tensor(value, device=self.device) for name, value in _flatten(result).items()}
+        result = evaluate(ground_truth, detections, self.classes, metrics=self.metrics)
+        return {name: torch.tensor(value, device=self.device) for name, value in _flatten(result, self.metrics).items()}
 
 
-def _flatten(result: Result) -> dict[str, float]:
+def _flatten(result: Result, metrics: Sequence[str]) -> dict[str, float]:
     flat = {}
-    for metric in METRICS:
+    for metric in metrics:
         for difficulty in DIFFICULTIES:
             for interpolation in ("R40", "R11", "all") if difficulty == "moderate" else ("R40", "R11"):
                 key = f"{metric}_{difficulty}_{interpolation.lower()}"

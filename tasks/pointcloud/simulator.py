@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from kdbench import rng
 from kdbench.errors import KDBenchError, nearest
 from tasks.pointcloud import kitti
+from tasks.pointcloud.scans import write_points
 from tasks.pointcloud.scene import DENSITY, build
 from tasks.pointcloud.sensor import scan
 
@@ -86,7 +87,7 @@ def simulate_frame(
 def _write_frame(folder: Path, simulate_one: Callable[[int], Frame], frame: int) -> None:
     simulated = simulate_one(frame)
     name = f"{frame:06d}"
-    kitti.write_points(folder / "velodyne" / f"{name}.bin", simulated.points)
+    write_points(folder / "velodyne" / f"{name}.bin", simulated.points)
     kitti.write_objects(folder / "label_2" / f"{name}.txt", simulated.objects)
     kitti.write_calibration(folder / "calib" / f"{name}.txt", calibration())
 

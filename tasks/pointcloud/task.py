@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from torchmetrics import MetricCollection
 from kdbench import rng
 from kdbench.build import build, check
 from kdbench.cache import SCRATCH, Store
+from kdbench.counts import Counts
 from kdbench.digest import digest, source_digest
 from kdbench.distributed import normalizer
 from kdbench.errors import KDBenchError, nearest
@@ -29,16 +31,23 @@ from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
 from tasks.pointcloud import kitti, picture
 from tasks.pointcloud.anchors import IGNORED, KITTI_ANCHORS, AnchorClass, Anchors, assign_per_class
 from tasks.pointcloud.augment import Augment
-from tasks.pointcloud.data import Collate, Frame, Frames, KittiData, Split, content_digest, image_size, prepare
+from tasks.pointcloud.counts import count
+from tasks.pointcloud.data import Collate, KittiData, Split
 from tasks.pointcloud.decode import Detections, decode
 from tasks.pointcloud.detector import PillarOutputs, PointPillars, grid_shape
+from tasks.pointcloud.frames import Frame, Frames, Sensors, content_digest, prepare, within
+from tasks.pointcloud.kitti_ap import METRICS
 from tasks.pointcloud.loss import detection_loss
 from tasks.pointcloud.metrics import KittiAP
+from tasks.pointcloud.scans import ScanLayout, read_points
+from tasks.pointcloud.scene import REVISION
 
 _log = logging.getLogger(__name__)
 
-#: Test frames whose objects are looked at for a warning, and the share of them that may lie outside the range.
-_PROBED, _BEYOND = 100, 0.02
+#: Share of the test objects that may lie outside the range without a warning.
+_BEYOND = 0.02
+#: What is scored without a camera: the other figures are of the image.
+_IN_SPACE = ("3d", "bev")
 
 #: Points of a scan in the camera's view, about.
 SCAN = 18_000
@@ -58,6 +67,10 @@ class DataOptions:
         workers: Loader processes; 0 reads in the training process.
         augment: Options of :class:`~tasks.pointcloud.augment.Augment`.
         simulator: Options of :func:`~tasks.pointcloud.simulator.simulate`.
+        scan: Options of :class:`~tasks.pointcloud.scans.ScanLayout`; simulated scans are KITTI's.
+        camera: False for data without a camera: scans are not cropped, and scored in BEV and 3-D by the points of each
+            object (:func:`~tasks.pointcloud.frames.by_points`), which is not KITTI's official figure.
+        image_size: Width and height of images that are absent, pixels; null for KITTI's.
     """
 
     root: str | None
@@ -67,6 +80,9 @@ class DataOptions:
     workers: NonNegativeInt
     augment: dict[str, Any]
     simulator: dict[str, Any]
+    scan: dict[str, Any] = field(default_factory=dict)
+    camera: bool = True
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
 
 
 def _check_space(point_range: Sequence[float], pillar: Sequence[float]) -> None:
@@ -127,6 +143,8 @@ class PointCloud(Task):
         noise: float = 0.0,
     ) -> None:
         self.options = DataOptions(**check("data", DataOptions, {k: v for k, v in data.items() if k not in _ENGINE}))
+        layout = ScanLayout(**check("data.scan", ScanLayout, self.options.scan))
+        self.sensors = Sensors(layout, self.options.camera, self.options.image_size)
         self.store = store
         self.point_range = tuple(point_range)
         self.pillar = tuple(pillar)
@@ -162,14 +180,23 @@ class PointCloud(Task):
                 expected = "expected KITTI's layout (training/, ImageSets/)"
                 raise KDBenchError(f"data.root={root}: there is no such folder, {expected}")
             identity = ""
-        split = Split.of(root, options.train, options.test)
+        sensors = replace(self.sensors, scan=ScanLayout()) if options.root is None else self.sensors
+        split = Split.of(root, options.train, options.test, sensors.camera)
         names = sorted({*split.train, *split.val, *split.test})
-        identity = digest([identity or content_digest(root, names, self.store), split.train, split.val, split.test])
-        key = digest([identity, self.classes, source_digest(["tasks.pointcloud.data"])])
-        product = self.store.product(
-            "kitti-frames", key, lambda work: prepare(root, names, split.train, self.classes, work)
+        read = [asdict(sensors)] if sensors != Sensors() else []  # KITTI's own way is not named
+        identity = digest(
+            [identity or content_digest(root, names, self.store), split.train, split.val, split.test, *read]
         )
-        frames = Frames(root, product.path, self.classes)
+        key = digest([identity, self.classes, source_digest(["tasks.pointcloud.frames"])])
+        product = self.store.product(
+            "kitti-frames", key, lambda work: prepare(root, names, split.train, self.classes, work, sensors)
+        )
+        for line in product.manifest["odd"]:
+            _log.warning("%s", line)
+        if unseen := product.manifest["unseen"]:
+            found = f"{len(unseen)} of {len(names)} scans have no point in the camera's view, first {unseen[0]}"
+            _log.warning("%s: %s", root, found)
+        frames = Frames(root, product.path, self.classes, sensors)
         if options.root is not None:
             self._warn(frames, split)
         return frames, split, identity
@@ -181,26 +208,24 @@ class PointCloud(Task):
             ("train", "train", len(split.train) + len(split.val)),
             ("test", "val", len(split.test)),
         ):
-            found = len(kitti.read_split(frames.root, name))
+            found = len(kitti.read_frames(frames.root / "ImageSets" / f"{name}.txt"))
             if used < found:
                 parts.append(f"data.{key}={getattr(self.options, key)} takes {used} of {found} frames of {name}.txt")
         if parts:
             _log.warning("%s: %s; preset=paper, or null, takes all", frames.root / "ImageSets", ", ".join(parts))
-        counted, beyond = 0, 0
-        for name in split.test[:_PROBED]:
-            objects, calibration, _ = frames.truth(name)
-            objects = objects.select(np.isin(objects.types, self.classes) & (kitti.difficulty(objects) >= 0))
-            boxes = kitti.objects_to_boxes(objects, calibration)
-            inside = (boxes[:, :2] >= self.point_range[:2]) & (boxes[:, :2] < self.point_range[3:5])
-            counted, beyond = counted + len(boxes), beyond + int((~inside.all(axis=1)).sum())
-        if beyond > _BEYOND * counted:
-            what = f"{beyond} of {counted} objects of test frames"
-            _log.warning("%s lie outside task.point_range and count as missed; preset=paper has KITTI's range", what)
+        contents = frames.contents
+        counted = np.isin(contents.frames, split.test) & np.isin(contents.types, self.classes)
+        boxes = contents.boxes[counted & (contents.difficulty >= 0)]
+        low, high = np.array(self.point_range[:2]), np.array(self.point_range[3:5])
+        beyond = int((~within(boxes[:, :2], low, high)).sum())
+        if beyond > _BEYOND * len(boxes):
+            what = f"{beyond} of {len(boxes)} objects of test frames lie outside task.point_range"
+            so = "count as missed; preset=paper has KITTI's range" if self.options.camera else "are not scored"
+            _log.warning("%s and %s", what, so)
 
     def _simulated(self) -> tuple[Path, str]:
         options = self.options
-        code = source_digest(["tasks.pointcloud.simulator"])
-        key = digest([dict(options.simulator), options.train, options.test, code])
+        key = digest([dict(options.simulator), options.train, options.test, REVISION])
 
         def make(work: Path) -> dict[str, Any]:
             from tasks.pointcloud.simulator import simulate
@@ -227,13 +252,20 @@ class PointCloud(Task):
         _, split, identity = self._data
         embedded = self.options.root is None
         return DatasetInfo(
-            "kitti-simulated" if embedded else "kitti",
+            ("kitti-simulated" if embedded else "kitti") + ("" if self.options.camera else "-no-camera"),
             embedded,
             identity,
             {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
             classes=self.classes,
             inputs={"point_range": list(self.point_range), "pillar": list(self.pillar)},
         )
+
+    def counts(self) -> Mapping[str, Counts]:
+        """Returns the objects in the range, and those that the primary metric counts, by split and class."""
+        frames, split, _ = self._data
+        parts = {"train": split.train, "val": split.val, "test": split.test}
+        options = self.classes, self.point_range, self.options.camera
+        return {name: count(frames.contents, part, *options) for name, part in parts.items()}
 
     def restore(self, info: DatasetInfo) -> None:
         """Takes what a record says; how scans are read is in the options of the task."""
@@ -318,16 +350,16 @@ class PointCloud(Task):
     # ---- scores -----------------------------------------------------------------------------------------------
 
     def metrics(self, split: str) -> MetricCollection:
-        """KITTI average precision of the detected classes."""
-        return MetricCollection([KittiAP(self.classes)])
+        """KITTI average precision of the detected classes; without a camera in BEV and 3-D alone."""
+        return MetricCollection([KittiAP(self.classes, METRICS if self.options.camera else _IN_SPACE)])
 
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: PillarOutputs, batch: Batch) -> None:
         """Turns detections into KITTI rows of each frame and feeds them with the frame's labels."""
         frames = self._data[0]
         found, truth = [], []
         for name, detections in zip(batch.memo["names"], self.decode(outputs), strict=True):
-            objects, calibration, size = frames.truth(name)
-            truth.append(objects)
+            _, calibration, size = frames.truth(name)
+            truth.append(frames.scored(name, *np.split(np.array(self.point_range), 2)))
             found.append(self._rows(detections, calibration, size)[0])
         metrics.update(found, truth)
 
@@ -337,7 +369,7 @@ class PointCloud(Task):
         return decode(outputs, self.anchors, self.score_threshold)
 
     def _rows(
-        self, detections: Detections, calibration: kitti.Calibration, size: tuple[int, int]
+        self, detections: Detections, calibration: kitti.Calibration, size: tuple[int, int] | None
     ) -> tuple[kitti.Objects, np.ndarray]:
         types = np.array(self.classes)[detections.labels.cpu().numpy()]
         boxes, scores = detections.boxes.cpu().numpy(), detections.scores.cpu().numpy()
@@ -392,12 +424,16 @@ class PointCloud(Task):
 
     def read(self, path: Path) -> Batch:
         """Reads a ``.bin`` scan; one in KITTI's layout is cropped to the camera's view with its calibration."""
-        points = kitti.read_points(path)
+        points = read_points(path, self.sensors.scan)
         folder = path.absolute().parent.parent
-        calibration = folder / "calib" / f"{path.stem}.txt"
-        if calibration.is_file():
-            size = image_size(folder / "image_2" / f"{path.stem}.png")
-            points = points[kitti.in_camera_view(points, kitti.read_calibration(calibration), size)]
+        beside = folder / "calib" / f"{path.stem}.txt"
+        if self.sensors.camera and os.path.lexists(beside):
+            calibration = self.sensors.calibration(beside)
+            size = self.sensors.view(folder, path.stem, calibration)
+            assert size is not None
+            points = points[kitti.in_camera_view(points, calibration, size)]
+            if not len(points):
+                raise KDBenchError(f"{path}: no point lies in the camera's view by {beside}: are they of one sensor?")
         return self._alone(path.stem, points)
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
-import shlex
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

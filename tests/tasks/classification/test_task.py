@@ -15,6 +15,7 @@ from torch import nn
 
 from kdbench import config, rng
 from kdbench.build import build
+from kdbench.counts import check
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits
 from kdbench.task import Batch
@@ -72,6 +73,17 @@ def test_what_it_says_of_the_data(made, tmp_path):
     assert (info.name, info.embedded) == ("digits", True)
     assert dict(info.sizes) == {"train": 50, "val": 20, "test": 60}
     assert tiny.task(Path(tmp_path), {"batch_size": 8}).dataset().digest == info.digest
+
+
+def test_counts_are_those_of_the_labelled_images(made, tmp_path):
+    counts = made.counts()
+    assert [found.samples for found in counts.values()] == [50, 20, 60]
+    assert all(number == 5 for number in counts["train"].labels.values())
+    labels = torch.cat([batch.targets for batch in made.data(0).test_dataloader()])
+    assert list(counts["test"].judged.values()) == labels.bincount(minlength=10).tolist()
+    few = tiny.task(tmp_path, {"labels": 20, "unlabelled": 30}).counts()["train"]
+    assert (few.samples, sum(few.labels.values())) == (50, 20)
+    check(made)
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------

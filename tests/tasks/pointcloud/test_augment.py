@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from tasks.pointcloud import kitti
+from tasks.pointcloud import kitti, scans
 from tasks.pointcloud.augment import (
     Augment,
     accept,
@@ -201,7 +201,7 @@ def test_ground_meets_real_labels(shared_data: Path) -> None:
         calibration = kitti.read_calibration(training / "calib" / path.name)
         objects = kitti.read_objects(training / "label_2" / path.name)
         boxes = kitti.objects_to_boxes(objects.select(objects.types != "DontCare"), calibration)
-        points = kitti.read_points(training / "velodyne" / f"{path.stem}.bin")
+        points = scans.read_points(training / "velodyne" / f"{path.stem}.bin")
         points = points[kitti.in_camera_view(points, calibration, kitti.DEFAULT_IMAGE_SIZE)]
         bottom = boxes[:, 2] - boxes[:, 5] / 2
         errors.append(ground_height(boxes, plane_of(points)) - bottom)

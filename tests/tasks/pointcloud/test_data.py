@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 import pickle
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,30 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from kdbench import rng
-from kdbench.cache import Store
 from kdbench.data import Key
 from kdbench.errors import KDBenchError
 from kdbench.splits import cut
 from kdbench.task import Batch, move
-from tasks.pointcloud import data as module
 from tasks.pointcloud import kitti
-from tasks.pointcloud.augment import Augment, fit_ground, overlap_bev
-from tasks.pointcloud.data import (
-    DATABASE,
-    Collate,
-    Frame,
-    Frames,
-    KittiData,
-    Scans,
-    Split,
-    content_digest,
-    image_size,
-    prepare,
-)
+from tasks.pointcloud.augment import Augment, overlap_bev
+from tasks.pointcloud.data import Collate, KittiData, Scans, Split
 from tasks.pointcloud.database import Database
+from tasks.pointcloud.frames import DATABASE, Frame, Frames, prepare
 from tests.tasks.pointcloud import tiny
 
 CLASSES = ("Pedestrian", "Cyclist", "Car")
@@ -103,142 +87,6 @@ def test_a_cut_needs_two_frames_and_sets_apart(root, tmp_path):
 
 
 # ---- preparing ----------------------------------------------------------------------------------------------------
-
-
-def test_scans_are_cropped_to_the_image(root, frames):
-    """Point by point: kept where the projection is ahead of the camera and inside the image."""
-    whole = kitti.read_points(root / "training" / "velodyne" / "000000.bin")
-    camera = np.column_stack([-whole[:, 1], -whole[:, 2] - 0.08, whole[:, 0] - 0.27]).astype(np.float64)
-    with np.errstate(divide="ignore"):
-        u, v = 700 * camera[:, 0] / camera[:, 2] + 600, 700 * camera[:, 1] / camera[:, 2] + 180
-    width, height = kitti.DEFAULT_IMAGE_SIZE
-    seen = (camera[:, 2] > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    assert 0.1 < seen.mean() < 0.9
-    np.testing.assert_array_equal(frames.read("000000").points, whole[seen])
-
-
-def test_frames_give_boxes_and_labels_without_dont_care(frames):
-    _, boxes, types = tiny.scene("000002")
-    frame = frames.read("000002")
-    np.testing.assert_allclose(frame.boxes, boxes, atol=1e-4)
-    assert [CLASSES[i] if i >= 0 else "" for i in frame.labels] == ["Car", "Pedestrian", "Cyclist", ""]
-    assert types[3] == "Van"
-    objects, calibration, size = frames.truth("000002")
-    assert objects.types.tolist() == [*types, "DontCare"]
-    np.testing.assert_allclose(calibration.p2, tiny.CALIBRATION.p2)
-    assert size == kitti.DEFAULT_IMAGE_SIZE
-
-
-def test_the_ground_is_fitted_once_and_is_that_of_the_scan(frames, monkeypatch):
-    """The numbers of a frame are those of a plane fitted to its points each time."""
-    database = Database.load(frames.prepared / DATABASE).filter(CLASSES)
-    expected = {}
-    for name in ("000000", "000001"):
-        frame = frames.read(name)
-        plane = fit_ground(frame.points)
-        assert plane is not None
-        np.testing.assert_array_equal(frame.ground, plane)
-        stream = rng.numpy(3, "augment", 1, name)
-        expected[name] = Augment()(frame.points, frame.boxes, frame.labels, stream, database, plane)
-    monkeypatch.setattr(module, "fit_ground", lambda _: pytest.fail("fitted again"))
-    scans = Scans(frames, list(expected), 3, Augment(), database)
-    for index, (points, boxes, labels) in enumerate(expected.values()):
-        found = scans[Key(1, index)]
-        np.testing.assert_array_equal(found.points, points)
-        np.testing.assert_array_equal(found.boxes, boxes)
-        np.testing.assert_array_equal(found.labels, labels)
-
-
-def test_a_scan_without_ground_is_prepared(tmp_path):
-    root = tiny.write(tmp_path / "kitti", 2, 1)
-    path = root / "training" / "velodyne" / "000000.bin"
-    kitti.write_points(path, kitti.read_points(path)[:20])
-    prepare(root, ["000000", "000001"], ["000001"], CLASSES, tmp_path)
-    read = Frames(root, tmp_path, CLASSES)
-    assert read.read("000000").ground is None
-    assert read.read("000001").ground is not None
-
-
-def test_image_size(tmp_path):
-    path = tmp_path / "000000.png"
-    assert image_size(path) == kitti.DEFAULT_IMAGE_SIZE
-    Image.new("L", (1224, 370)).save(path)
-    assert image_size(path) == (1224, 370)
-    path.write_bytes(b"no")
-    with pytest.raises(KDBenchError, match=r"000000.png: not a readable image .*; expected a PNG"):
-        image_size(path)
-
-
-def test_text_as_windows_writes_it_and_names_in_lower_case_are_the_same_data(root, frames, tmp_path):
-    other = shutil.copytree(root, tmp_path / "kitti")
-    for path in [*other.glob("training/*/*.txt"), *other.glob("ImageSets/*.txt")]:
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_text().lower().replace("\n", "\r\n").encode())
-    split = Split.of(other)
-    assert split == Split.of(root)
-    again = prepared(other, tmp_path / "prepared")
-    for name in (split.train[0], split.test[0]):
-        ours, theirs = again.read(name), frames.read(name)
-        assert np.array_equal(ours.points, theirs.points)
-        assert np.array_equal(ours.boxes, theirs.boxes)
-        assert ours.labels.tolist() == theirs.labels.tolist() == [2, 0, 1, -1]
-    first, second = (Database.load(made.prepared / DATABASE) for made in (frames, again))
-    assert len(first) == len(second)
-
-
-def test_the_database_holds_the_objects_of_the_training_frames(root, frames):
-    database = Database.load(frames.prepared / DATABASE)
-    assert set(database.frames) == set(Split.of(root).train)
-    assert sorted(set(database.classes)) == ["Car", "Cyclist", "Pedestrian"]
-    assert len(database) == 3 * len(Split.of(root).train)
-    assert database.counts.min() >= 70  # 80 are inside; some may be out of the image
-
-
-def append(path: Path, content: bytes) -> None:
-    path.write_bytes(path.read_bytes() + content)
-
-
-def folder(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
-def test_content_digest_sees_labels_calibration_scans_and_images(root, tmp_path):
-    made = tiny.write(tmp_path / "kitti")
-    store = Store(tmp_path / "store")
-    names = ["000000", "000001"]
-    digests = [content_digest(made, names, store)]
-    assert digests[0] == content_digest(root, names, store)
-    training = made / "training"
-    changes = [
-        lambda: append(training / "label_2" / "000000.txt", b"\n"),
-        lambda: append(training / "calib" / "000001.txt", b"# seen\n"),
-        lambda: append(training / "velodyne" / "000001.bin", bytes(16)),
-        lambda: Image.new("L", (1224, 370)).save(folder(training / "image_2") / "000000.png"),
-    ]
-    for change in changes:
-        change()
-        digests.append(content_digest(made, names, store))
-    assert len(set(digests)) == 5
-    assert content_digest(made, names[:1], store) not in digests
-
-
-def test_content_digest_reads_the_bytes_of_scans_and_each_once(tmp_path, monkeypatch):
-    made = tiny.write(tmp_path / "kitti")
-    store = Store(tmp_path / "store")
-    scan = made / "training" / "velodyne" / "000000.bin"
-    first = content_digest(made, ["000000"], store)
-    scan.write_bytes(scan.read_bytes()[:-4] + bytes(4))
-    os.utime(scan, ns=(0, 1))
-    second = content_digest(made, ["000000"], store)
-    assert second != first, "of the same size"
-    digest_files = module.digest_files
-
-    def texts_alone(paths: Sequence[Path], root: Path) -> str:
-        assert not [p for p in paths if p.suffix == ".bin"], "the scans were read again"
-        return digest_files(paths, root)
-
-    monkeypatch.setattr(module, "digest_files", texts_alone)
-    assert content_digest(made, ["000000"], store) == second
 
 
 # ---- batches ------------------------------------------------------------------------------------------------------

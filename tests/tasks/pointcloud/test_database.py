@@ -9,7 +9,7 @@ import pytest
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
-from tasks.pointcloud import kitti
+from tasks.pointcloud import kitti, scans
 from tasks.pointcloud.database import Database, Sample, points_in_boxes, spans
 
 
@@ -201,7 +201,7 @@ def test_real_frames(shared_data: Path) -> None:
     objects = kitti.read_objects(root / f"training/label_2/{name}.txt")
     objects = objects.select(objects.types != "DontCare")
     calibration = kitti.read_calibration(root / f"training/calib/{name}.txt")
-    points = kitti.read_points(root / f"training/velodyne/{name}.bin")
+    points = scans.read_points(root / f"training/velodyne/{name}.bin")
     boxes = kitti.objects_to_boxes(objects, calibration)
     database = Database.build([(name, points, boxes, objects.types, kitti.difficulty(objects))])
     assert len(database) == len(objects)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kdbench.errors import KDBenchError
-from tasks.pointcloud import data as module
-from tasks.pointcloud import kitti
+from tasks.pointcloud import frames as module
+from tasks.pointcloud import scans
 from tests.tasks.pointcloud import tiny
 
 
@@ -25,9 +25,9 @@ def folder(path: Path) -> Path:
 
 
 def nan_points(path: Path) -> None:
-    points = kitti.read_points(path)
+    points = scans.read_points(path)
     points[5, 1] = np.nan
-    kitti.write_points(path, points)
+    scans.write_points(path, points)
 
 
 def without_p2(path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from kdbench.errors import KDBenchError
-from tasks.pointcloud import kitti
+from tasks.pointcloud import kitti, scans
 
 LABEL = "Car 0.00 1 -1.33 597.59 176.18 720.90 261.14 1.47 1.60 3.66 1.07 1.55 14.44 -1.25\n"
 DONTCARE = "DontCare -1 -1 -10 800.38 163.67 825.45 184.07 -1 -1 -1 -1000 -1000 -1000 -10\n"
@@ -197,44 +198,54 @@ def test_bad_calibration(tmp_path, key):
             kitti.read_calibration(path)
 
 
+@pytest.mark.parametrize("p2", ["0 " * 12, "1 " * 12, "700 0 600 0 0 700 180 0 0 0 0 0"])
+def test_a_camera_that_projects_nothing_is_refused_and_not_read_where_there_is_none(tmp_path, p2, calibration):
+    path = tmp_path / "calib.txt"
+    path.write_text(re.sub("P2: .*", f"P2: {p2}", CALIBRATION))
+    with pytest.raises(KDBenchError, match=r"calib.txt: P2 projects nothing, .* data.camera=false for data"):
+        kitti.read_calibration(path)
+    assert np.array_equal(kitti.read_calibration(path, camera=False).lidar_to_rectified, calibration.lidar_to_rectified)
+    path.write_text(re.sub("P2: .*", "", CALIBRATION))
+    assert np.array_equal(kitti.read_calibration(path, camera=False).r0, calibration.r0)
+
+
+def test_without_a_camera_every_box_becomes_a_row(calibration):
+    boxes = random_boxes(40) * [-1, 1, 1, 1, 1, 1, 1]  # behind
+    objects, kept = kitti.boxes_to_objects(boxes, np.full(40, "Car"), np.ones(40), calibration, None)
+    assert kept.tolist() == list(range(40))
+    assert set((objects.bbox[:, 3] - objects.bbox[:, 1]).tolist()) == {100.0}
+    np.testing.assert_allclose(kitti.objects_to_boxes(objects, calibration), boxes, atol=1e-9)
+    points = np.random.default_rng(0).uniform(-50, 50, (9, 3))
+    np.testing.assert_allclose(kitti.AXES.camera_to_lidar(kitti.AXES.lidar_to_camera(points)), points, atol=1e-12)
+    assert kitti.AXES.lidar_to_camera(np.array([[1.0, 2, 3]])).tolist() == [[-2, -3, 1]]
+
+
+def test_rows_that_can_hardly_be_meant_are_noted_with_file_and_line(tmp_path):
+    odd = kitti.Oddities()
+    for name, text in (
+        ("a", LABEL + DONTCARE),
+        ("b", "\n" + LABEL + LABEL.replace("1.47", "0") + LABEL.replace("1.60", "-1.6") + DONTCARE),
+        ("c", LABEL.replace("-1.25", "-90") + LABEL.replace("-1.33", "45") + LABEL.replace("-1.33", "-10")),
+        ("d", LABEL.replace("720.90", "97.59") + LABEL.replace("597.59 176.18 720.90 261.14", "0 0 0 0")),
+    ):
+        (tmp_path / f"{name}.txt").write_text(text)
+        kitti.read_objects(tmp_path / f"{name}.txt", odd=odd)
+    assert odd.lines() == [
+        f"{tmp_path}/b.txt:3: a size that is not above 0 (height, width, length), and 1 further such",
+        f"{tmp_path}/c.txt:1: a rotation beyond a full turn (degrees? KITTI's are radians)",
+        f"{tmp_path}/c.txt:2: an alpha beyond a full turn (degrees? KITTI's are radians)",
+        f"{tmp_path}/d.txt:1: a 2-D box whose right or bottom is not beyond its left or top, and 1 further such",
+    ]
+
+
 def test_singular_calibration(tmp_path):
     path = tmp_path / "calib.txt"
-    path.write_text("P2: " + "1 " * 12 + "\nR0_rect: " + "0 " * 9 + "\nTr_velo_to_cam: " + "1 " * 12)
+    path.write_text("P2: 1 0 0 0 0 1 0 0 0 0 1 0" + "\nR0_rect: " + "0 " * 9 + "\nTr_velo_to_cam: " + "1 " * 12)
     with pytest.raises(KDBenchError, match="not a rotation"):
         kitti.read_calibration(path)
 
 
-# Points
-
-
-def test_points_survive_writing(tmp_path):
-    points = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    kitti.write_points(tmp_path / "a.bin", points)
-    read = kitti.read_points(tmp_path / "a.bin")
-    assert read.dtype == np.float32
-    assert np.array_equal(read, points)
-    read[0] = 0  # writable
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "no such scan"),
-        (b"", "0 bytes; expected a multiple of 16"),
-        (b"\0" * 33, "33 bytes; expected a multiple of 16"),
-        (
-            np.array([0, 0, 0, 0, 1, np.nan, 0, 0], dtype="<f4").tobytes(),
-            "1 of 2 points hold NaN or infinity, first at 1",
-        ),
-        (np.array([np.inf, 0, 0, 0], dtype="<f4").tobytes(), "1 of 1 points hold NaN or infinity"),
-    ],
-)
-def test_bad_scan(tmp_path, content, said):
-    path = tmp_path / "a.bin"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(KDBenchError, match=said):
-        kitti.read_points(path)
+# Images
 
 
 def test_in_camera_view_agrees_with_projection(calibration):
@@ -246,15 +257,35 @@ def test_in_camera_view_agrees_with_projection(calibration):
     assert (seen != expected).sum() <= 2  # float32 at the very border
 
 
-def test_image_size(tmp_path):
-    assert kitti.image_size(tmp_path, "000000") == (1242, 375)
-    folder = tmp_path / "training" / "image_2"
-    folder.mkdir(parents=True)
-    Image.new("RGB", (1224, 370)).save(folder / "000000.png")
-    assert kitti.image_size(tmp_path, "000000") == (1224, 370)
-    (folder / "000001.png").write_bytes(b"not an image")
-    with pytest.raises(KDBenchError, match=r"000001.png: not a readable image"):
-        kitti.image_size(tmp_path, "000001")
+def test_image_size(tmp_path, calibration):
+    assert kitti.image_size(tmp_path, "000000", calibration) == (1242, 375)
+    assert kitti.image_size(tmp_path, "000000", calibration, (1000, 300)) == (1000, 300)
+    for frame, suffix in enumerate((".png", ".jpg", ".JPEG", ".bmp")):
+        Image.new("RGB", (1224, 370 - frame)).save(tmp_path / f"{frame:06d}{suffix}")
+        assert kitti.image_size(tmp_path, f"{frame:06d}", calibration, (1000, 300)) == (1224, 370 - frame)
+
+
+def test_an_image_that_cannot_be_read_is_one_line(tmp_path, calibration):
+    (tmp_path / "000001.png").write_bytes(b"not an image")
+    (tmp_path / "000002.jpg").symlink_to("/nowhere/file")
+    (tmp_path / "000003.png").mkdir()
+    for frame, said in (
+        ("000001", r"000001.png: not a readable image; expected a whole png or jpg"),
+        ("000002", r"000002.jpg: not a readable image \(No such file or directory\)"),
+        ("000003", r"000003.png: not a readable image \(Is a directory\)"),
+    ):
+        with pytest.raises(KDBenchError, match=said):
+            kitti.image_size(tmp_path, frame, calibration)
+
+
+@pytest.mark.parametrize("centre", [(960.0, 540.0), (320.0, 240.0), (610.0, 360.0), (0.0, 0.0)])
+def test_kittis_size_is_not_assumed_of_another_camera(tmp_path, calibration, centre):
+    p2 = calibration.p2.copy()
+    p2[:2, 2] = centre
+    other = dataclasses.replace(calibration, p2=p2)
+    with pytest.raises(KDBenchError, match=r"000000.png: there is no image, and the centre .* data.image_size=\[WIDTH"):
+        kitti.image_size(tmp_path, "000000", other)
+    assert kitti.image_size(tmp_path, "000000", other, (1920, 1080)) == (1920, 1080)
 
 
 # As other programs write text
@@ -435,8 +466,8 @@ def test_real_frames(real):
     for frame in kitti.read_split(real, "train") + kitti.read_split(real, "val"):
         objects = kitti.read_objects(real / "training" / "label_2" / f"{frame}.txt")
         calibration = kitti.read_calibration(real / "training" / "calib" / f"{frame}.txt")
-        points = kitti.read_points(real / "training" / "velodyne" / f"{frame}.bin")
-        size = kitti.image_size(real, frame)
+        points = scans.read_points(real / "training" / "velodyne" / f"{frame}.bin")
+        size = kitti.image_size(real / "training" / "image_2", frame, calibration)
         seen = kitti.in_camera_view(points, calibration, size).sum()
         assert 15_000 < seen < 21_000
         objects = objects.select(objects.types != "DontCare")

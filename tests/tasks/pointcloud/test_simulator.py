@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("open3d", reason="the simulator needs Open3D: pip install 'kdbench[pointcloud]'")
 
 from kdbench.errors import KDBenchError
-from tasks.pointcloud import kitti, simulator
+from tasks.pointcloud import kitti, scene, simulator
+from tasks.pointcloud.scans import read_points
 from tasks.pointcloud.simulator import calibration, simulate, simulate_frame
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
@@ -150,7 +151,7 @@ def test_writes_kitti_layout_whatever_the_workers(tmp_path):
     assert kitti.read_split(tmp_path / "one", "val") == ["000004", "000005"]
     training = tmp_path / "one" / "training"
     frame = simulate_frame(5, 4, full_sweep=False)
-    assert np.array_equal(kitti.read_points(training / "velodyne" / "000004.bin"), frame.points)
+    assert np.array_equal(read_points(training / "velodyne" / "000004.bin"), frame.points)
     objects = kitti.read_objects(training / "label_2" / "000004.txt")
     assert np.array_equal(objects.types, frame.objects.types)
     np.testing.assert_allclose(objects.location, frame.objects.location, atol=1e-9)
@@ -175,7 +176,7 @@ def test_disk_full_leaves_nothing(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         path.write_bytes(points.tobytes())
 
-    monkeypatch.setattr(kitti, "write_points", write)
+    monkeypatch.setattr(simulator, "write_points", write)
     with pytest.raises(KDBenchError, match="cannot write the simulated frames .No space left on device.") as caught:
         simulate(tmp_path / "data", train=4, test=2, workers=1, full_sweep=False, progress=False)
     assert "\n" not in str(caught.value)
@@ -243,3 +244,15 @@ def test_eighty_frames_hold_enough_ground_truth(bounds):
         for level in range(3):
             # With fewer, a perfect detector stays below AP 100 at 40 recall positions.
             assert ((types == kind) & (levels >= 0) & (levels <= level)).sum() >= 41, (kind, level)
+
+
+def test_the_revision_names_the_scans_of_the_committed_records():
+    """Whoever changes what is simulated gives it another name, and then puts the new figures here."""
+    assert scene.REVISION == "b0e322f0e804414f"
+    frame = simulate_frame(1, 0, max_distance=28.16, lateral=14.08, full_sweep=False)
+    assert len(frame.points) == pytest.approx(15939, abs=5)
+    assert frame.points.mean(axis=0) == pytest.approx([17.264, -0.286, -0.818, 0.25], abs=2e-3)
+    assert frame.objects.types.tolist() == ["Car"] * 8 + ["Cyclist"] * 2 + ["Pedestrian"] * 3
+    assert frame.objects.occluded.tolist() == [1, 1, 1, 2, 2, 0, 0, 0, 1, 1, 0, 0, 2]
+    assert frame.objects.location.mean(axis=0) == pytest.approx([-2.18, 1.88, 13.99], abs=0.01)
+    assert frame.objects.bbox.mean(axis=0) == pytest.approx([444.5, 188.3, 572.5, 294.8], abs=0.1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdbench import config, rng
 from kdbench.cache import Store
-from tasks.pointcloud import kitti
+from tasks.pointcloud import kitti, scans
 from tasks.pointcloud.task import PointCloud
 
 RANGE = [0.0, -10.24, -3.0, 20.48, 10.24, 1.0]
@@ -72,7 +72,7 @@ def write(root: Path, train: int = 6, test: int = 3) -> Path:
     names = [f"{i:06d}" for i in range(train + test)]
     for name in names:
         points, boxes, types = scene(name)
-        kitti.write_points(root / "training" / "velodyne" / f"{name}.bin", points)
+        scans.write_points(root / "training" / "velodyne" / f"{name}.bin", points)
         kitti.write_objects(root / "training" / "label_2" / f"{name}.txt", labels(boxes, types))
         kitti.write_calibration(root / "training" / "calib" / f"{name}.txt", CALIBRATION)
     for split, part in (("train", names[:train]), ("val", names[train:])):
