@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kdbench import rng
 from kdbench.distributed import average, average_gradients, check_same, share, share_buffers, uneven
 from kdbench.errors import KDBenchError
+from kdbench.onednn import keep_sound
 from kdbench.optim import make_optimizer, make_scheduler
 from kdbench.plan import StepPlan, Weight, make_plan
 from kdbench.plugin import Bindings, Plugin, Stage, State, Views
@@ -76,6 +77,7 @@ class Distiller(LightningModule):
         stage: Stage,
     ) -> None:
         super().__init__()
+        keep_sound()
         self.cast = cast
         self.bindings = bindings
         self.weights = weights

@@ -1,0 +1,69 @@
+"""A fault of oneDNN that the engine keeps every network away from.
+
+The weight gradient of a strided 1x1 convolution whose images are laid out channel last writes past its workspace where
+the images have fewer channels than a vector register holds: 8 on AVX2, 16 on AVX-512
+(https://github.com/uxlfoundation/oneDNN/issues/6035). Small maps stay within the slack of the allocation; from 56
+pixels on it is a crash, with several threads at times a wrong gradient. It is that kernel alone: float32, no groups, no
+padding, a size that the stride divides; a transposed convolution reaches it by its output's channels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+#: Channels from which the kernel is sound, whatever the instruction set.
+SOUND = 16
+
+_libraries: list[torch.library.Library] = []  # a registration lasts as long as its object
+
+
+def faulty(images: Tensor, weight: Tensor, stride: Sequence[int], groups: int) -> bool:
+    """Tells whether the weight gradient of a convolution would be that kernel's, if channels lay last.
+
+    Args:
+        images: (B, C, *space).
+        weight: (Out, C / groups, *kernel), for a transposed convolution (C, Out / groups, *kernel).
+        stride: Of each dimension.
+        groups: Of channels.
+    """
+    shape = weight.shape
+    few = 1 < shape[1] < SOUND and groups == 1
+    return few and max(stride) > 1 and max(shape[2:]) == 1 and images.dtype == torch.float32
+
+
+@functools.cache
+def keep_sound() -> None:
+    """Lays the tensors of such a gradient out plainly, in this process from now on.
+
+    It is done where every convolution of a CPU comes by, whatever module, function or method made it; all others stay
+    in the layout that they have.
+    """
+    kernel = torch.library.get_kernel("aten::convolution_backward", "CPU")
+
+    def backward(
+        keys: torch.DispatchKeySet,
+        gradient: Tensor,
+        images: Tensor,
+        weight: Tensor,
+        bias: list[int] | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        transposed: bool,
+        output_padding: list[int],
+        groups: int,
+        mask: list[bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if mask[1] and faulty(images, weight, stride, groups):
+            gradient, images = gradient.contiguous(), images.contiguous()
+            weight = weight.clone(memory_format=torch.contiguous_format)  # a 1x1 kernel is contiguous in both layouts
+        geometry = stride, padding, dilation, transposed, output_padding, groups
+        return kernel.call_boxed(keys, gradient, images, weight, bias, *geometry, mask)
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("convolution_backward", backward, "CPU", with_keyset=True)
+    _libraries.append(library)
