@@ -97,6 +97,7 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     from kdbench.cache import Store
     from kdbench.counts import table as counts_table
     from kdbench.fit import Training
+    from kdbench.onednn import Watch
     from kdbench.promises import check_promises
     from kdbench.rehearsal import overfit, reach
     from kdbench.stages import Stages, make_task
@@ -127,7 +128,14 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     for owner, bindings in training.bindings.items():
         read = ", ".join(f"{need} = {name}" for need, name in bindings.items())
         console.print(f"{owner} reads: {read}")
-    reached = reach(distiller, batch)
+    with Watch() as watch:
+        reached = reach(distiller, batch)
+    if watch.layers:
+        console.print(
+            f"1x1 convolutions, {'; '.join(watch.layers)}: their weight gradients run in the plain layout, because "
+            "oneDNN's for channels_last writes out of bounds (https://github.com/uxlfoundation/oneDNN/issues/6035)",
+            highlight=False,
+        )
     table = Table("term", "value", "weight", "gradient norm by owner", title="terms")
     assert distiller.plan is not None
     for name, value in terms.items():

@@ -10,10 +10,12 @@ padding, a size that the stride divides; a transposed convolution reaches it by 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 #: Channels from which the kernel is sound, whatever the instruction set.
 SOUND = 16
@@ -67,3 +69,26 @@ def keep_sound() -> None:
     library = torch.library.Library("aten", "IMPL")
     library.impl("convolution_backward", backward, "CPU", with_keyset=True)
     _libraries.append(library)
+
+
+class Watch(TorchDispatchMode):
+    """Notes, while it is on, whose weight gradients are kept from that kernel.
+
+    Attributes:
+        layers: What they are, as text, each once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: dict[str, None] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs an operation, and looks at it if it is the backward of a convolution."""
+        if func is torch.ops.aten.convolution_backward.default:
+            _, images, weight, _, stride, _, _, transposed, _, groups, mask = args
+            if mask[1] and images.device.type == "cpu" and faulty(images, weight, stride, groups):
+                ends = weight.shape[:2] if transposed else weight.shape[1::-1]
+                self.layers["{} -> {} channels, stride {}".format(*ends, max(stride))] = None
+        return func(*args, **(kwargs or {}))

@@ -4,11 +4,13 @@ import io
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 from kdbench import doctor
 from kdbench.counts import Counts
 from kdbench.errors import KDBenchError
 from tests.cli import CliToy, CommandLine
+from tests.toy import Net
 
 
 @pytest.fixture
@@ -68,6 +70,24 @@ def test_a_student_alone_is_examined_too(kdbench):
     well, lines = examined(kdbench, "method=none")
     assert well
     assert any(line.startswith("task ") for line in lines)
+
+
+class Strided(Net):
+    """Its body is what oneDNN gets wrong."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.body = nn.Sequential(nn.Conv2d(width, width, 1, 2), nn.ReLU())
+
+
+def test_layers_kept_from_a_fault_of_onednn_are_named(kdbench):
+    well, lines = examined(kdbench, "method=none", "pair.student.architecture._target_=tests.test_doctor.Strided")
+    assert well
+    said = (
+        "1x1 convolutions, 4 -> 4 channels, stride 2: their weight gradients run in the plain layout, because oneDNN's"
+    )
+    assert any(line.startswith(said) for line in lines)
+    assert not any("oneDNN" in line for line in examined(kdbench, "method=none")[1])
 
 
 def test_of_a_method_with_stages_the_first_is_examined(kdbench):
