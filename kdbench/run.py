@@ -22,7 +22,7 @@ from kdbench.build import locate
 from kdbench.cache import Product, Store
 from kdbench.digest import digest, source_digest
 from kdbench.errors import KDBenchError
-from kdbench.provenance import provenance
+from kdbench.provenance import files_of, provenance
 from kdbench.recipe import DEPLOYED
 from kdbench.record import PREVIEW, RUN, read_record, spec_hash, write_record
 from kdbench.report import show
@@ -225,7 +225,7 @@ class Run:
             cost=Cost(**main.manifest["cost"]),
             models=models,
             terms={name: Term(**term) for name, term in main.manifest["terms"].items()},
-            provenance=provenance(digest(dict(self.config)), self.started),
+            provenance=provenance(digest(dict(self.config)), self.started, files_of(self.config)),
         )
         files: dict[str, Path | bytes | str] = {
             "config.yaml": config,
@@ -297,7 +297,7 @@ class Run:
             fidelity=self._fidelity(),
             origin="measured",
             command=self.command,
-            provenance=provenance(digest(dict(self.config)), self.started),
+            provenance=provenance(digest(dict(self.config)), self.started, files_of(self.config)),
         )
         config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
         path = write_record(Path(self.config["results"]), record, {"config.yaml": config}, replace=True)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kdbench import config
 from kdbench import provenance as module
 from kdbench.provenance import provenance
 
@@ -35,7 +36,21 @@ def test_provenance_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     git("commit", "-q", "-m", "first")
     clean = provenance("e" * 16, STARTED)
     assert (clean.commit, clean.dirty) == (git("rev-parse", "HEAD"), False)
-    (package / "new.py").write_text("")
+    (tmp_path / ".gitignore").write_text("ignored*\n")
+    git("add", ".gitignore")
+    assert provenance("e" * 16, STARTED).dirty is True
+    git("commit", "-q", "-m", "second")
+    notes, option, own = tmp_path / "notes.txt", tmp_path / "own.yaml", package / "ignored.py"
+    for untracked in (notes, option, own):
+        untracked.write_text("")
+        assert provenance("e" * 16, STARTED).dirty is False
+    assert provenance("e" * 16, STARTED, [option]).dirty is True
+    for place, dirty in ((own, True), (tmp_path / "env" / "site-packages" / "own.py", False)):
+        with monkeypatch.context() as loading:
+            loading.setitem(sys.modules, "own", SimpleNamespace(__file__=str(place)))
+            assert provenance("e" * 16, STARTED).dirty is dirty
+    assert provenance("e" * 16, STARTED).dirty is False
+    (package / "provenance.py").write_text("changed")
     assert provenance("e" * 16, STARTED).dirty is True
 
     nested = tmp_path / ".venv" / "site-packages" / "kdbench"
@@ -77,3 +92,12 @@ def test_provenance_asks_torch_where_it_is_loaded(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, get_num_threads=lambda: 3))
     found = provenance("e" * 16, STARTED)
     assert (found.hardware.gpu, found.threads) == ("a card", 3)
+
+
+def test_the_files_of_a_configuration_are_those_of_its_options() -> None:
+    found = config.load(["task=classification", "method=dkd", "preset=smoke"])
+    names = {path.relative_to(config.folder()).as_posix() for path in module.files_of(found)}
+    assert names >= {"config.yaml", "method/dkd.yaml", "preset/task/classification_smoke.yaml", "preset/smoke.yaml"}
+    assert not {name for name in names if name.startswith(("experiment/", "method/")) and name != "method/dkd.yaml"}
+    assert "data/classification.yaml" in names  # which is called digits
+    assert not {"data/cifar10.yaml", "task/pointcloud.yaml", "pair/pointpillars_4x.yaml"} & names
