@@ -98,6 +98,7 @@ class Distiller(LightningModule):
         self._terms: dict[str, frozenset[str]] = {}
         self._whole: frozenset[str] = frozenset()
         self._named: dict[str, nn.Parameter] = {}
+        self.moving: frozenset[str] = frozenset()
         self._members: list[frozenset[int]] = []
         for name, role in cast.roles.items():
             if role.mode != "train":
@@ -144,7 +145,9 @@ class Distiller(LightningModule):
             self._named = dict(self.trainable())
             self.plan = make_plan(dict(self.owned()), self._terms, self.weights, self._named, self.stage)
             flat = {name: value for found in terms.values() for name, value in found.items()}
-            check_reach(self.plan, gradients(flat, self._named), [owner for owner, _ in self.owned()])
+            found = gradients(flat, self._named)
+            check_reach(self.plan, found, [owner for owner, _ in self.owned()])
+            self.moving = frozenset(term for term, norms in found.items() if any(norms.values()))
             self._optimizers(1)
         whole = len(self.plan.updates[0].params or ()) == len(self._named)
         own = self.optimization.owners or self.optimization.manual

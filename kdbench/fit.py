@@ -273,6 +273,7 @@ class Training:
             "scores": scores,
             "best_epoch": history.best_epoch,
             "terms": history.terms(),
+            "flags": history.idle(),
             "cost": {
                 "epochs": history.epochs,
                 "samples_seen": history.samples,

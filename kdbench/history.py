@@ -52,6 +52,7 @@ class History(Callback):
         self.passes: dict[str, int] = dict(before.passes) if before else {}
         self.samples: int = before.samples if before else 0
         self.wall: float = before.wall if before else 0.0
+        self.moving: list[str] = list(before.moving) if before else []
         self._steps = int(before.rows[-1].get("step", 0)) if before and before.rows else 0
         self.best = -math.inf
         self.best_epoch = -1
@@ -80,6 +81,26 @@ class History(Callback):
                     entry["weight"] = row.get(f"weight/{name}", 1.0)
         return found
 
+    def idle(self) -> list[str]:
+        """Returns flags of the terms that have a weight and did nothing in the whole training.
+
+        ``zero_term:<term>`` was exactly zero in every step. ``no_gradient:<term>`` was one and the same number in every
+        epoch, and its gradient on the first batch was exactly zero.
+        """
+        values: dict[str, set[float]] = {}
+        for row in self.rows:
+            for key, value in row.items():
+                name = key.removeprefix("train/")
+                if key.startswith("train/") and row.get(f"weight/{name}", 1.0) and name.split(".")[0] != "task":
+                    values.setdefault(name, set()).add(value)
+        flags = []
+        for name, seen in values.items():
+            if seen == {0.0}:
+                flags.append(f"zero_term:{name}")
+            elif len(seen) == 1 and name not in self.moving:
+                flags.append(f"no_gradient:{name}")
+        return flags
+
     def write(self, path: Path) -> None:
         """Writes the rows as CSV."""
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -97,6 +118,7 @@ class History(Callback):
             "wall": self.wall + time.monotonic() - self._started,
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "moving": self.moving,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,6 +127,8 @@ class History(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._started = time.monotonic()
+        distiller: Distiller = module  # type: ignore[assignment]
+        self.moving += sorted(distiller.moving.difference(self.moving))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.wall += time.monotonic() - self._started

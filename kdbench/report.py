@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from kdbench.schema import Record, StudentModel
+from kdbench.schema import Record, StudentModel, idle_terms
 
 
 def show(record: Record, path: Path, console: Console) -> None:
@@ -40,6 +41,8 @@ def show(record: Record, path: Path, console: Console) -> None:
     console.print(table)
     if record.gap_reason:
         console.print(f"gap closed: none, {record.gap_reason}")
+    for said in idle_terms(record.flags):
+        console.print(Text.assemble(("warning", "yellow"), f": {said}, so that it taught nothing"), soft_wrap=True)
     console.print(f"record: {path}", soft_wrap=True)
 
 

@@ -202,7 +202,7 @@ class Run:
             spec_hash=self.spec,
             code_digest=source_digest(stages.main_recipe.modules),
             status="ok",
-            flags=[*flags, *info.notes],
+            flags=[*flags, *main.manifest["flags"], *info.notes],
             **self._names(),
             options={k: v for k, v in method.items() if k not in ("name", "_target_")},
             fidelity=self._fidelity(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
@@ -200,6 +201,21 @@ class Record(_Model):
         if self.gap_closed is None and not self.gap_reason:
             raise ValueError("gap_closed is null: gap_reason must say why")
         return self
+
+
+#: What the flags say of a term, by what stands before its name.
+_IDLE = {"zero_term": "was zero in every step", "no_gradient": "gave no gradient"}
+
+
+def idle_terms(flags: Iterable[str]) -> list[str]:
+    """Says in words which terms of the loss did nothing in the whole training.
+
+    Example:
+        >>> idle_terms(["no_headroom", "zero_term:sp"])
+        ['term sp was zero in every step']
+    """
+    split = (flag.partition(":") for flag in flags)
+    return [f"term {term} {_IDLE[kind]}" for kind, _, term in split if kind in _IDLE]
 
 
 def json_schema() -> dict[str, Any]:

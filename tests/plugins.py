@@ -30,6 +30,14 @@ class KD(Method):
         return {"kd": kl(s.rows(), t.rows())}
 
 
+class Idle(KD):
+    """Two terms that do nothing beside one that does and one without weight: zeros, and a constant on the graph."""
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        kd = super().terms(signals, ctx)["kd"]
+        return {"kd": kd, "nothing": 0 * kd, "flat": 2 + 0 * kd, "unweighted": 0 * kd}
+
+
 class Hint(Method):
     """FitNet-like: a projector built from the shapes of one batch, with dropout to disturb the random streams."""
 
@@ -340,6 +348,7 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "Faulty": {"kd": 1.0},
     "Generations": {"kd": 1.0},
     "Hint": {"hint": 0.5},
+    "Idle": {"kd": 1.0, "nothing": 1.0, "flat": 1.0, "unweighted": 0.0},
     "KD": {"kd": 1.0},
     "MeanTeacher": {"ema": 1.0},
     "Mutual": {"mutual": 1.0, "mutual.peer": 1.0},

@@ -284,6 +284,15 @@ def test_rows_and_costs_count_what_happened(tmp_path):
     assert 0 <= manifest["best_epoch"] < 3
 
 
+def test_terms_that_did_nothing_are_said(tmp_path):
+    for name in ("Idle", "Staged"):
+        (tmp_path / name).mkdir()
+    flags = ["zero_term:nothing", "no_gradient:flat"]
+    assert training(tmp_path, "Idle").run(tmp_path / "Idle")["flags"] == flags
+    assert training(tmp_path, "Idle", epochs=1).run(tmp_path / "Idle")["flags"] == flags
+    assert training(tmp_path, "Staged").run(tmp_path / "Staged")["flags"] == []
+
+
 def test_the_best_on_validation_stands_beside_the_last(tmp_path):
     hot = {"optimizer": SGD | {"lr": 1.0}, "scheduler": {"_target_": "kdbench.optim.constant"}}
     trained = training(tmp_path, None, seed=4, epochs=6, val_every=2, **hot)

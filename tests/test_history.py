@@ -19,6 +19,20 @@ def test_terms_are_summed_up_by_first_and_last_epoch():
     assert History().last_validation == {}
 
 
+def test_a_term_with_a_weight_that_did_nothing_is_flagged():
+    """Zero in every epoch; or one and the same number, by a gradient of zero. Not the task's, and not without weight."""
+    history = History()
+    flat = {"train/dead": 0.0, "train/flat": 3.0, "train/late": 0.0, "train/off": 0.0, "train/task.peer": 0.0}
+    history.rows = [
+        flat | {"weight/off": 0.0, "train/still": 2.0},
+        flat | {"weight/off": 0.0, "train/still": 2.0, "train/late": 1e-30},
+    ]
+    history.moving = ["still"]
+    assert history.idle() == ["zero_term:dead", "no_gradient:flat"]
+    assert History(before=history).idle() == history.idle()
+    assert History().idle() == []
+
+
 def test_a_stage_continues_the_rows_and_costs_of_the_one_before():
     before = History()
     before.rows, before.passes, before.samples, before.wall = [{"epoch": 0}], {"teacher": 3}, 5, 2.0

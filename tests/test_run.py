@@ -57,6 +57,17 @@ def test_gap_closed_needs_headroom_and_three_roles():
     assert gap_closed({"teacher": product(3)}, task, 0.0) == (None, "one role was trained alone", [])
 
 
+def test_a_term_that_did_nothing_is_in_the_record_and_on_the_terminal(kdbench):
+    ran = kdbench("method=toy_idle")
+    assert ran.code == 0
+    (record,) = kdbench.records()
+    assert {"zero_term:nothing", "no_gradient:flat"} <= set(record.flags)
+    said = " ".join(ran.out.split())
+    assert "warning: term nothing was zero in every step, so that it taught nothing" in said
+    assert "warning: term flat gave no gradient" in said
+    assert "warning: term kd" not in said
+
+
 def test_record_of_a_distilled_student(kdbench):
     ran = kdbench("method=fitnet", "method.weights.hint=0.1", "seed=3")
     (record,), (path,) = kdbench.records(), find_records(kdbench.results)

@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Container, Iterable
 
+from kdbench.schema import idle_terms
 from leaderboard.boards import Board, lower_is_better
 from leaderboard.charts import Dot, short
 from leaderboard.exports import NONE, Cell, Column, Direction
@@ -200,9 +201,16 @@ def state(row: Row) -> str:
 
 
 def note(group: Group) -> str:
-    """Says why a row is grey or has no rank, and which of its seeds came to nothing."""
+    """Says why a row is grey or has no rank, which of its seeds came to nothing, and which terms did nothing."""
     silent = len(group.rows) - len(group.seeds) - group.failed - group.diverged
     counts = ((group.failed, "failed"), (group.diverged, "diverged"), (silent, "without a score"))
     lost = [f"{n} {what}" for n, what in counts if n]
     why = group.note or (group.unranked if group.rank is None else None)
-    return "; ".join(filter(None, [why, ", ".join(lost)]))
+    return "; ".join(filter(None, [why, ", ".join(lost), *idle(group)]))
+
+
+def idle(group: Group) -> list[str]:
+    """Says which terms of the loss did nothing, and in how many seeds where it was not all of them."""
+    counts = Counter(said for row in group.scored for said in idle_terms(row.flags))
+    every = len(group.scored)
+    return [said if n == every else f"{said} in {n} of {every} seeds" for said, n in counts.items()]

@@ -72,6 +72,7 @@ def _page(site: Site, group: Group, board: Any) -> None:
         rank=common.rank(group),
         method_page=site.method_pages[group.method],
         newest=group.newest,
+        idle=common.idle(group),
         state=common.state(group.newest),
         stem=stem,
         runs=_runs(site, f"runs-{stem}", group.rows, "Runs that count: the newest of each seed"),

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from kdbench.errors import KDBenchError
 from kdbench.record import CONFIG, RUN
-from kdbench.schema import Record
+from kdbench.schema import Record, idle_terms
 from leaderboard import charts
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.groups import Group
@@ -70,6 +70,7 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
         row=row,
         record=record,
         group=group,
+        idle=idle_terms(row.flags),
         files={"json": True, "csv": files[METRICS] is not None, "png": picture is not None},
         stem=name,
         config=config.decode("utf-8", "replace") if config else None,

@@ -45,6 +45,27 @@ def test_seeds_that_came_to_nothing_are_noted(tmp_path: Path) -> None:
     assert table(site, "task-classification")["kd"]["note"] == ""
 
 
+def test_a_term_that_did_nothing_is_said_on_every_page(tmp_path: Path, save: Callable[..., Path]) -> None:
+    idle = [row("sp", seed, 60.0, flags=("zero_term:sp", "no_headroom")) for seed in range(3)]
+    some = [row("dist", seed, 60.0, flags=("no_gradient:intra",) if seed else ()) for seed in range(3)]
+    site = made_of(tmp_path / "out", *KD, *idle, *some)
+    wanted = {
+        "sp": "term sp was zero in every step",
+        "dist": "term intra gave no gradient in 2 of 3 seeds",
+        "kd": "",
+    }
+    assert {name: line["note"] for name, line in table(site, "task-classification").items()} == wanted
+    for name, words in wanted.items():
+        (line,) = csv.DictReader(io.StringIO((site / f"data/method-{name}.csv").read_text()))
+        assert line["note"] == words
+        (own,) = (site / "groups").glob(f"{name}-*.html")
+        assert (words + ": it taught nothing" in own.read_text()) == bool(words)
+    save(flags=["zero_term:kd"])
+    found = read([tmp_path / "one"])
+    (page,) = (build(tmp_path / "run", found, join(found.rows)).out / "runs").glob("*.html")
+    assert "The term kd was zero in every step: it taught nothing." in page.read_text()
+
+
 def test_a_run_whose_score_is_no_number_says_so(tmp_path: Path) -> None:
     null = replace(row("sp", 0, None), student=INTERN(("accuracy",), (None,)))
     site = made_of(tmp_path / "out", *KD, null)
