@@ -13,19 +13,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
 from kdbench.errors import KDBenchError
 from kdbench.files import listed
 from kdbench.terminal import terminal
-from tasks.pointcloud.kitti import Objects, read_frames, read_objects
-from tasks.pointcloud.kitti_ap import DIFFICULTIES, INTERPOLATIONS, METRICS, Result, evaluate, mean_ap, valid_counts
+from tasks.pointcloud.kitti import MIN_HEIGHT, Objects, Oddities, read_frames, read_objects
+from tasks.pointcloud.kitti_ap import (
+    CLASSES,
+    DIFFICULTIES,
+    INTERPOLATIONS,
+    METRICS,
+    Result,
+    evaluate,
+    mean_ap,
+    valid_counts,
+)
 
 
 def read_folders(
-    gt_dir: Path, det_dir: Path, split: Path | None = None
+    gt_dir: Path, det_dir: Path, split: Path | None = None, odd: Oddities | None = None
 ) -> tuple[list[Objects], list[Objects], list[str]]:
     """Reads labels and detections of the frames of ``split``, by default of all that have a label.
+
+    ``odd`` takes note of rows that can hardly be meant.
 
     Returns:
         Labels, detections, and the frames without a detection file, which count as empty.
@@ -47,9 +59,9 @@ def read_folders(
         if unknown is not None:
             raise KDBenchError(f"{split} names frame {unknown!r}, but there is no {gt_dir / unknown}.txt")
     missing = [frame for frame in frames if frame not in detected]
-    ground_truth = [read_objects(gt_dir / f"{frame}.txt") for frame in frames]
+    ground_truth = [read_objects(gt_dir / f"{frame}.txt", odd=odd) for frame in frames]
     detections = [
-        read_objects(det_dir / f"{frame}.txt", scored=True) if frame in detected else Objects.empty(scored=True)
+        read_objects(det_dir / f"{frame}.txt", True, odd) if frame in detected else Objects.empty(scored=True)
         for frame in frames
     ]
     return ground_truth, detections, missing
@@ -62,6 +74,34 @@ def _frames(folder: Path, what: str) -> set[str]:
     if not frames:
         raise KDBenchError(f"{folder} holds no .txt file; expected {what} such as {folder / '000123.txt'}")
     return frames
+
+
+def unscored(ground_truth: Sequence[Objects], detections: Sequence[Objects]) -> list[str]:
+    """Says of which classes KITTI's rules leave nothing to score, and why."""
+    notes = []
+    for name in CLASSES:
+        labels, found = (_heights(frames, name) for frames in (ground_truth, detections))
+        if len(labels) and not valid_counts(ground_truth, [name])[name]["hard"]:
+            why = _low(labels) or "is too occluded or truncated"
+            notes.append(f"no {name} counts, so that it has no AP: every one of {len(labels)} labels {why}")
+        if len(found) and (low := _low(np.abs(found))):
+            ignored = "which KITTI's rules ignore, so that AP is 0: project the boxes into the image"
+            notes.append(f"no detected {name} counts: every one of {len(found)} {low}, {ignored}")
+    return notes
+
+
+def _heights(frames: Sequence[Objects], name: str) -> np.ndarray:
+    """Returns the heights of the 2-D boxes of a class, pixels."""
+    boxes = [frame.bbox[np.char.lower(frame.types) == name.lower()] for frame in frames if len(frame)]
+    joined = np.concatenate([np.empty((0, 4)), *boxes])
+    return joined[:, 3] - joined[:, 1]
+
+
+def _low(heights: np.ndarray) -> str:
+    least = min(MIN_HEIGHT)
+    if (heights > least).any():
+        return ""
+    return f"has a 2-D box lower than {least:g} px" if heights.any() else "has no 2-D box"
 
 
 def to_json(result: Result) -> str:
@@ -114,8 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print R40 and R11 as JSON and nothing else")
     parser.add_argument("--split", type=Path, metavar="FILE", help="evaluate only the frames that FILE lists")
     options = parser.parse_args(argv)
+    odd = Oddities()
     try:
-        ground_truth, detections, missing = read_folders(options.gt_dir, options.det_dir, options.split)
+        ground_truth, detections, missing = read_folders(options.gt_dir, options.det_dir, options.split, odd)
     except KDBenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -123,6 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         named = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         frames = f"{len(missing)} of {len(ground_truth)} frames"
         print(f"note: {frames} have no detection file and count as empty: {named}", file=sys.stderr)
+    for line in odd.lines():
+        print(f"warning: {line}", file=sys.stderr)
+    for line in unscored(ground_truth, detections):
+        print(f"note: {line}", file=sys.stderr)
     result = evaluate(ground_truth, detections)
     if options.json:
         print(to_json(result))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,59 @@ def test_a_byte_order_mark_and_the_case_of_names_change_no_figure(folders, tmp_p
     split = tmp_path / "val.txt"
     split.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(sorted(path.stem for path in gt.iterdir())).encode())
     assert run(capsys, gt, det, "--split", split, "--json") == expected
+
+
+LABEL = "Car 0 {occluded} 0 {box} 1.5 1.6 4 0 1.6 20 {turn}"
+
+
+@pytest.mark.parametrize(
+    ("label", "detection", "notes"),
+    [
+        (
+            ("0", "0 0 0 0"),
+            "10 10 90 90",
+            ["no Car counts, so that it has no AP: every .* 2 labels has no 2-D box"],
+        ),
+        (
+            ("0", "10 10 90 30"),
+            "10 10 90 90",
+            ["no Car counts, .* of 2 labels has a 2-D box lower than 25 px"],
+        ),
+        (("3", "10 10 90 90"), "10 10 90 90", ["no Car counts, .* labels is too occluded or truncated"]),
+        (("0", "10 10 90 90"), "0 0 0 0", ["no detected Car counts: every one of 2 has no 2-D box, .* AP is 0"]),
+        (
+            ("0", "10 10 90 90"),
+            "10 10 90 30",
+            ["no detected Car counts: .* of 2 has a 2-D box lower than 25 px"],
+        ),
+        (("0", "0 0 0 0"), "0 0 0 0", ["no Car counts", "no detected Car counts"]),
+        (("0", "10 10 90 90"), "10 10 90 90", []),
+    ],
+)
+def test_it_says_why_there_is_no_ap(tmp_path: Path, capsys, label, detection, notes) -> None:
+    for folder, box, end in (("gt", label[1], ""), ("dets", detection, " 0.9")):
+        (tmp_path / folder).mkdir()
+        for frame in range(2):
+            line = LABEL.format(occluded=label[0] if folder == "gt" else 0, box=box, turn=0) + end + "\n"
+            (tmp_path / folder / f"{frame:06d}.txt").write_text(line)
+    code, out, err = run(capsys, tmp_path / "gt", tmp_path / "dets", "--json")
+    assert code == 0
+    json.loads(out)
+    said = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert len(said) == len(notes)
+    for line, expected in zip(said, notes, strict=True):
+        assert re.match(f"note: {expected}", line)
+
+
+def test_rows_that_can_hardly_be_meant_are_a_warning_with_file_and_line(folders, capsys) -> None:
+    gt, det = folders
+    for path, end in ((gt / "000001.txt", ""), (det / "000002.txt", " 0.5")):
+        path.write_text(path.read_text() + LABEL.format(occluded=0, box="10 10 90 90", turn=90) + end + "\n")
+    last = len((gt / "000001.txt").read_text().splitlines())
+    code, _, err = run(capsys, gt, det, "--json")
+    assert code == 0
+    what = "a rotation beyond a full turn (degrees? KITTI's are radians), and 1 further such"
+    assert f"warning: {gt}/000001.txt:{last}: {what}" in err.splitlines()
 
 
 def test_a_class_without_objects_is_null(tmp_path: Path, capsys) -> None:

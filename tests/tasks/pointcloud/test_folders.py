@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,46 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda root: (folder(root / "training/image_2") / "000001.png").write_bytes(b"no"),
         r"000001.png: not a readable image",
     ),
+    "dangling image": (
+        lambda root: (folder(root / "training/image_2") / "000001.jpg").symlink_to("/nowhere/file"),
+        r"000001.jpg: not a readable image \(No such file or directory\)",
+    ),
+    "folder for an image": (
+        lambda root: folder(folder(root / "training/image_2") / "000001.png"),
+        r"000001.png: not a readable image \(Is a directory\)",
+    ),
+    "dangling calibration": (
+        lambda root: dangling(root / "training/calib/000001.txt"),
+        r"calib/000001.txt.*No such file or directory",
+    ),
+    "folder for a calibration": (
+        lambda root: into_folder(root / "training/calib/000001.txt"),
+        r"calib/000001.txt.*Is a directory",
+    ),
+    "dangling split": (
+        lambda root: dangling(root / "ImageSets/val.txt"),
+        r"ImageSets/val.txt: no such split file; expected a file in KITTI's layout",
+    ),
+    "folder for a split": (
+        lambda root: into_folder(root / "ImageSets/val.txt"),
+        r"ImageSets/val.txt: cannot read this split file \(Is a directory\)",
+    ),
+    "split that is no text": (
+        lambda root: (root / "ImageSets/val.txt").write_bytes("000006\u00e9".encode("latin1")),
+        r"ImageSets/val.txt: cannot read this split file \(no UTF-8 text, at byte 6\)",
+    ),
+    "file for a folder": (
+        lambda root: (root / "training/label_2").rename(root / "training/gone").with_name("label_2").touch(),
+        r"training/label_2: cannot list this folder \(Not a directory\)",
+    ),
+    "label in another alphabet": (
+        lambda root: (root / "training/label_2/000001.txt").write_bytes("Fu\u00dfg\u00e4nger".encode("latin1")),
+        r"label_2/000001.txt: cannot read this label file \(no UTF-8 text, at byte 2\)",
+    ),
+    "label of Windows in two bytes": (
+        lambda root: (root / "training/label_2/000001.txt").write_bytes("Car 0".encode("utf-16")),
+        r"label_2/000001.txt: cannot read this label file \(UTF-16 text: save it as UTF-8\)",
+    ),
 }
 
 
@@ -144,6 +185,20 @@ def test_bad_folders_are_one_line_and_leave_no_product(case, tmp_path):
         made.prepare()
     assert "\n" not in str(error.value)
     assert nothing_half_written(tmp_path / "cache")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+@pytest.mark.parametrize("closed", ["velodyne/000001.bin", "label_2/000001.txt", "calib/000001.txt", "label_2"])
+def test_what_may_not_be_read_is_one_line(tmp_path, closed):
+    root = tiny.write(tmp_path / "kitti")
+    path = root / "training" / closed
+    path.chmod(0)
+    try:
+        with pytest.raises(KDBenchError, match=f"{closed}.*Permission denied") as error:
+            tiny.task(root, tmp_path / "cache").prepare()
+    finally:
+        path.chmod(0o700)
+    assert "\n" not in str(error.value)
 
 
 def test_a_long_number_is_a_frame_as_well(tmp_path):
