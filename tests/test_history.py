@@ -20,7 +20,7 @@ def test_terms_are_summed_up_by_first_and_last_epoch():
 
 
 def test_a_term_with_a_weight_that_did_nothing_is_flagged():
-    """Zero in every epoch; or one and the same number, by a gradient of zero. Not the task's, and not without weight."""
+    """Zero in every epoch, or one number by a gradient of zero; but not the task's, and not what has no weight."""
     history = History()
     flat = {"train/dead": 0.0, "train/flat": 3.0, "train/late": 0.0, "train/off": 0.0, "train/task.peer": 0.0}
     history.rows = [
