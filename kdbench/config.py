@@ -25,7 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from kdbench.build import locate
 from kdbench.errors import KDBenchError, nearest
+from kdbench.network import as_given, own_networks, own_options, resolve
 from kdbench.schema import Name
 
 #: Entry-point group through which another package adds its YAML: the value is a package with config groups.
@@ -40,9 +42,8 @@ _WHOLE = ("pair.*.taps", "pair.*.kinds", "pair.*.parts")
 #: Mappings whose keys the YAML does not list; whoever reads them checks the names.
 _OPEN = (
     *_WHOLE,
-    "student",  # may become a model of the user's own
-    "teacher.trainer",
-    "teacher.data",
+    "student",  # may become a network of the user's own
+    "teacher",
     "data.augment",
     "data.simulator",
     "task.thresholds",
@@ -78,8 +79,10 @@ class TrainerConfig(_Strict):
     manual: bool
 
 
-class TeacherConfig(_Strict):
-    """``teacher``."""
+class TeacherConfig(BaseModel):
+    """``teacher``; options of a network of the user's own stand beside."""
+
+    model_config = ConfigDict(extra="allow")
 
     seed: Seed
     init_from: str | None
@@ -90,7 +93,7 @@ class TeacherConfig(_Strict):
 
 
 class StudentConfig(BaseModel):
-    """``student``; with ``_target_`` a model of the user's own, whose options stand beside it."""
+    """``student``; options of a network of the user's own stand beside."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -242,6 +245,7 @@ def opened(overrides: Sequence[str]) -> list[str]:
 
     These are mappings with a ``_target_`` (a signature knows its keys) and those of :data:`_OPEN`.
     """
+    overrides = own_networks(overrides)
     nested = [o for o in overrides if "." in o.partition("=")[0] and o[0].isalpha()]
     if not nested:
         return list(overrides)
@@ -331,7 +335,7 @@ def expanded(overrides: Sequence[str]) -> list[str]:
 
 
 def check(composed: DictConfig) -> dict[str, Any]:
-    """Resolves a composed configuration, checks its types and applies the student's own class.
+    """Resolves a composed configuration, checks its types and applies networks of the user's own.
 
     Raises:
         KDBenchError: A value has the wrong type, or a data option or pair belongs to another task.
@@ -361,10 +365,13 @@ def check(composed: DictConfig) -> dict[str, Any]:
         config[side]["trainer"] = _own_trainer(f"{side}.trainer", config["trainer"], config[side]["trainer"])
     if config["teacher"]["data"]:
         config["teacher"]["data"] = _merged(config["data"], config["teacher"]["data"])
-    own = {k: v for k, v in config["student"].items() if k not in StudentConfig.model_fields}
-    if own:
-        architecture = config["pair"]["student"]["architecture"]
-        config["pair"]["student"]["architecture"] = own if "_target_" in own else {**architecture, **own}
+    own: dict[str, dict[str, Any]] = {}
+    for side, fields in (("teacher", TeacherConfig.model_fields), ("student", StudentConfig.model_fields)):
+        own[side] = own_options(side, config[side], fields)
+        config[side] = {key: value for key, value in config[side].items() if key in fields}
+    config["pair"] = resolve(
+        config["pair"], {k: v for k, v in own.items() if v}, lambda: locate(config["task"]["_target_"])
+    )
     if config["role"] is not None and "_target_" in config["method"]:
         raise KDBenchError(f"role={config['role']} trains one role alone and goes with method=none")
     trials, factors = config["tuning"]["trials"], config["tuning"]["factors"]
@@ -484,5 +491,5 @@ def command_line(overrides: Sequence[str]) -> str:
     """Returns the command that makes this run again; where results and products lie is left to whoever runs it."""
     import shlex
 
-    given = [o for o in overrides if not o.startswith(("results=", "cache="))]
+    given = [o for o in as_given(overrides) if not o.startswith(("results=", "cache="))]
     return " ".join(["python -m kdbench", *(shlex.quote(o) for o in given)])

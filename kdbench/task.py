@@ -134,6 +134,24 @@ class Task:
         """
         raise cls._lacks("kinds")
 
+    @classmethod
+    def networks(
+        cls, named: Mapping[str, Mapping[str, Any]], other: Mapping[str, Any] | None
+    ) -> dict[str, dict[str, Any]]:
+        """Returns sides of a pair for networks that a user names: ``student=NAME``, ``teacher=NAME``.
+
+        Args:
+            named: By side, ``model_name`` and the options that the user gives beside it.
+            other: The other side of the pair, where one alone is named.
+
+        Returns:
+            By side, ``architecture``, ``taps`` and what else an entry of a pair holds.
+        """
+        side, own = next(iter(named.items()))
+        raise KDBenchError(
+            f"{side}={own['model_name']}: task {cls.name} knows no networks by name: {side}._target_=package.Class"
+        )
+
     def prepare(self, progress: bool = True) -> None:
         """Makes or checks the data once; may be called by several processes at a time."""
 

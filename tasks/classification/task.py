@@ -27,7 +27,7 @@ from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Activated, Feature, Grid, Kind, Last, Logits, Tokens, Vector
 from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task, move, scalars
-from tasks.classification import picture
+from tasks.classification import networks, picture
 from tasks.classification.data import Cut, Images, open_images
 from tasks.classification.metrics import Scores, fit_temperature
 from tasks.classification.preprocess import Preprocess
@@ -105,6 +105,14 @@ class Classification(Task):
                 raise KDBenchError(f"pair: kinds.{name}={kind}: the tap named 'last', and no other, is of kind 'last'")
             kinds[name] = Activated if kind == "grid" and name + PRE in taps else KINDS[kind]
         return kinds | {"logits": Logits}
+
+    @classmethod
+    def networks(
+        cls, named: Mapping[str, Mapping[str, Any]], other: Mapping[str, Any] | None
+    ) -> dict[str, dict[str, Any]]:
+        """Any network of timm, by ``timm/NAME`` or ``NAME``, with what it says can be read inside of it."""
+        made = {role: networks.side(own["model_name"], _without(own, "model_name")) for role, own in named.items()}
+        return networks.aligned(made, other)
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -365,6 +373,10 @@ def _outputs(outputs: Outputs | Tensor) -> Outputs:
 def _count(part: Cut, classes: Sequence[str]) -> Counts:
     numbers = np.bincount(part.targets[part.targets >= 0], minlength=len(classes)).tolist()
     return Counts(len(part), dict(zip(classes, numbers, strict=True)), unit="images")
+
+
+def _without(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
 
 
 def rotate(inputs: Tensor, k: int) -> Tensor:

@@ -25,6 +25,7 @@ class ConvNet(nn.Module):
         for name, module in features.items():
             self.add_module(name, module)
         self.chain = tuple(features)
+        self.feature_info = [{"module": name} for name in features if name.startswith("layer")]
         self.num_features = self.head_hidden_size = num_features
         self.reset_classifier(num_classes)
 
