@@ -120,7 +120,7 @@ class TaskConfig(BaseModel):
     """``task``: what the engine reads of it; its own options stand beside."""
 
     name: Name
-    noise: Real = Field(0.0, ge=0)
+    noise: Real | None = Field(0.0, ge=0)
 
 
 class ChoiceConfig(BaseModel):

@@ -16,8 +16,8 @@ BEST = "best.safetensors"
 
 #: Keys of ``trainer`` that change how a training is run but not what comes out.
 _RUNNING = ("accelerator", "threads")
-#: Those of ``data``; what lies at the root is in the digest of the data.
-_READING = ("root", "workers")
+#: Those of ``data``; what lies there is in the digest of the data, and what the preset reads is in the trainer.
+_READING = ("root", "table", "protocol", "workers")
 #: Those of ``task``: what is made of the scores.
 _JUDGING = ("noise",)
 

@@ -35,8 +35,12 @@ SPEC_EXCLUDE = (
     "hydra",
     "rerun",
     "data.root",
+    "data.table",
+    "data.protocol",
     "data.workers",
     "teacher.data.root",
+    "teacher.data.table",
+    "teacher.data.protocol",
     "teacher.data.workers",
     "trainer.threads",
 )

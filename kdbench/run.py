@@ -193,7 +193,7 @@ class Run:
             self._replay(main)
         self.console.print("scores: drawing the picture, measuring the student")
         models, preview, compared = self._look(products)
-        gap, reason, flags = gap_closed(products, self.task, float(self.config["task"].get("noise", 0.0)))
+        gap, reason, flags = gap_closed(products, self.task, self.config["task"].get("noise"))
         info = self.task.dataset()
         config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
         method = self.config["method"]
@@ -327,25 +327,29 @@ def _medium(name: str, content: Any, wandb: ModuleType) -> Any:
     return getattr(wandb, name)(content)
 
 
-def gap_closed(products: Mapping[str, Product], task: Task, noise: float) -> tuple[float | None, str | None, list[str]]:
+def gap_closed(
+    products: Mapping[str, Product], task: Task, noise: float | None
+) -> tuple[float | None, str | None, list[str]]:
     """Computes which share of the gap between scratch student and teacher the distilled student closes.
 
     Args:
         products: ``teacher``, ``scratch`` and ``student`` where the run has them.
         task: Names the primary metric and its direction.
-        noise: Differences below this are not told from chance (``task.noise``).
+        noise: Differences below this are not told from chance (``task.noise``); None for their standard error.
 
     Returns:
         The share or None, the reason where it is None, and flags.
     """
     if not {"teacher", "scratch", "student"} <= products.keys():
         return None, "one role was trained alone", []
+    scores = {name: p.manifest["scores"]["test"][task.primary] for name, p in products.items()}
     sign = 1.0 if task.higher_is_better else -1.0
-    score = {name: sign * p.manifest["scores"]["test"][task.primary] for name, p in products.items()}
-    gap = score["teacher"] - score["scratch"]
+    gap = sign * (scores["teacher"] - scores["scratch"])
+    if noise is None:
+        noise = task.standard_error(scores["teacher"], scores["scratch"])
     if gap <= noise:
-        return None, f"teacher - scratch is {gap:.2f}, not above the noise of {noise:g}", ["no_headroom"]
-    return (score["student"] - score["scratch"]) / gap, None, []
+        return None, f"teacher - scratch is {gap:.2f}, not above the noise of {noise:.2g}", ["no_headroom"]
+    return sign * (scores["student"] - scores["scratch"]) / gap, None, []
 
 
 def _scores(product: Product, compared: Mapping[str, float]) -> RoleScores:

@@ -242,6 +242,13 @@ class Task:
         """Returns JSON-ready predictions for each sample."""
         raise self._lacks("predictions")
 
+    def standard_error(self, first: float, second: float) -> float:
+        """Returns the standard error of the difference of two primary scores of the test set; 0 where it is unknown.
+
+        It is asked for where the configuration gives no ``task.noise``.
+        """
+        return 0.0
+
     @torch.no_grad()
     def evaluate(
         self, artifact: nn.Module, loader: Iterable[Batch], split: str, device: torch.device

@@ -37,9 +37,10 @@ def product(score: float) -> Product:
     return Product(Path(), {"scores": {"test": {"m": score}}}, fresh=True)
 
 
-def gap(teacher: float, scratch: float, student: float, noise: float = 0.0, higher: bool = True) -> Any:
+def gap(teacher: float, scratch: float, student: float, noise: float | None = 0.0, higher: bool = True) -> Any:
     products = {"teacher": product(teacher), "scratch": product(scratch), "student": product(student)}
-    return gap_closed(products, SimpleNamespace(primary="m", higher_is_better=higher), noise)  # type: ignore[arg-type]
+    task: Any = SimpleNamespace(primary="m", higher_is_better=higher, standard_error=lambda first, second: 0.1 * first)
+    return gap_closed(products, task, noise)
 
 
 def test_gap_closed_is_the_share_of_the_way_from_scratch_to_teacher():
@@ -53,6 +54,10 @@ def test_gap_closed_needs_headroom_and_three_roles():
     assert gap(10, 9, 12, noise=1) == (None, "teacher - scratch is 1.00, not above the noise of 1", ["no_headroom"])
     assert gap(5, 9, 12)[2] == ["no_headroom"]
     assert gap(9, 5, 3, higher=False)[2] == ["no_headroom"]
+    # Where no noise is given it is the task's standard error.
+    line = "teacher - scratch is 0.50, not above the noise of 1"
+    assert gap(10, 9.5, 12, noise=None) == (None, line, ["no_headroom"])
+    assert gap(10, 8, 9, noise=None) == (0.5, None, [])
     task: Any = SimpleNamespace(primary="m", higher_is_better=True)
     assert gap_closed({"teacher": product(3)}, task, 0.0) == (None, "one role was trained alone", [])
 

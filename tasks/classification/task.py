@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +34,8 @@ from tasks.classification.metrics import Scores, fit_temperature
 from tasks.classification.preprocess import Preprocess
 from tasks.classification.sources.folder import EXTENSIONS
 
-#: Keys of ``data`` that the engine reads.
-ENGINE = ("name", "task")
+#: Keys of ``data`` that the engine and the presets read.
+ENGINE = ("name", "task", "protocol")
 #: Options of an architecture by which it gets weights from elsewhere.
 FETCHED = ("pretrained", "checkpoint_path")
 #: Kinds that a pair may declare for a tap.
@@ -70,7 +71,8 @@ class Classification(Task):
         data: Options of :class:`~tasks.classification.data.DataOptions`.
         store: Where prepared data lives.
         label_smoothing: Share of the target that is spread over all classes.
-        noise: Points of accuracy that two runs differ by through chance; the engine reads it.
+        noise: Points of accuracy that two runs differ by through chance, None for :meth:`standard_error`; the engine
+            reads it.
     """
 
     name: ClassVar[str] = "classification"
@@ -81,7 +83,7 @@ class Classification(Task):
     suffixes: ClassVar[tuple[str, ...]] = EXTENSIONS
 
     def __init__(
-        self, data: Mapping[str, Any], store: Store, label_smoothing: NonNegativeFloat = 0.0, noise: float = 0.0
+        self, data: Mapping[str, Any], store: Store, label_smoothing: NonNegativeFloat = 0.0, noise: float | None = None
     ) -> None:
         self.options = {name: value for name, value in data.items() if name not in ENGINE}
         self.store = store
@@ -296,6 +298,14 @@ class Classification(Task):
         metrics = self.metrics("test").to(logits.device)
         metrics.update(logits, targets)
         return scalars(metrics)
+
+    def standard_error(self, first: float, second: float) -> float:
+        """Returns that of the difference of two accuracies, in points, which falls with the size of the test set.
+
+        It is that of two independent samples; for two models on the same images it is rather too large.
+        """
+        variance = sum(score / 100 * (1 - score / 100) for score in (first, second)) / len(self.images.test)
+        return 100 * math.sqrt(variance)
 
     @torch.no_grad()
     def compare(self, models: Mapping[str, nn.Module], loader: Iterable[Batch]) -> Mapping[str, Mapping[str, float]]:

@@ -443,6 +443,7 @@ def test_the_strong_view_is_of_normalised_images(tmp_path):
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_every_data_set_opens_with_its_own_options(name, tmp_path):
     options = yaml.safe_load((config.folder() / "data" / f"{name}.yaml").read_text())
+    assert options.pop("protocol").keys() <= {"quick", "paper"}
     assert options.pop("task") == "classification"
     assert options.pop("name") == options["source"]
     roots: dict[str, Callable[[Path], Path]] = {
@@ -464,6 +465,42 @@ def test_every_data_set_opens_with_its_own_options(name, tmp_path):
     assert batch.inputs.shape == (8, images.preprocess.channels, *images.preprocess.size)
     assert len(images.preprocess.classes) == {"cifar100": 100, "imagefolder": 3}.get(name, 10)
     assert batch.targets.max() < len(images.preprocess.classes)
+
+
+RATES = {"classification": 2e-2, "mnist1d": 1e-2} | dict.fromkeys(("mnist", "fashion_mnist", "cifar10", "cifar100"), 1e-3)
+    "classification": 2e-2,
+    "mnist1d": 1e-2,
+    "mnist": 1e-3,
+    "fashion_mnist": 1e-3,
+    "cifar10": 1e-3,
+    "cifar100": 1e-3,
+}
+
+
+@pytest.mark.parametrize("preset", ["quick", "smoke"])
+def test_a_rate_belongs_to_the_data_set_that_it_was_chosen_for(preset):
+    def found(*overrides: str) -> tuple[float, float, int]:
+        made = config.load(["task=classification", f"preset={preset}", *overrides])
+        optimizer = made["trainer"]["optimizer"]
+        return optimizer["lr"], optimizer["weight_decay"], made["data"]["batch_size"]
+
+    for name, rate in RATES.items():
+        assert found(f"data={name}")[0] == rate
+    assert found() == (2e-2, 0.01, 32)
+    assert found("data=imagefolder", "pair=resnet34_resnet18") == (5e-4, 0.05, 64)
+    assert found("data=imagefolder", "trainer.optimizer.lr=3e-3", "data.batch_size=16") == (3e-3, 0.05, 16)
+    # Of a package that says nothing of it.
+    assert found("data.protocol=null") == (1e-3, 0.01, 64)
+
+
+def test_the_published_protocol_is_the_pairs_then_the_data_sets():
+    def found(*overrides: str) -> tuple[float, int, int]:
+        made = config.load(["task=classification", "preset=paper", *overrides])
+        return made["trainer"]["optimizer"]["lr"], made["trainer"]["epochs"], made["data"]["batch_size"]
+
+    assert found("data=cifar100", "pair=resnet56_resnet20") == (0.05, 240, 64)
+    assert found("data=imagefolder", "pair=resnet34_resnet18") == (0.1, 100, 256)
+    assert found("data=imagefolder", "pair=resnet32x4_resnet8x4") == (0.1, 90, 256)
 
 
 def test_real_cifar100_in_batches(shared_data, tmp_path):

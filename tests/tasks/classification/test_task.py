@@ -284,6 +284,16 @@ def test_agreement_with_the_teacher(made, model):
 # ---- operations, pictures, predictions ------------------------------------------------------------------------------
 
 
+def test_the_noise_of_an_accuracy_falls_with_the_size_of_the_test_set(tmp_path):
+    assert config.load(["task=classification"])["task"]["noise"] is None
+    few, many = tiny.task(tmp_path), tiny.task(tmp_path, {"test": 600})
+    assert few.standard_error(90.0, 80.0) == pytest.approx(100 * ((0.9 * 0.1 + 0.8 * 0.2) / 60) ** 0.5)
+    assert many.standard_error(90.0, 80.0) == pytest.approx(few.standard_error(90.0, 80.0) / 10**0.5)
+    # What drawing two test sets anew gives.
+    drawn = np.random.default_rng(0).binomial(60, [0.9, 0.8], (4000, 2)) / 60 * 100
+    assert np.subtract(*drawn.T).std() == pytest.approx(few.standard_error(90.0, 80.0), rel=0.05)
+
+
 def test_rotate_turns_by_quarters(made):
     image = torch.arange(4.0).reshape(1, 1, 2, 2)
     turned = made.ops()["rotate"](image, 1)
