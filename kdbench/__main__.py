@@ -48,7 +48,7 @@ def main() -> None:
     from omegaconf import DictConfig
 
     from kdbench import config as configuration
-    from kdbench import sweep
+    from kdbench import endings, sweep
     from kdbench.errors import KDBenchError
 
     outcomes: list[str] = []
@@ -76,16 +76,16 @@ def main() -> None:
         _fail(error)
     code: Any = 0
     try:
-        hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)()
-    except (SystemExit, KeyboardInterrupt) as end:
-        # Lightning turns Ctrl-C into an exit.
-        if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
-            print("kdbench: interrupted: the same command continues", file=sys.stderr)
-            code = 128 + signal.SIGINT
-        else:  # Lightning ends a training at SIGTERM by an exit without a code, which would stand for success.
-            code = 128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code
+        with endings.signals():
+            hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)()
+    except SystemExit as end:
+        # Lightning ends a training at a launcher's SIGTERM by an exit without a code, which would stand for success.
+        code = 128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code
     finally:
         well = sweep.conclude() and all(status == "ok" for status in outcomes)
+    if number := endings.received():
+        print(f"kdbench: {endings.WORDS[signal.Signals(number)]}: the same command continues", file=sys.stderr)
+        code = 128 + number
     sys.exit(code or int(not well))
 
 
@@ -100,7 +100,7 @@ def run_job(composed: object) -> tuple[str, float | None]:
     from omegaconf import DictConfig
 
     from kdbench import config as configuration
-    from kdbench import sweep
+    from kdbench import endings, sweep
     from kdbench.errors import KDBenchError
 
     assert isinstance(composed, DictConfig)
@@ -114,6 +114,7 @@ def run_job(composed: object) -> tuple[str, float | None]:
         run = Run(config, configuration.command_line(list(hydra_config.overrides.task)))
         outcome = run.execute()
     except KDBenchError as error:
+        endings.check()
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         if sweep.job is None:
@@ -122,6 +123,7 @@ def run_job(composed: object) -> tuple[str, float | None]:
         sweep.job.note("failed", str(error))
         return "failed", None
     except Exception as error:  # before there was anything to record; the other jobs of a sweep go on
+        endings.check(endings.LATE)
         if sweep.job is None:
             raise
         traceback.print_exc()

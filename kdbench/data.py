@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdbench import rng
+from kdbench import endings, rng
 from kdbench.distributed import share
 from kdbench.errors import KDBenchError
 from kdbench.task import Batch
@@ -96,6 +97,7 @@ class SeededLoader(DataLoader):
             drop_last=train and size >= batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_start_worker,
             multiprocessing_context=_start_method() if workers else None,
             # Its own stream: drawing the workers' base seed leaves the global generator alone.
             generator=rng.generator(seed, "loader"),
@@ -106,6 +108,11 @@ def _start_method() -> str | None:
     """Returns how loader workers start, where the default one is not Python's own: that of joblib's workers fails."""
     known = multiprocessing.get_all_start_methods()
     return None if multiprocessing.get_start_method(allow_none=True) in (None, *known) else known[0]
+
+
+def _start_worker(number: int) -> None:
+    """Ties a loader worker to its trainer; torch's own handler of SIGTERM stays."""
+    endings.follow(os.getppid(), terminates=False)
 
 
 def _whole(batch: Any) -> Any:

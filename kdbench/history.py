@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from kdbench import endings
 from kdbench.cache import write_atomic
 from kdbench.errors import KDBenchError
 from kdbench.recipe import BEST
@@ -126,6 +127,7 @@ class History(Callback):
             setattr(self, name, value)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        endings.claim()  # Lightning's handler of SIGTERM waits for the batch, and for the other processes
         self._started = time.monotonic()
         distiller: Distiller = module  # type: ignore[assignment]
         self.moving += sorted(distiller.moving.difference(self.moving))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import signal
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from kdbench import endings
 from kdbench.errors import KDBenchError
 
 _HERE = "127.0.0.1"
@@ -157,7 +158,7 @@ def _called(count: int) -> list[tuple[Any, Connection]]:
     while len(_helpers) < count:
         here, there = context.Pipe()
         # Not a daemon, because those may not have loader workers; dismissed at the end instead.
-        process = context.Process(target=_serve, args=(there,), daemon=False)
+        process = context.Process(target=_serve, args=(there, os.getpid()), daemon=False)
         process.start()
         there.close()
         _helpers.append((process, here))
@@ -184,9 +185,9 @@ def _answer(process: Any, connection: Connection) -> None:
         raise error
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, run: int) -> None:
     """Does one job after another until the run, the other end of the connection, is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends its helpers
+    endings.follow(run)
     while True:
         error: BaseException | None = None
         try:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.text import Text
 
+from kdbench import endings
 from kdbench.build import locate
 from kdbench.cache import Product, Store
 from kdbench.digest import digest, source_digest
@@ -135,6 +136,7 @@ class Run:
         except KDBenchError:
             raise
         except Exception as error:
+            endings.check(endings.LATE)
             self.console.print(traceback.format_exc())
             return self._failed(run_id, "failed", f"{type(error).__name__}: {error}")
         path = write_record(Path(self.config["results"]), record, files, replace=True)

@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.table import Table
 
+from kdbench import endings
 from kdbench.cache import write_atomic
 from kdbench.errors import KDBenchError
 from kdbench.terminal import terminal
@@ -138,6 +139,7 @@ class Sweep(Callback):
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        self.pid = os.getpid()
         self.jobs = self.folder / ".jobs"
         self.devices: list[str] = []
         self.common: frozenset[str] = frozenset()
@@ -156,6 +158,8 @@ class Sweep(Callback):
         job = None
         if config.hydra.mode != RunMode.MULTIRUN:
             return
+        if os.getpid() != self.pid and config.hydra.launcher._target_.endswith("JoblibLauncher"):
+            endings.follow(self.pid)
         if self.devices:
             _spread(self.devices, self.folder / ".places")
         number = config.hydra.job.num
