@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kdbench.digest import digest
 from kdbench.errors import KDBenchError, nearest
 
 SIDES = ("teacher", "student")
@@ -95,6 +96,27 @@ def own_options(side: str, values: Mapping[str, Any], known: Iterable[str]) -> d
         if difflib.get_close_matches(key, known, 1, 0.75):
             raise KDBenchError(f"{side}.{key}: unknown key: {nearest(key, known)}")
     return own
+
+
+def architectures(pair: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns what makes the networks of a pair, by side."""
+    return {side: dict(pair[side]["architecture"]) for side in SIDES}
+
+
+def identity(networks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Names networks for a reader, with a digest that tells all that differ apart."""
+    said = " → ".join(_described(networks[side])[:60] for side in SIDES if side in networks)
+    return f"{said} #{digest(networks, 6)}"
+
+
+def names_networks(override: str) -> bool:
+    """Whether a word of a command names a network, of which the pair then says nothing."""
+    return _key(override.partition("=")[0].lstrip("+")) is not None
+
+
+def _described(architecture: Mapping[str, Any]) -> str:
+    options = (f"{k}={v}" for k, v in architecture.items() if k not in ("_target_", NAME))
+    return " ".join([_label(architecture), *options])
 
 
 def _label(architecture: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from kdbench.build import locate
 from kdbench.cache import Product, Store
 from kdbench.digest import digest, source_digest
 from kdbench.errors import KDBenchError
+from kdbench.network import architectures
 from kdbench.provenance import files_of, provenance
 from kdbench.recipe import DEPLOYED
 from kdbench.record import PREVIEW, RUN, read_record, spec_hash, write_record
@@ -253,7 +254,8 @@ class Run:
 
     def _names(self) -> dict[str, Any]:
         return {g: self.config[g]["name"] for g in ("task", "method", "pair", "augment", "quant", "preset")} | {
-            "seed": self.config["seed"]
+            "seed": self.config["seed"],
+            "networks": architectures(self.config["pair"]),
         }
 
     def _look(self, products: Mapping[str, Product]) -> tuple[Models, bytes, Mapping[str, Mapping[str, float]]]:

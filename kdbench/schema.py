@@ -165,6 +165,9 @@ class Record(_Model):
     task: Name
     method: Name
     pair: str
+    networks: dict[str, dict[str, JsonValue]] | None = Field(
+        default=None, description="Architectures of the pair by side, as configured; what boards are joined by."
+    )
     augment: str = "none"
     quant: str = "none"
     preset: str

@@ -16,7 +16,7 @@ from kdbench.schema import SCHEMA_VERSION
 from leaderboard.row import FIELDS, Interner, Metrics, Row, values_of
 
 #: Raised whenever rows of the same records would come out otherwise.
-VERSION = 2
+VERSION = 3
 
 State = tuple[int, int]
 

@@ -23,7 +23,7 @@ Verdict = Literal["better", "worse", "open"]
 
 
 class Setting(NamedTuple):
-    """What two groups must have in common to be compared."""
+    """What two groups must have in common to be compared; ``pair`` stands for its networks."""
 
     task: str
     pair: str
@@ -139,7 +139,7 @@ class Group:
 def setting_of(row: Row) -> Setting:
     """Returns the setting of a row; a run without a score knows only the names of its configuration."""
     data = (row.dataset or "", row.digest or "", row.fold or "")
-    return Setting(row.task, row.pair, *data, row.preset, row.augment, row.quant, row.protocol)
+    return Setting(row.task, row.pairing or row.pair, *data, row.preset, row.augment, row.quant, row.protocol)
 
 
 def group(rows: Sequence[Row], minimum: int = MINIMUM) -> list[Group]:

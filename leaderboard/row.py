@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from kdbench.errors import KDBenchError
+from kdbench.network import identity
 from kdbench.schema import Cost, Record, RoleScores, Sizes, StudentModel, TeacherModel
 
 #: Longest name, longest text, largest number that makes sense anywhere.
@@ -62,6 +63,8 @@ class Row:
         macs: Multiply-accumulates of one sample; ``latency_ms`` is for one sample; ``bytes`` on disk.
         teacher_passes: Forward passes per training sample; ``student_passes`` likewise.
         started: UTC, seconds since 1970; ``finished`` likewise.
+        networks: The pair's networks, alike for equal ones and no others; empty where nothing tells.
+        pairing: What the pair of these networks is called over all rows, set by :func:`leaderboard.rows.read`.
     """
 
     path: str
@@ -131,6 +134,8 @@ class Row:
     threads: int
     started: float
     finished: float
+    networks: str = ""
+    pairing: str = ""
 
     @property
     def ok(self) -> bool:
@@ -274,6 +279,7 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         threads=origin.threads,
         started=origin.started.timestamp(),
         finished=origin.finished.timestamp(),
+        networks=label("networks", identity(record.networks)) if record.networks else "",
     )
     for name in _NUMBERS:
         value = getattr(row, name)

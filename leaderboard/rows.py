@@ -20,21 +20,26 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from kdbench.errors import KDBenchError
-from kdbench.record import RUN, parse_record, read_record
+from kdbench.network import architectures
+from kdbench.record import CONFIG, RUN, parse_record, read_record
 from kdbench.schema import Record
 from leaderboard.cache import RowCache
 from leaderboard.row import CONTROL, Interner, Metrics, Row, flatten, refuse_markup, values_of
 
 #: The records that come with the package: what was accepted by pull request.
 RECORDS = Path(__file__).resolve().parent / "records"
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: Largest file that is read, and what is looked at closely; a record of sixty metrics has 20 kB.
 LARGEST_FILE, USUAL_FILE = 8_000_000, 100_000
 #: Files that one process reads at a time; with twice as many there are several processes.
@@ -112,9 +117,25 @@ def _read(roots: Mapping[Path, Path], cache: Path | None) -> Found:
             else:
                 copies += 1
         kept.save()
-    rows.sort(key=lambda row: row.order)
+    rows = sorted(_paired(rows), key=lambda row: row.order)
     problems.sort(key=lambda problem: problem.path)
     return Found(rows, problems, copies, parsed, tuple(empty))
+
+
+def _paired(rows: Sequence[Row]) -> list[Row]:
+    """Gives equal networks one name, whatever their pairs are called, and other networks another one."""
+    names: dict[tuple[str, str], Counter[str]] = {}
+    for row in rows:
+        names.setdefault((row.task, row.networks or row.pair), Counter())[row.pair] += 1
+    taken: set[tuple[str, str]] = set()
+    called: dict[tuple[str, str], str] = {}
+    for (task, networks), pairs in sorted(names.items(), key=lambda item: (-item[1].total(), item[0])):
+        usual = sorted(pairs, key=lambda name: (-pairs[name], name))
+        said = networks.rpartition(" #")[0]
+        free = next((name for name in usual if (task, name) not in taken or not said), None)
+        called[task, networks] = free or f"{usual[0]} ({said})"
+        taken.add((task, called[task, networks]))
+    return [replace(row, pairing=called[row.task, row.networks or row.pair]) for row in rows]
 
 
 @contextlib.contextmanager
@@ -168,6 +189,8 @@ def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
             raise KDBenchError(f"{size:,} bytes, expected at most {LARGEST_FILE:,}: this is no run record")
         text = Path(path).read_bytes()
         record = parse_record(text, path)
+        if record.networks is None:
+            record = record.model_copy(update={"networks": _networks(Path(path))})
         # Nearly no record can hold markup or an endless string, and looking takes as long as the rest.
         if b"<" in text or b"\\u" in text or size > USUAL_FILE:
             refuse_markup("", record.model_dump(mode="json", exclude={"reason", "gap_reason"}))
@@ -176,6 +199,16 @@ def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
         return Problem(path, f"cannot be read ({error.strerror})")
     except KDBenchError as error:
         return Problem(path, _one_line(path, error))
+
+
+def _networks(path: Path) -> dict[str, dict[str, Any]] | None:
+    """Returns the networks of a record of before it named them, from the configuration beside it."""
+    try:
+        text = path.with_name(CONFIG).read_bytes()
+        # Aliases may unfold without end; what the engine wrote has none.
+        return None if b"&" in text else architectures(yaml.load(text[:USUAL_FILE], Loader=_Loader)["pair"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError):
+        return None
 
 
 def _one_line(path: str, error: KDBenchError) -> str:

@@ -80,6 +80,9 @@ def test_record_of_a_distilled_student(kdbench):
     assert verify(record)
     assert (record.task, record.method, record.pair, record.preset, record.seed) == ("toy", "fitnet", "toy", "smoke", 3)
     assert (record.augment, record.quant, record.origin) == ("none", "none", "measured")
+    assert record.networks == {
+        side: {"_target_": "tests.toy.Net", "width": width} for side, width in (("teacher", 8), ("student", 4))
+    }
     assert record.options["weights"]["hint"] == 0.1
     assert record.command.startswith("python -m kdbench task=toy preset=smoke ")
     assert record.command.endswith(" method=fitnet method.weights.hint=0.1 seed=3")
@@ -97,7 +100,7 @@ def test_record_of_a_distilled_student(kdbench):
     assert record.cost is not None
     assert (record.cost.epochs, record.cost.samples_seen) == (2, 128)
     assert (record.cost.student_passes, record.cost.teacher_passes) == (1, 1)
-    assert record.cost.added_params == 4 * 8 + 8  # the projector of the hint
+    assert record.cost.added_params == 4 * 8 + 8 + 2 * 8  # the regressor of the hint and its normalisation
     assert record.cost.wall_s
     assert record.cost.peak_rss_mb
 

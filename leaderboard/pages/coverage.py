@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdbench import matrix
+from kdbench.network import SIDES, names_networks
 from leaderboard.boards import TRIALS, Board
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.groups import Group
 from leaderboard.pages import common
+from leaderboard.row import Row
 from leaderboard.site import Site
 
 #: What a cell of the matrix says, its class, and what it means.
@@ -93,8 +95,10 @@ def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: mat
     if best is None:
         if cell is not None and not cell.ok:
             return Spot(method, task, "not applicable", "n/a", str(cell.reason), None, None)
-        pair = boards[0].setting.pair if boards else cell.pair if cell else None
-        words = _words(task, method, pair, boards[0].setting.preset if boards else None, range(site.minimum))
+        model = max((g.newest for g in boards[0].groups), key=lambda row: row.finished) if boards else None
+        pair = _pair(model) if model else [f"pair={cell.pair}"] if cell and cell.pair else []
+        extra = shlex.join(word for word in _own(model) if word not in pair) if model else ""
+        words = _words(task, method, pair, boards[0].setting.preset if boards else None, range(site.minimum), extra)
         return Spot(method, task, "not run", "–", "no record", words, None)
     href = site.group_page(best)
     if best.enough:
@@ -103,7 +107,7 @@ def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: mat
     old = [row.seed for row in best.scored if row.code_digest != best.newest.code_digest]
     missing = [s for s in range(10 * site.minimum) if s not in best.seeds][: max(0, site.minimum - len(best.seeds))]
     extra = common.overrides(best.newest.command, common.ANEW)
-    words = _words(task, method, best.setting.pair, best.setting.preset, [*old, *missing], extra)
+    words = _words(task, method, _pair(best.newest), best.setting.preset, [*old, *missing], extra)
     if best.seeds:
         count = len(best.seeds) - len(old)
         return Spot(method, task, "few seeds", str(count), best.note or "", words, href)
@@ -111,8 +115,22 @@ def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: mat
     return Spot(method, task, state, "✕", common.state(best.newest), words, href)
 
 
-def _words(task: str, method: str, pair: str | None, preset: str | None, seeds: Sequence[int], extra: str = "") -> str:
-    words = [f"task={task}", f"method={method}"]
-    words += [f"{key}={value}" for key, value in (("pair", pair), ("preset", preset)) if value]
+def _own(row: Row) -> list[str]:
+    """Returns the words of a command that say what the networks are, where these are not the pair's."""
+    words = [word for word in shlex.split(row.command)[3:] if word.lstrip("+").startswith((*SIDES, "pair"))]
+    return words if any(names_networks(word) for word in words) else []
+
+
+def _pair(row: Row) -> list[str]:
+    """Returns the word that gives other runs the pair of this one."""
+    own = _own(row)
+    return [word for word in own if word.startswith("pair=")] if own else [f"pair={row.pair}"]
+
+
+def _words(
+    task: str, method: str, pair: Sequence[str], preset: str | None, seeds: Sequence[int], extra: str = ""
+) -> str:
+    words = [f"task={task}", f"method={method}", *pair]
+    words += [f"preset={preset}"] if preset else []
     said = ["python -m kdbench -m", shlex.join(words), extra, f"seed={','.join(map(str, seeds))}"]
     return " ".join(filter(None, said))

@@ -276,3 +276,10 @@ def test_a_tree_of_records_becomes_boards(results: Path) -> None:
     assert sum(len(g.rows) + len(g.superseded) for g in kept) == len(rows)
     assert set(found.tasks) == {"classification", "pointcloud"}
     assert found == build(list(rows))
+
+
+def test_boards_are_of_networks_and_not_of_names() -> None:
+    named = [row("kd", s, 70.0, pair=p, pairing="a_b", spec_hash=p) for p in ("a_b", "mine") for s in range(3)]
+    other = [row("kd", s, 70.0, pair="a_b", pairing="a_b (Net width=8)", spec_hash="wide") for s in range(3)]
+    found = build(in_order(named + other)).boards
+    assert sorted((board.setting.pair, len(board.groups)) for board in found) == [("a_b", 2), ("a_b (Net width=8)", 1)]

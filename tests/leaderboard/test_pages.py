@@ -151,6 +151,17 @@ def test_the_command_that_fills_a_hole_is_the_newest_run_s_and_runs_nothing_else
     assert shown == ["student.init_from=x; touch PWNED #", "data=cifar100", *words[-4:-1]]
 
 
+def test_the_command_that_fills_a_hole_names_networks_as_the_run_did(tmp_path: Path) -> None:
+    networks = "student=timm/resnet18 ++student.width=8 teacher._target_=a.B"
+    command = f"python -m kdbench task=classification method=kd {networks} seed=0"
+    own = [row(m, s, 66.0, pair="B_resnet18", command=command) for m in ("kd", "none") for s in range(3)]
+    own += [row("sp", 1, 66.0, pair="B_resnet18", command=command), row("at", 1, 66.0, preset="smoke")]
+    found = holes(made_of(tmp_path / "out", *own))
+    start = "python -m kdbench -m task=classification"
+    assert found["sp"]["command"] == f"{start} method=sp preset=quick {networks} seed=0,2"
+    assert found["at"]["command"] == f"{start} method=at preset=quick {networks} seed=0,1,2"
+
+
 def test_seeds_of_an_older_code_are_to_be_run_again(tmp_path: Path) -> None:
     mixed = [row("sp", seed, 66.0, code_digest="new" if seed == 2 else "old") for seed in range(3)]
     hole = holes(made_of(tmp_path / "out", *KD, *mixed))["sp"]

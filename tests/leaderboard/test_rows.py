@@ -49,6 +49,50 @@ def test_a_row_is_the_record_flat(tmp_path: Path) -> None:
     assert full_record(row) == read_record(folder)
 
 
+def networks(width: int, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    student = {"_target_": "tasks.classification.models.create", "model_name": "cifar_resnet8", "width": width}
+    return {"teacher": {"_target_": "x.Net"}, "student": student | (options or {})}
+
+
+def test_equal_networks_are_one_pair_and_others_another_whatever_their_pairs_are_called(save: Save) -> None:
+    for number, (pair, width) in enumerate([("w4", 4), ("w4", 4), ("mine", 4), ("w4", 8), ("w8", 8), ("other", 16)]):
+        save(name=f"{number}", run_id=f"{number}", seed=number, pair=pair, networks=networks(width))
+    save(name="old", run_id="old", seed=9, pair="w4")  # nothing tells
+    root = save(name="task", run_id="task", seed=8, task="pointcloud", pair="w4", networks=networks(8))
+    found = {row.run_id: row for row in read([root.parents[3]]).rows}
+    assert [found[f"{n}"].pairing for n in range(3)] == ["w4"] * 3
+    assert found["2"].pair == "mine"
+    assert [found[f"{n}"].pairing for n in (3, 4)] == ["w8"] * 2
+    assert found["5"].pairing == "other"
+    assert found["old"].pairing == "w4"
+    assert found["task"].pairing == "w4"
+
+
+def test_networks_that_differ_in_one_option_are_told_apart(save: Save) -> None:
+    save(name="a", run_id="a", pair="p", networks=networks(4))
+    root = save(name="b", run_id="b", pair="p", seed=1, networks=networks(4, {"drop_rate": 0.1}))
+    rows = read([root.parents[3]]).rows
+    assert len({row.networks for row in rows}) == 2
+    assert sorted(row.pairing for row in rows) == ["p", "p (Net → cifar_resnet8 width=4 drop_rate=0.1)"]
+
+
+def test_networks_of_older_records_are_those_of_the_configuration_beside_them(save: Save) -> None:
+    (row,) = read([save()]).rows
+    assert row.networks == ""
+    file = save()
+    written = {"pair": {"name": "p", **{side: {"architecture": each} for side, each in networks(4).items()}}}
+    file.with_name("config.yaml").write_text(json.dumps(written))
+    (row,) = read([file]).rows
+    assert row.networks.startswith("Net → cifar_resnet8 width=4 #")
+    file.with_name("config.yaml").write_text("a: &a [1]\npair: *a\n")
+    assert read([file]).rows[0].networks == ""
+    committed = read([RECORDS]).rows
+    assert {(r.pairing, r.networks.rpartition(" #")[0]) for r in committed if r.task == "classification"} == {
+        ("resnet8_w16_w4", "cifar_resnet8 width=16 → cifar_resnet8 width=4")
+    }
+    assert all(row.networks and row.pairing == row.pair for row in committed)
+
+
 def test_null_is_none_and_not_a_number(tmp_path: Path) -> None:
     write(tmp_path, make(scores={"student": {"test": {"accuracy": None, "ece": math.nan}}}))
     (row,) = read([tmp_path]).rows
