@@ -15,10 +15,10 @@ LIBRARIES := libusb-1.0.so.0=libusb-1.0-0 libEGL.so.1=libegl1 libGL.so.1=libgl1 
 # One thread per process: xdist runs one process per core.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help setup system-libraries demo test soak bench site clean
+.PHONY: help setup system-libraries demo test test-method test-task soak bench site clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(STAMP) system-libraries ## create .venv with every extra, and the system libraries where permitted
 
@@ -30,6 +30,12 @@ test: setup ## lint, types and tests
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal
+
+test-method: setup ## METHOD=NAME: what tests one method, with every task that it serves
+	$(PYTEST) --method=$(METHOD)
+
+test-task: setup ## TASK=NAME: what tests one task, with every method that serves it
+	$(PYTEST) --task=$(TASK)
 
 soak: setup ## the long version of the tests that kill a run at random
 	KDBENCH_SOAK=100 $(PYTEST) -k kill

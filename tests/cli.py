@@ -25,6 +25,8 @@ from kdbench.task import Batch
 from tests.toy import Toy, collate
 
 ROOT = Path(__file__).resolve().parents[1]
+#: A task in a package of its own.
+EXAMPLE = ROOT / "docs" / "examples" / "diabetes"
 
 
 @dataclass(frozen=True)

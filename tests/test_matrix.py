@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -17,34 +18,15 @@ from kdbench.errors import KDBenchError
 from kdbench.fit import Training
 from kdbench.matrix import AXES, Cell
 from kdbench.stages import Stages, make_task
-from tests.cli import ROOT, install
-from tests.tasks.pointcloud import tiny
+from tests import tiny
+from tests.cli import EXAMPLE, ROOT, CliToy, install
 
-
-def tiny_pointcloud(folder: Path) -> list[str]:
-    return [
-        f"data.root={tiny.write(folder, train=5, test=1)}",
-        "data.batch_size=2",
-        f"task.point_range={tiny.RANGE}",
-        "pair.teacher.architecture.width=0.25",
-        "pair.student.architecture.width=0.125",
-    ]
-
-
-def tiny_classification(folder: Path) -> list[str]:
-    return ["data.test=60", "data.labels=64", "data.batch_size=32"]
-
-
-#: Overrides that make a task small enough for a second a cell, two steps an epoch.
-TINY: dict[str, Callable[[Path], list[str]]] = {
-    "classification": tiny_classification,
-    "pointcloud": tiny_pointcloud,
-    "toy": lambda folder: [],
-}
+#: The configuration of this repository, of the toy and of the example; what is installed here stands beside it.
+CONF = (ROOT / "conf", ROOT / "tests" / "conf", EXAMPLE / "kdbench_diabetes" / "conf")
 
 
 def names(group: str) -> list[str]:
-    return sorted(path.stem for top in ("conf", "tests/conf") for path in (ROOT / top / group).glob("*.yaml"))
+    return sorted({path.stem for top in CONF for path in (top / group).glob("*.yaml")} | {*config.options(group)})
 
 
 CELLS = [(task, axis, name) for task in names("task") for axis in AXES for name in names(axis)]
@@ -55,6 +37,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("matrix")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(install(folder / "site"))
+        patch.syspath_prepend(str(EXAMPLE))
+        patch.syspath_prepend(install(folder / "example", "kdbench_diabetes", "kdbench_diabetes.conf"))
         patch.setenv("KDBENCH_CACHE", str(folder / "cache"))
         yield folder / "cache"
 
@@ -66,15 +50,8 @@ def found() -> dict[tuple[str, str, str], Cell]:
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    """The overrides of :data:`TINY`, whose data is written once."""
-    made: dict[str, list[str]] = {}
-
-    def get(task: str) -> list[str]:
-        if task not in made:
-            made[task] = TINY[task](tmp_path_factory.mktemp(task) / "data")
-        return made[task]
-
-    return get
+    """The overrides of a task, whose data is written once."""
+    return functools.cache(lambda task: tiny.overrides(task, tmp_path_factory.mktemp("data")))
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -106,6 +83,21 @@ def test_a_red_cell_says_why(found):
     assert found["pointcloud", "method", "toy_mutual"].ok
     assert found["toy", "method", "kd"].pair == "toy"
     assert found["pointcloud", "method", "kd"].pair == config.load(["task=pointcloud"])["pair"]["name"]
+
+
+def test_a_regression_is_served_by_what_reads_values_and_vectors(found):
+    green = {name for (task, axis, name), cell in found.items() if (task, axis) == ("diabetes", "method") and cell.ok}
+    assert {"kd", "dml", "fitnet", "rkd", "sp", "pkt", "cc", "none"} <= green
+    assert not {"ctkd", "lskd", "dkd", "bdkd", "crd", "at", "tgeo"} & green
+    assert found["diabetes", "method", "ctkd"].reason.startswith("CTKD needs Logits ('logits'), which task diabetes")
+
+
+def test_a_task_without_a_meta_cut_is_none_for_a_bilevel_method(monkeypatch, found):
+    assert found["toy", "method", "tgeo"].ok
+    monkeypatch.setattr(CliToy, "capabilities", CliToy.capabilities - {"meta"})
+    spec, default = config.option("method", "tgeo"), config.load(["task=toy"])
+    with pytest.raises(KDBenchError, match="^TGeo requires meta, which task toy lacks$"):
+        matrix._serving(spec, default, [])
 
 
 def test_text(capsys, monkeypatch):

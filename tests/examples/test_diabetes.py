@@ -16,16 +16,16 @@ from kdbench.cache import Store
 from kdbench.features import Values
 from kdbench.record import find_records
 from kdbench.task import Batch
-from tests.cli import ROOT, CommandLine, install
-
-FOLDER = ROOT / "docs" / "examples" / "diabetes"
+from tests.cli import EXAMPLE, CommandLine, install
 
 
 @pytest.fixture(autouse=True)
 def package(tmp_path, monkeypatch):
     """The package as its own pyproject.toml would install it."""
-    (entry,) = tomllib.loads((FOLDER / "pyproject.toml").read_text())["project"]["entry-points"]["kdbench.conf"].items()
-    monkeypatch.syspath_prepend(str(FOLDER))
+    (entry,) = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]["entry-points"][
+        "kdbench.conf"
+    ].items()
+    monkeypatch.syspath_prepend(str(EXAMPLE))
     monkeypatch.syspath_prepend(install(tmp_path / "own", *entry))
 
 
