@@ -1,11 +1,19 @@
-"""A recorded student for other runtimes: ``python -m kdbench.export RUN [--format onnx|pt2] [--out FILE]``."""
+"""A recorded student for other runtimes: ``python -m kdbench.export RUN [--format onnx|pt2] [--out FILE]``.
+
+The file says how it is used (:data:`FACTS` of an ONNX file's metadata, or an extra file of that name in a ``pt2``): the
+run, its metric, class names and inputs as in the record, what else the task says. Beside an ONNX file lies
+``run_<name>.py``, which takes a user's files to predictions without kdbench and without torch.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import inspect
+import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,6 +22,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from kdbench.cache import write_atomic
 from kdbench.errors import KDBenchError
 
 if TYPE_CHECKING:
@@ -21,6 +30,9 @@ if TYPE_CHECKING:
     from kdbench.task import ExportPlan
 
 Format = Literal["onnx", "pt2"]
+
+FACTS = "kdbench"
+"""Key of the JSON that says how an exported model is used."""
 
 TOLERANCE = 1e-3
 """Largest difference of an exported model's outputs, over the largest output: other kernels sum in another order."""
@@ -43,21 +55,58 @@ def export(found: RecordedRun, form: Format = "onnx", out: Path | None = None) -
         KDBenchError: The model cannot be exported, or the file does not do the same.
     """
     plan = found.task.export(found.model())
+    facts = json.dumps(_facts(found, plan))
     out = out if out is not None else found.folder / f"{found.side}.{form}"
     aside = out.with_name(f".{out.name}.{os.getpid()}.{form}")
     if not out.parent.is_dir():
         raise KDBenchError(f"--out {out}: there is no folder {out.parent}")
     try:
         with _quiet():
-            gap = {"onnx": _onnx, "pt2": _pt2}[form](plan, aside)
+            gap = {"onnx": _onnx, "pt2": _pt2}[form](plan, aside, facts)
         if not gap <= TOLERANCE:
             raise KDBenchError(f"{out}: its outputs differ from the student's by {gap:.1e} of the largest: not written")
+        script = out.with_name(f"run_{out.stem}.py")
+        if form == "onnx" and plan.script:
+            write_atomic(script, _script(plan.script, out.name, found.record.run_id))
         aside.replace(out)
     except OSError as error:
         raise KDBenchError(f"--out {out}: the model cannot be written: {error}") from None
     finally:
         aside.unlink(missing_ok=True)
     return out, gap
+
+
+def _facts(found: RecordedRun, plan: ExportPlan) -> dict[str, Any]:
+    """Says how the model is used, and where it comes from."""
+    record, data = found.record, found.task.dataset()
+    assert record.primary is not None
+    scored = getattr(record.scores, found.side)
+    return {
+        "run_id": record.run_id,
+        "task": record.task,
+        "method": record.method,
+        "dataset": {"name": data.name, "digest": data.digest},
+        "metric": {**dict(record.primary), "test": scored.test[record.primary.name]},
+        "classes": list(data.classes),
+        "inputs": dict(data.inputs),
+        **plan.facts,
+    }
+
+
+def _script(modules: tuple[str, ...], name: str, run_id: str) -> str:
+    """Joins the sources of modules to one file; what one imports from another is above it."""
+    needs = "needs numpy, pillow and onnxruntime"
+    joined = [f"# Runs {name} beside it, of run {run_id}: {needs}. Written by kdbench.export."]
+    for module in modules:
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and spec.origin is not None
+        joined.append(Path(spec.origin).read_text(encoding="utf-8"))
+    text = "\n".join(joined)
+    own = "|".join(re.escape(module) for module in modules)
+    text = re.sub(rf"^from (?:{own}) import (?:\([^)]*\)|.*)\n", "", text, flags=re.MULTILINE)
+    future = "from __future__ import annotations\n"
+    first, _, rest = text.partition(future)
+    return first + future + rest.replace(future, "")
 
 
 @contextmanager
@@ -76,7 +125,7 @@ def _quiet() -> Iterator[None]:
 def _program(plan: ExportPlan) -> Any:
     import torch
 
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim(plan.dynamic)
     try:
         # Traced with two samples, as a dimension of one is taken for a constant.
         example = tuple(torch.cat([value, value]) for value in plan.example)
@@ -92,7 +141,7 @@ def _program(plan: ExportPlan) -> Any:
         raise KDBenchError(f"the student cannot be exported: {reason}") from None
 
 
-def _onnx(plan: ExportPlan, path: Path) -> float:
+def _onnx(plan: ExportPlan, path: Path, facts: str) -> float:
     import torch
 
     try:
@@ -100,18 +149,20 @@ def _onnx(plan: ExportPlan, path: Path) -> float:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise KDBenchError(f"--format onnx needs {error.name}: pip install 'kdbench[export]'") from None
-    made = torch.onnx.export(_program(plan), input_names=list(plan.names), dynamo=True, verbose=False)
+    names = {"input_names": list(plan.names), "output_names": list(plan.outputs) or None}
+    made = torch.onnx.export(_program(plan), **names, dynamo=True, verbose=False)  # type: ignore[arg-type]
     assert made is not None
+    made.model.metadata_props[FACTS] = facts
     made.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     given = {name: value.contiguous().numpy() for name, value in zip(plan.names, plan.example, strict=True)}
     return _gap(plan, [torch.from_numpy(value) for value in session.run(None, given)])
 
 
-def _pt2(plan: ExportPlan, path: Path) -> float:
+def _pt2(plan: ExportPlan, path: Path, facts: str) -> float:
     import torch
 
-    torch.export.save(_program(plan), path)
+    torch.export.save(_program(plan), path, extra_files={FACTS: facts})
     return _gap(plan, torch.export.load(path).module()(*plan.example))
 
 
@@ -140,7 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KDBenchError as error:
         print(f"kdbench: error: {error}", file=sys.stderr)
         return 1
+    script = path.with_name(f"run_{path.stem}.py")
     print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB, outputs within {gap:.0e} of the student's")
+    if options.format == "onnx" and script.exists():
+        print(f"{script}: python {script.name} INPUT…, without kdbench")
     if changed := run.changed():
         print(f"kdbench: {changed}", file=sys.stderr)
     return 0

@@ -273,7 +273,7 @@ class Run:
             networks[name] = load_deployed(self.config, self.task, side, product.path, batch, alone=name == "scratch")
         sizes: dict[str, Any] = {}
         for name in {"teacher", "student"} & networks.keys():
-            plan = self.task.export(networks[name])
+            plan = self.task.measured(networks[name])
             facts = {k: products[name].manifest[k] for k in ("params", "bytes")} | {"macs": count_macs(plan)}
             sizes[name] = (
                 TeacherModel(**facts) if name == "teacher" else StudentModel(**facts, latency_ms=latency_ms(plan))

@@ -158,7 +158,7 @@ class Stages:
             for stage in () if recipe.given else training.stages:
                 training.enter(stage)
                 training.distiller(stage).rehearse(batch)
-            task.export(training.cast.model("student"))
+            task.measured(training.cast.model("student"))
         return notes
 
     def teacher(self) -> Product:

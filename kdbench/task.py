@@ -58,11 +58,20 @@ class ExportPlan:
         module: What is exported and whose latency is measured.
         example: Positional example inputs.
         names: Input names.
+        outputs: Output names, of all tensors that the module returns; the exporter chooses where it is empty.
+        dynamic: What the first dimension of all inputs counts.
+        facts: What using it takes beside the record's ``dataset``, as JSON.
+        script: Modules that read an input, run the ONNX file beside them and print predictions as ``kdbench.predict``
+            does. They are joined to one file and import the standard library, NumPy, Pillow and ONNX Runtime alone.
     """
 
     module: nn.Module
     example: tuple[Any, ...]
     names: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
+    dynamic: str = "batch"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    script: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,8 +224,12 @@ class Task:
         return {}
 
     def export(self, model: nn.Module) -> ExportPlan:
-        """Returns the exportable part of ``model`` and an example."""
+        """Returns what of ``model`` is exported and an example."""
         raise self._lacks("export")
+
+    def measured(self, model: nn.Module) -> ExportPlan:
+        """Returns what of ``model`` has its operations and its latency recorded: by default what is exported."""
+        return self.export(model)
 
     def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image:
         """Draws what a person would look at: one test batch through each of the named models."""

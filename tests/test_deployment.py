@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -131,6 +133,68 @@ def test_predictions_are_those_of_the_evaluation(trained, own):
     tests = next(iter(evaluated.data(0).test_dataloader())).inputs
     paths = [trained / "data" / "val" / name / f"{i}.png" for name in CLASSES for i in range(3)]
     assert torch.equal(torch.cat([found.task.read(path).inputs for path in paths]), tests)
+
+
+#: Runs a file as a machine would that has neither kdbench nor torch.
+ALONE = f"""if True:
+    import runpy, sys
+    sys.modules.update(dict.fromkeys({["kdbench", "tasks", "leaderboard", "torch", "torchvision", "lightning"]}))
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def alone(script: Path, *arguments: Path) -> list[dict[str, Any]]:
+    """What a script prints, an object a line."""
+    command = [sys.executable, "-I", "-c", ALONE, str(script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parent)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_an_exported_model_comes_with_all_that_its_use_takes(trained, own, tmp_path):
+    """Images of any kind are read as in evaluation, where kdbench is not."""
+    export_to = tmp_path / "out" / "bees.onnx"
+    export_to.parent.mkdir()
+    run = read_run(own)
+    export(run, out=export_to)
+    session = onnxruntime.InferenceSession(export_to, providers=["CPUExecutionProvider"])
+    assert [node.name for node in session.get_inputs()] == ["images"]
+    assert [node.name for node in session.get_outputs()] == ["logits"]
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["kdbench"])
+    assert facts["classes"] == [*CLASSES]
+    student = run.record.scores.student
+    assert run.record.dataset is not None
+    assert student is not None
+    assert facts["inputs"] == run.record.dataset.inputs
+    assert facts["run_id"] == run.record.run_id
+    assert facts["metric"] == {
+        "name": "top1",
+        "higher_is_better": True,
+        "test": student.test["top1"],
+    }
+
+    g = np.random.default_rng(1)
+    colours = g.integers(0, 256, (31, 40, 4)).astype(np.uint8)
+    odd = {
+        "wide.png": Image.fromarray(colours[..., :3]),
+        "clear.png": Image.fromarray(colours),
+        "deep.png": Image.fromarray(g.integers(0, 65536, (40, 31)).astype(np.uint16)),
+        "photo.jpg": Image.fromarray(colours[..., :3]),
+    }
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, image in odd.items():
+        image.save(tmp_path / "out" / name, exif=turned if name == "photo.jpg" else None)
+    images = [trained / "data" / "val" / "ant" / "0.png", *(tmp_path / "out" / name for name in odd)]
+    expected = [*predict.predict(run, images)]
+    found = alone(export_to.with_name("run_bees.py"), *images)
+    assert [row["input"] for row in found] == [row["input"] for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert [row["class"] for row in one["classes"]] == [row["class"] for row in other["classes"]]
+        sure = [[row["probability"] for row in rows["classes"]] for rows in (one, other)]
+        assert sure[0] == pytest.approx(sure[1], abs=2e-4)
+    assert len({str(row["classes"]) for row in found}) == len(found)
 
 
 def test_a_record_of_version_1_opens_its_data(trained, own, tmp_path, capsys):

@@ -28,7 +28,8 @@ from tasks.classification.preprocess import Preprocess
 from tasks.classification.pruning import SIDE, importance
 from tasks.classification.sources import open_source
 from tasks.classification.sources.base import Source, Split, array_digest
-from tasks.classification.sources.files import BACKGROUND, ImageFiles, Reader, Resize
+from tasks.classification.sources.files import ImageFiles, Reader, Resize
+from tasks.classification.sources.pixels import BACKGROUND
 
 SCORES = "scores.npy"
 

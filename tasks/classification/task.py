@@ -36,6 +36,8 @@ from tasks.classification.sources.folder import EXTENSIONS
 
 #: Keys of ``data`` that the engine and the presets read.
 ENGINE = ("name", "task", "protocol")
+#: What runs an exported model.
+SCRIPT = ("tasks.classification.sources.pixels", "tasks.classification.script")
 #: Options of an architecture by which it gets weights from elsewhere.
 FETCHED = ("pretrained", "checkpoint_path")
 #: Kinds that a pair may declare for a tap.
@@ -330,7 +332,8 @@ class Classification(Task):
         """The whole model, on one image."""
         device = next(model.parameters()).device
         image = self.example().inputs.to(device)
-        return ExportPlan(model.eval(), (image.contiguous(memory_format=torch.channels_last),), ("images",))
+        image = image.contiguous(memory_format=torch.channels_last)
+        return ExportPlan(model.eval(), (image,), ("images",), ("logits",), script=SCRIPT)
 
     @torch.no_grad()
     def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image:

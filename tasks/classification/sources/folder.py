@@ -23,7 +23,8 @@ from kdbench.digest import digest_json, source_digest
 from kdbench.errors import KDBenchError, nearest, printable, reading
 from kdbench.splits import cut
 from tasks.classification.sources.base import Source, Split
-from tasks.classification.sources.files import Facts, ImageFiles, Range, Reader, UnreadableImage, examine, natural_range
+from tasks.classification.sources.files import ImageFiles, Reader, UnreadableImage, examine
+from tasks.classification.sources.pixels import Facts, Range, natural_range
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".avif"),

@@ -9,18 +9,12 @@ import pytest
 import timm.data
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode, functional
 
+from kdbench import rng
 from kdbench.errors import KDBenchError
-from tasks.classification.sources.files import (
-    ORIENTATION,
-    Facts,
-    ImageFiles,
-    Reader,
-    Resize,
-    UnreadableImage,
-    examine,
-    natural_range,
-)
+from tasks.classification.sources.files import ImageFiles, Reader, Resize, UnreadableImage, examine
+from tasks.classification.sources.pixels import ORIENTATION, Facts, natural_range, to_size
 
 
 def pixels(path: Path, channels: int = 3, **options: object) -> np.ndarray:
@@ -272,3 +266,19 @@ def test_evaluation_of_a_model_of_timm(shape, crop, interpolation, tmp_path):
     torch.testing.assert_close(files.one(tmp_path / "a.png", 3).float(), expected, atol=0.01, rtol=0)
     side = ImageFiles([], (48, 48), resize=Resize(None, int(48 / crop), interpolation))
     assert torch.equal(side.one(tmp_path / "a.png", 3), files.one(tmp_path / "a.png", 3))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 12)])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_resizing_is_torchvisions(size, interpolation):
+    """To the bit, on images of any shape; exported models bring the same lines along."""
+    mode = InterpolationMode(interpolation)
+    for height, width in ((40, 61), (61, 40), (24, 24), (33, 17)):
+        image = Image.fromarray(rng.numpy(0, height, width).integers(0, 256, (height, width, 3)).astype(np.uint8))
+        box = (3, 2, height - 5, width - 7)
+        boxed = functional.resized_crop(image, *box, list(size), mode, antialias=True)
+        assert (to_size(image, size, box, interpolation=interpolation) == np.asarray(boxed).transpose(2, 0, 1)).all()
+        side = max(size) + 3
+        centre = functional.center_crop(functional.resize(image, [side], mode, antialias=True), list(size))
+        found = to_size(image, size, side=side, interpolation=interpolation)
+        assert (found == np.asarray(centre).transpose(2, 0, 1)).all()

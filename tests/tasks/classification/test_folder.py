@@ -13,7 +13,8 @@ from kdbench.cache import Store
 from kdbench.errors import KDBenchError
 from tasks.classification.sources import folder, open_source
 from tasks.classification.sources.base import Source
-from tasks.classification.sources.files import Facts, ImageFiles, UnreadableImage
+from tasks.classification.sources.files import ImageFiles, UnreadableImage
+from tasks.classification.sources.pixels import Facts
 from tests.tasks.classification import layouts
 
 
