@@ -77,7 +77,7 @@ def _named(classes: list[str]) -> str:
 def table(counts: Mapping[str, Counts]) -> Table:
     """Shows labels by class and split, with what is scored where that is another number."""
     units = " and ".join(dict.fromkeys(found.unit for found in counts.values()))
-    shown = Table("class", title=f"labelled {units} (of them scored)")
+    shown = Table("class", title=f"labelled {units} (scored)")
     for split in counts:
         shown.add_column(split, justify="right")
     shown.add_row("samples", *(str(found.samples) for found in counts.values()))

@@ -69,7 +69,7 @@ def test_the_table_shows_labels_and_what_of_them_is_scored():
     with console.capture() as captured:
         console.print(table(counts))
     lines = [" ".join(line.replace("│", " ").split()) for line in captured.get().splitlines()]
-    assert "labelled objects (of them scored)" in lines
+    assert any("labelled objects (scored)" in line for line in lines)
     assert "samples 9 5" in lines
     assert "c2 2 2 (1)" in lines
     assert f"10 further classes {sum(range(20, 30))} {sum(range(20, 30))}" in lines

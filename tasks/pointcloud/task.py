@@ -265,7 +265,8 @@ class PointCloud(Task):
         frames, split, _ = self._data
         parts = {"train": split.train, "val": split.val, "test": split.test}
         options = self.classes, self.point_range, self.options.camera
-        return {name: count(frames.contents, part, *options) for name, part in parts.items()}
+        found = {name: count(frames.contents, part, *options) for name, part in parts.items()}
+        return found | {"train": replace(found["train"], scored=None)}
 
     def restore(self, info: DatasetInfo) -> None:
         """Takes what a record says; how scans are read is in the options of the task."""

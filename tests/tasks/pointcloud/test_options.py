@@ -11,6 +11,7 @@ from kdbench.cache import Store
 from kdbench.errors import KDBenchError
 from kdbench.fit import Training
 from kdbench.recipe import Recipe
+from kdbench.rehearsal import gradients
 from kdbench.signals import total
 from kdbench.weights import save_weights
 from tasks.pointcloud.augment import Augment
@@ -117,6 +118,38 @@ def test_presets_compose(preset, method):
     assert composed["task"]["name"] == "pointcloud"
     published = composed["task"]["pillar"] == [0.16, 0.16]
     assert published is (preset == "paper")
+
+
+def test_pointdistiller_reaches_the_pillar_encoder_alone(root, tmp_path):
+    """192 of the default student's 308,680 parameters: a linear layer of 10 x 16, and scale and shift of its norm."""
+    composed = config.load(["task=pointcloud", "method=pointdistiller", "preset=smoke", f"data.root={root}"])
+    composed["pair"]["teacher"]["architecture"]["width"] = 0.25
+    recipe = Recipe("student", "student", composed, {"method": composed["method"]}, 0, "tiny", "teacher")
+    training = Training(recipe, tiny.task(root, tmp_path), untrained=True)
+    distiller = training.distiller()
+    batch = training.first_batch()
+    distiller.rehearse(batch)
+    own = {name: p for name, p in distiller.trainable() if name.startswith("student.")}
+    with distiller.rehearsal(), torch.enable_grad():
+        terms = {n: v for found in distiller.every_term(batch).values() for n, v in found.items()}
+        reached = gradients(terms, own)["local_graph"]
+    assert {name.split(".")[1] for name, norm in reached.items() if norm > 0} == {"encoder"}
+    assert sum(own[name].numel() for name, norm in reached.items() if norm > 0) == 192
+    assert sum(p.numel() for p in own.values()) == 308_680
+
+
+def test_the_released_run_of_pointdistiller_composes():
+    text = " ".join((Path(__file__).parents[3] / "README.md").read_text().replace("\\\n", " ").split())
+    options = "method.faithful=code method.width=16 " + " ".join(
+        f"pair.{side}.architecture.max_points=32" for side in ("teacher", "student")
+    )
+    assert options in text
+    composed = config.load(
+        ["task=pointcloud", "method=pointdistiller", "preset=paper", "data.root=/x", *options.split()]
+    )
+    assert {side["architecture"]["max_points"] for side in (composed["pair"][n] for n in ("teacher", "student"))} == {
+        32
+    }
 
 
 @pytest.mark.slow
