@@ -221,7 +221,7 @@ class Run:
                 classes=list(info.classes),
                 inputs=dict(info.inputs),
             ),
-            primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better),
+            primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better, unit=self.task.unit),
             scores=Scores(**{n: _scores(p, compared.get(n, {})) for n, p in products.items()}, peer=_peer(main)),
             gap_closed=gap,
             gap_reason=reason,

@@ -42,10 +42,11 @@ class Dataset(_Model):
 
 
 class Primary(_Model):
-    """The metric that runs of this task are compared by."""
+    """The metric that runs of this task are compared by; ``unit`` is e.g. ``%``, None where it has none."""
 
     name: str
     higher_is_better: bool
+    unit: str | None = None
 
 
 class RoleScores(_Model):

@@ -117,6 +117,7 @@ class Task:
         higher_is_better: Direction of the primary metric.
         selection: Metric that picks epochs and factors on validation, of the same direction; the primary one by
             default. A task whose primary metric needs a large set names one that does not.
+        unit: Of the primary metric: ``%`` where it goes to 100; None where it has none.
         suffixes: Lower-case endings of the files in a folder that :meth:`read` reads; empty for all of them.
     """
 
@@ -125,6 +126,7 @@ class Task:
     primary: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     selection: ClassVar[str] = ""
+    unit: ClassVar[str | None] = None
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:

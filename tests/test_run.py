@@ -254,26 +254,56 @@ def test_a_given_teacher_is_taken_as_it_is(kdbench, tmp_path):
         assert record.scores.teacher.test == trained.scores.teacher.test
 
 
+def printed(record, folder):
+    """The rows of a record's closing table, and all that is printed."""
+    console = Console(file=io.StringIO(), width=160)
+    show(record, folder, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = (line for line in text.splitlines() if line.startswith("│"))
+    split = ([cell.strip() for cell in line.strip("│").split("│")] for line in lines)
+    return {cells[0]: cells[1:] for cells in split}, text
+
+
 def test_table_names_each_role_once(kdbench):
     kdbench("method=kd")
     (record,) = kdbench.records()
     record = record.model_copy(update={"gap_closed": 0.42, "gap_reason": None})
-    console = Console(file=io.StringIO(), width=140)
-    show(record, kdbench.results, console)
-    rows = {
-        cells[0]: cells[1:]
-        for line in console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-        if line.startswith("│") and (cells := [cell.strip() for cell in line.strip("│").split("│")])
-    }
+    rows, text = printed(record, kdbench.results)
     assert list(rows) == ["teacher", "student, scratch", "student, kd"]
     assert record.scores.student is not None
     assert record.scores.scratch is not None
     student, scratch = record.scores.student.test["accuracy"], record.scores.scratch.test["accuracy"]
     assert student is not None
     assert scratch is not None
-    assert rows["student, kd"][0] == f"{student:.2f}"
-    assert rows["student, kd"][2:4] == [f"{student - scratch:+.2f}", "42 %"]
+    assert rows["student, kd"][0] == f"{student:.4g}"
+    assert rows["student, kd"][3] == "42 %"
     assert rows["student, scratch"][2:4] == ["", ""]
+    assert "toy · toy · kd · toy · smoke" in text
+    assert "test, of the epoch best on val" in " ".join(text.replace("┃", " ").split())
+    assert "One seed (0): differences may be chance. 40 test samples, accuracy, higher is better." in text
+
+
+def test_table_says_which_is_better_in_which_unit(kdbench):
+    """Whichever way the metric goes; sizes have three digits."""
+    kdbench("method=kd")
+    (record,) = kdbench.records()
+    student = record.models.student
+    for higher, unit, value, says in (
+        (True, "%", 75.0, ("75.00 %", "+12.50 pp better")),
+        (True, None, 0.5, ("0.5", "-62 worse")),
+        (False, None, 62.62, ("62.62", "+0.12 worse")),
+        (False, None, 60.5, ("60.5", "-2 better")),
+        (False, None, 62.5, ("62.5", "+0")),
+    ):
+        scores = {n: {"test": {"accuracy": v}} for n, v in (("teacher", 90.0), ("scratch", 62.5), ("student", value))}
+        primary = {"name": "accuracy", "higher_is_better": higher, "unit": unit}
+        sizes = {"student": {**dict(student or {}), "params": 16_912, "macs": 283_400_000}}
+        changed = type(record).model_validate(
+            record.model_dump() | {"scores": scores, "primary": primary, "models": sizes}
+        )
+        rows, _ = printed(changed, kdbench.results)
+        assert (rows["student, kd"][0], rows["student, kd"][2]) == says
+        assert rows["student, kd"][4:6] == ["16.9 K", "283 M"]
 
 
 # ---- W&B ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ RUNS = (
     Column("scratch", "Scratch", "The same student and seed without a teacher.", "number"),
     Column("teacher", "Teacher", kind="number"),
     Column("gap", "Gap closed", kind="number"),
-    Column("best_on_val", "Best on val", "Test score of the epoch that was best on validation.", "number"),
+    Column("best_on_val", "Test, best on val", "Test score of the epoch that was best on validation.", "number"),
     Column("factor", "Factor", "On the weights of the terms, chosen on validation.", "number", shown=False),
     Column("wall_s", "Wall s", kind="number"),
     Column("finished", "Finished, UTC"),

@@ -165,7 +165,9 @@ def _scores(name: str, record: Record) -> Table:
     for role, scores in found:
         columns.append(role)
         if role.key == "student" and scores.best_on_val:
-            columns.append(Column("best", "Best on val", "Test, of the epoch best on validation.", "number"))
+            columns.append(
+                Column("best", "Test, best on val", "Test score of the epoch that was best on validation.", "number")
+            )
     table = Table(name, "Every test metric", columns)
     primary = record.primary.name if record.primary else None
     names = dict.fromkeys([*([primary] if primary else []), *(n for _, scores in found for n in scores.test)])

@@ -82,6 +82,7 @@ class Classification(Task):
         {"single_label", "sample_id", "differentiable_input", "meta", "rotate", "strong_view"}
     )
     primary: ClassVar[str] = "top1"
+    unit: ClassVar[str | None] = "%"
     suffixes: ClassVar[tuple[str, ...]] = EXTENSIONS
 
     def __init__(

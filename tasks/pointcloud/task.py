@@ -128,6 +128,7 @@ class PointCloud(Task):
     primary: ClassVar[str] = "map_3d_moderate_r40"
     #: With n < 41 objects even a perfect detector gets (n - 1) / 40 at 40 recall positions.
     selection: ClassVar[str] = "map_3d_moderate_all"
+    unit: ClassVar[str | None] = "%"
     suffixes: ClassVar[tuple[str, ...]] = (".bin",)
 
     def __init__(
