@@ -242,8 +242,8 @@ def prepare(
         sensors: What recorded the frames.
 
     Returns:
-        The product's manifest; ``odd`` are lines about labels that can hardly be meant, ``unseen`` the frames without
-        a point in the camera's view.
+        The product's manifest; ``odd`` are lines about labels that can hardly be meant, ``seen`` the share of the
+        points in the camera's view, ``unseen`` the frames without any.
 
     Raises:
         KDBenchError: A file is not as it should be, or no scan has a point in the camera's view.
@@ -251,21 +251,21 @@ def prepare(
     frames = Frames(root, work, classes, sensors)
     odd = kitti.Oddities()
 
-    def crop(name: str) -> tuple[int, list[float] | None, Contents, str]:
+    def crop(name: str) -> tuple[int, int, list[float] | None, Contents, str]:
         path = root / "training" / "velodyne" / f"{name}.bin"
         points = read_points(path, frames.sensors.scan)
-        whole = f"{path} has {len(points)} points, {ranges(points)}"
+        total, whole = len(points), f"{path} has {len(points)} points, {ranges(points)}"
         _, calibration, size = frames.truth(name)
         if size is not None:
             points = points[kitti.in_camera_view(points, calibration, size)]
         np.save(work / f"{name}.npy", points)
         plane = fit_ground(points)
-        return len(points), None if plane is None else plane.tolist(), _contents(frames, name, points), whole
+        return len(points), total, None if plane is None else plane.tolist(), _contents(frames, name, points), whole
 
     for name in names:  # in order, so that the first odd row is always the same
         frames.truth(name, odd)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        counts, planes, contents, wholes = zip(*pool.map(crop, names), strict=True)
+        counts, totals, planes, contents, wholes = zip(*pool.map(crop, names), strict=True)
     unseen = [name for name, count in zip(names, counts, strict=True) if count == 0]
     if len(unseen) == len(names):
         raise KDBenchError(
@@ -283,7 +283,8 @@ def prepare(
             yield name, frames.read(name).points, kept.boxes, kept.types, kept.difficulty
 
     Database.build(cut_out()).save(work / DATABASE)
-    return {"frames": len(names), "points": sum(counts), "odd": odd.lines(), "unseen": unseen}
+    seen = sum(counts) / sum(totals)
+    return {"frames": len(names), "points": sum(counts), "seen": seen, "odd": odd.lines(), "unseen": unseen}
 
 
 def _contents(frames: Frames, name: str, points: np.ndarray) -> Contents:

@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 
 #: Share of the test objects that may lie outside the range without a warning.
 _BEYOND = 0.02
+#: Share of the points in the camera's view, below which a calibration is hardly that of the camera; KITTI's is 0.15.
+_SEEN = 0.01
 #: What is scored without a camera: the other figures are of the image.
 _IN_SPACE = ("3d", "bev")
 
@@ -197,6 +199,9 @@ class PointCloud(Task):
         if unseen := product.manifest["unseen"]:
             found = f"{len(unseen)} of {len(names)} scans have no point in the camera's view, first {unseen[0]}"
             _log.warning("%s: %s", root, found)
+        if product.manifest["seen"] < _SEEN:
+            found = f"{product.manifest['seen']:.2%} of all points lie in the camera's view"
+            _log.warning("%s: %s; are P2 and Tr_velo_to_cam those of this camera?", root, found)
         frames = Frames(root, product.path, self.classes, sensors)
         if options.root is not None:
             self._warn(frames, split)
@@ -290,6 +295,10 @@ class PointCloud(Task):
         frames, split, _ = self._data
         options = self.options
         augment = Augment(**check("data.augment", Augment, {"point_range": self.point_range, **options.augment}))
+        for name in augment.sample:
+            if name not in KITTI_ANCHORS:
+                found = f"data.augment.sample.{name}: there is no such class"
+                raise KDBenchError(f"{found}: {nearest(name, KITTI_ANCHORS)}")
         return KittiData(frames, split, self.point_range, augment, options.batch_size, options.workers, seed)
 
     # ---- model ------------------------------------------------------------------------------------------------

@@ -46,6 +46,9 @@ def test_bad_task_options_are_one_line(root, tmp_path):
         tiny.task(root, tmp_path, classes=["Bus"])
     with pytest.raises(KDBenchError, match="expected a multiple of 8"):
         tiny.task(root, tmp_path, pillar=[0.3, 0.3])
+    lower = tiny.task(root, tmp_path, {"augment": {"sample": {"car": 15}}})
+    with pytest.raises(KDBenchError, match=r"data.augment.sample.car: there is no such class: did you mean 'Car'"):
+        lower.data(0)
     wrong = tiny.task(root, tmp_path, {"augment": {"flipp": 0.5}})
     with pytest.raises(KDBenchError, match=r"data.augment.flipp: unknown key: did you mean 'flip'"):
         wrong.data(0)

@@ -550,6 +550,14 @@ def test_a_scan_beside_another_sensors_calibration_is_not_predicted(made, root, 
         made.read(path)
 
 
+def test_a_camera_that_sees_next_to_nothing_is_said(tmp_path, caplog):
+    root = tiny.write(tmp_path / "kitti")
+    for path in (root / "training" / "calib").glob("*.txt"):
+        path.write_text(re.sub("P2: .*", "P2: 9000 0 600 0 0 9000 180 0 0 0 1 0", path.read_text()))
+    tiny.task(root, tmp_path / "cache").prepare()
+    assert re.search(r"0\.\d\d% of all points lie in the camera's view; are P2 and Tr_velo_to_cam", caplog.text)
+
+
 def test_odd_labels_are_said_in_every_run(tmp_path, caplog):
     root = tiny.write(tmp_path / "kitti")
     path = root / "training" / "label_2" / "000007.txt"
