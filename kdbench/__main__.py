@@ -9,10 +9,7 @@ import sys
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from kdbench.schema import Record
+from typing import Any, NoReturn
 
 
 def own_imports() -> None:
@@ -111,7 +108,8 @@ def run_job(composed: object) -> tuple[str, float | None]:
         config = configuration.check(composed)
         if sweep.job is not None and not hydra_config.launcher._target_.endswith("SlurmLauncher"):
             configuration.one_device(config)
-        run = Run(config, configuration.command_line(list(hydra_config.overrides.task)))
+        command = configuration.command_line(list(hydra_config.overrides.task))
+        run = Run(config, command, job=sweep.job.title if sweep.job else None)
         outcome = run.execute()
     except KDBenchError as error:
         endings.check()
@@ -130,16 +128,8 @@ def run_job(composed: object) -> tuple[str, float | None]:
         sweep.job.note("failed", f"{type(error).__name__}: {error}")
         return "failed", None
     if sweep.job is not None:
-        sweep.job.note(outcome.status, os.path.relpath(outcome.path), *_score(outcome.record))
+        sweep.job.note(outcome.status, os.path.relpath(outcome.path), outcome.path.absolute())
     return outcome.status, sweep.objective(outcome.path, run.task.selection)
-
-
-def _score(record: Record) -> tuple[float | None, float | None]:
-    """Returns the score that a run is about and how far it is from scratch."""
-    student = record.scores.student or record.scores.teacher
-    score = student.test[record.primary.name] if student and record.primary else None
-    scratch = record.scores.scratch.test[record.primary.name] if record.scores.scratch and record.primary else None
-    return score, None if score is None or scratch is None else score - scratch
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -75,6 +75,8 @@ class Bar(Callback):
         distiller: Distiller = module  # type: ignore[assignment]
         if self.metric in distiller.validation:
             self._value = f" · val {self.metric} {distiller.validation[self.metric]:.2f}"
+        elif self._bar.disable:
+            self._value = ""  # a line is about its epoch, a live bar about the training
         if self._bar.disable:
             self.console.print(f"{self.stage}: {self._status(trainer, module)}", soft_wrap=True)
 

@@ -76,12 +76,16 @@ class Run:
         config: Resolved and checked.
         command: The command that composes it.
         console: Where to report.
+        job: Who reports, where several do.
     """
 
-    def __init__(self, config: Mapping[str, Any], command: str, console: Console | None = None) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], command: str, console: Console | None = None, job: str | None = None
+    ) -> None:
         self.config = config
         self.command = command
         self.console = console or terminal()
+        self.label = f"{job} · " if job else ""
         self.started = datetime.now(UTC)
         self.store = Store(Path(config["cache"]) if config["cache"] else None)
         self.task = make_task(config, self.store)
@@ -106,7 +110,7 @@ class Run:
         if not self.config["rerun"] and (folder / RUN).is_file():
             record = read_record(folder)
             if record.status == "ok":
-                self.console.print("This run has its record (rerun=true runs it again):")
+                self.console.print(f"{self.label}This run has its record (rerun=true runs it again):")
                 show(record, folder, self.console)
                 return Outcome("ok", folder, record)
         from kdbench.processes import threads
@@ -149,7 +153,7 @@ class Run:
         main = self.config["role"] or "student"
         if main == "student" and not self.stages.distils:
             main = "scratch"
-        return [Bar(name, epochs, self.task.selection, self.console)], self.loggers if name == main else []
+        return [Bar(self.label + name, epochs, self.task.selection, self.console)], self.loggers if name == main else []
 
     @contextlib.contextmanager
     def _logging(self, run_id: str) -> Iterator[None]:
@@ -180,7 +184,7 @@ class Run:
         products: dict[str, Product] = {}
         stages.check_data()
         for key, seen_through in stages.rehearse().items():
-            self.console.print(f"{key}: {seen_through}", highlight=False, markup=False)
+            self.console.print(f"{self.label}{key}: {seen_through}", soft_wrap=True)
         _check_machine(stages.main_recipe.trainer)
         _check_writable(Path(self.config["results"]))
         if role != "student":
@@ -194,7 +198,7 @@ class Run:
         main = products["teacher" if role == "teacher" else "student"]
         if not main.fresh:
             self._replay(main)
-        self.console.print("scores: drawing the picture, measuring the student")
+        self.console.print(f"{self.label}scores: drawing the picture, measuring the student")
         models, preview, compared = self._look(products)
         gap, reason, flags = gap_closed(products, self.task, self.config["task"].get("noise"))
         info = self.task.dataset()
@@ -305,7 +309,9 @@ class Run:
         )
         config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
         path = write_record(Path(self.config["results"]), record, {"config.yaml": config}, replace=True)
-        self.console.print(Text.assemble((status, "bold red"), f": {reason}\nrecord: {path}"), soft_wrap=True)
+        self.console.print(
+            Text.assemble(self.label, (status, "bold red"), f": {reason}\nrecord: {path}"), soft_wrap=True
+        )
         return Outcome(status, path, record)
 
 

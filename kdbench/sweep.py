@@ -20,14 +20,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.table import Table
 
-from kdbench import endings
+from kdbench import endings, results
 from kdbench.cache import write_atomic
 from kdbench.errors import KDBenchError
+from kdbench.record import read_record
+from kdbench.schema import Record
 from kdbench.terminal import terminal
 
 #: Launchers that start several jobs on this machine and leave all GPUs to each; Slurm and Ray hand out their own.
 _LOCAL = ("JoblibLauncher", "LocalLauncher")
-FORMATS = (("score", ".2f"), ("gain", "+.2f"))
 COLUMNS: dict[str, dict[str, Any]] = {
     "job": {"overflow": "fold"},
     "status": {"no_wrap": True},
@@ -117,9 +118,9 @@ class Job:
         self.path = path
         self.title = title
 
-    def note(self, status: str, detail: str, score: float | None = None, gain: float | None = None) -> None:
+    def note(self, status: str, detail: str, record: Path | None = None) -> None:
         """Leaves the outcome where :func:`conclude` finds it, whatever launched the job."""
-        outcome = {"title": self.title, "status": status, "detail": detail, "score": score, "gain": gain}
+        outcome = {"title": self.title, "status": status, "detail": detail, "record": str(record) if record else None}
         write_atomic(self.path, json.dumps(outcome))
 
 
@@ -180,7 +181,7 @@ def _fixed(overrides: Iterable[str]) -> list[str]:
 
 
 def conclude() -> bool:
-    """Prints the table of the sweep that this process started, if there is one.
+    """Prints the tables of the sweep that this process started, if there is one: its jobs, and means over seeds.
 
     Returns:
         Whether all jobs that started ended well.
@@ -191,11 +192,30 @@ def conclude() -> bool:
     paths = sorted(current.jobs.glob("*.json"), key=lambda path: int(path.stem))
     current = None
     outcomes = [json.loads(path.read_text()) for path in paths]
+    records = {o["record"]: record for o in outcomes if o["record"] and (record := _read(Path(o["record"])))}
     table = Table(title="sweep")
     for column, options in COLUMNS.items():
         table.add_column(column, **options)
     for outcome in outcomes:
-        score, gain = (format(outcome[k], form) if outcome[k] is not None else "" for k, form in FORMATS)
-        table.add_row(outcome["title"], outcome["status"], score, gain, outcome["detail"])
-    terminal().print(table)
+        value, gain = _numbers(records.get(outcome["record"]))
+        table.add_row(outcome["title"], outcome["status"], value, gain, outcome["detail"])
+    console = terminal()
+    console.print(table)
+    if found := results.rows((Path(path), record) for path, record in records.items() if record.status == "ok"):
+        console.print(results.table(found, "means with 95% intervals", leave_out=["command"]))
     return all(outcome["status"] == "ok" for outcome in outcomes)
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        return read_record(path)
+    except KDBenchError:  # on the disk of another machine, or replaced since
+        return None
+
+
+def _numbers(record: Record | None) -> tuple[str, str]:
+    if record is None or record.primary is None:
+        return "", ""
+    value, gain = results.score(record)
+    said = "" if gain is None else f"{gain:+.2f}{results.worse(gain, record.primary.higher_is_better)}"
+    return "" if value is None else f"{value:.2f}", said

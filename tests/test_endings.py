@@ -19,28 +19,19 @@ from tests.cli import ROOT, install
 #: The toy task whose loaders have workers, and whose epochs take a while.
 WORKERS = """
 import time
-from lightning import LightningDataModule
 from kdbench.data import SeededLoader
+from tests import toy
 from tests.cli import CliToy
-from tests.toy import Patterns, collate
 
-class Slow(Patterns):
+class Slow(toy.Patterns):
     def __getitem__(self, key):
         time.sleep(0.02)
         return super().__getitem__(key)
 
-class Data(LightningDataModule):
-    def __init__(self, seed):
-        super().__init__()
-        self.seed = seed
-    def _loader(self, split, train):
-        return SeededLoader(Slow(64, split, self.seed), 16, self.seed, collate, train=train, workers=2)
-    def train_dataloader(self, without_meta=False):
-        return self._loader("train", True)
-    def val_dataloader(self):
-        return self._loader("val", False)
-    def test_dataloader(self):
-        return self._loader("test", False)
+class Data(toy.Data):
+    def _loader(self, split, size):
+        train = split in ("train", "meta")
+        return SeededLoader(Slow(size, split, self.seed), 16, self.seed, toy.collate, train=train, workers=2)
 
 class Toy(CliToy):
     def data(self, seed):
