@@ -56,7 +56,7 @@ def check_promises(training: Training, batch: Batch) -> None:
 
     Raises:
         KDBenchError: A method of the task is missing, a feature that is read is of another kind or shape than declared,
-            a capability is not kept, or a plugin reads a batch that the task does not offer.
+            a capability that a plugin requires is not kept, or a plugin reads a batch that the task does not offer.
     """
     task = training.task
     for complaint in _of_task(training, batch):
@@ -66,7 +66,8 @@ def check_promises(training: Training, batch: Batch) -> None:
         seen = Seen(training, batch, Signals(training.cast, views))
         for complaint in (*_of_features(seen), *_of_loss(seen)):
             raise _broken(task, complaint)
-        for capability in sorted(CHECKS.keys() & task.capabilities):
+        required = {capability for plugin in training.plugins.values() for capability in plugin.requires}
+        for capability in sorted(CHECKS.keys() & required):
             found = CHECKS[capability](seen)
             if found is not None:
                 raise _broken(task, f"it declares the capability {capability!r}, but {found}")

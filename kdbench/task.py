@@ -104,7 +104,8 @@ class Task:
 
     Attributes:
         name: As in ``task=``.
-        capabilities: What methods may rely on. Checked before anything trains (:mod:`kdbench.promises`) are
+        capabilities: What methods may rely on. Where one does, these are checked before anything trains
+            (:mod:`kdbench.promises`):
 
             * ``sample_id``: ids of training samples are 0 to N - 1, where N is ``dataset().sizes["train"]``;
             * ``single_label``: class scores are a softmax's and come with the one true class of each row;

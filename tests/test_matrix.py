@@ -17,6 +17,7 @@ from kdbench.cache import Store
 from kdbench.errors import KDBenchError
 from kdbench.fit import Training
 from kdbench.matrix import AXES, Cell
+from kdbench.promises import check_promises
 from kdbench.stages import Stages, make_task
 from tests import tiny
 from tests.cli import EXAMPLE, ROOT, CliToy, install
@@ -204,7 +205,9 @@ def test_green_cells_train_and_red_ones_are_refused(task, axis, name, found, ove
     made: Any = make_task(resolved, store)
     made.prepare()
     recipe = Stages(resolved, made, store, lambda *_: ([], [])).student_recipe()
-    manifest = Training(recipe, made, untrained=True).run(tmp_path)
+    training = Training(recipe, made, untrained=True)
+    check_promises(training, training.first_batch())
+    manifest = training.run(tmp_path)
     assert manifest["cost"]["student_passes"] > 0
     assert made.primary in manifest["scores"]["test"]
     weights = resolved[axis].get("weights") or {}

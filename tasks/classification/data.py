@@ -69,7 +69,7 @@ class DataOptions:
         train: Most training samples, validation included; class-balanced.
         test: Most test samples; class-balanced.
         labels: Training samples whose labels are used; class-balanced. None for all.
-        unlabelled: Further training samples that join without a label.
+        unlabelled: Further training samples that join without a label; ``rest`` for all that are left, if any.
         noise: Share of the training labels that are wrong; validation and test stay clean.
         imbalance: Largest over smallest class of the labelled training samples, along an exponential long tail.
         keep: Options of :class:`Keep`.
@@ -91,7 +91,7 @@ class DataOptions:
     train: PositiveInt | None = None
     test: PositiveInt | None = None
     labels: PositiveInt | None = None
-    unlabelled: PositiveInt | None = None
+    unlabelled: PositiveInt | Literal["rest"] | None = None
     noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     imbalance: Annotated[float, Field(ge=1)] | None = None
     keep: dict[str, Any] = field(default_factory=dict)
@@ -361,7 +361,7 @@ def _training(source: Source, options: DataOptions, keep: Keep, pool: np.ndarray
     targets = noisy(keys[chosen], labels[chosen], options.noise, len(source.classes))
     kept = _kept(source, pool[chosen], targets, keys[chosen], keep, store)
     rest = np.delete(np.arange(len(pool)), chosen)
-    wanted = options.unlabelled or 0
+    wanted = len(rest) if options.unlabelled == "rest" else options.unlabelled or 0
     if wanted > len(rest):
         raise KDBenchError(
             f"data.unlabelled={wanted}: {len(rest)} training samples are left beside the {len(chosen)} labelled ones; "

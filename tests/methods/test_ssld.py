@@ -159,7 +159,7 @@ def test_no_rows_and_low_precision():
 
 def test_the_recipe_gives_unlabelled_samples_to_the_student_alone():
     recipe = OmegaConf.load(config.folder() / "recipe" / "classification_ssld.yaml")
-    assert recipe.data.unlabelled == 600
+    assert recipe.data.unlabelled == "rest"
     assert recipe.teacher.data.unlabelled is None
 
 

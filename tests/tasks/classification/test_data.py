@@ -97,6 +97,14 @@ def test_fewer_labels_are_part_of_more(tmp_path):
     assert np.bincount(labels[found]).tolist() == [2, 20, 20]
 
 
+@pytest.mark.parametrize(("given", "left"), [({"labels": 300}, 600), ({"labels": 50, "train": 200}, 130), ({}, 0)])
+def test_the_rest_joins_without_labels_whatever_is_left(tmp_path, given, left):
+    images = digits(tmp_path, unlabelled="rest", **given)
+    assert int((images.train.targets < 0).sum()) == images.sizes["train"] - images.labelled == left
+    if left:
+        assert images.digest == digits(tmp_path, unlabelled=left, **given).digest
+
+
 def test_unlabelled_samples_join_behind_the_labelled_ones(tmp_path):
     images = digits(tmp_path, labels=300, unlabelled=500, batch_size=100)
     assert images.sizes["train"] == 800
