@@ -22,7 +22,6 @@ import numpy as np
 from kdbench.cache import Store, write_atomic
 from kdbench.digest import digest, digest_files
 from kdbench.errors import KDBenchError
-from kdbench.files import reason
 from tasks.pointcloud import kitti
 from tasks.pointcloud.augment import fit_ground
 from tasks.pointcloud.database import Database, points_in_boxes
@@ -309,7 +308,7 @@ def _contents(frames: Frames, name: str, points: np.ndarray) -> Contents:
 def content_digest(root: Path, names: Sequence[str], store: Store) -> str:
     """Digests a real data set: labels, calibrations and scans by content, images by width and height.
 
-    Scans are read once: their digest stays in ``store`` while their paths, sizes and times of change do.
+    Scans are read once, for as long as they stay as they are (:meth:`~kdbench.cache.Store.of_files`).
 
     Raises:
         KDBenchError: A file cannot be read.
@@ -319,19 +318,7 @@ def content_digest(root: Path, names: Sequence[str], store: Store) -> str:
     texts = [*labels, *(path for path in calibrations if os.path.lexists(path))]
     images = {name: kitti.measured(training / "image_2", name) or kitti.DEFAULT_IMAGE_SIZE for name in names}
     scans = [training / "velodyne" / f"{name}.bin" for name in names]
-    states = {str(path.absolute()): _state(path) for path in scans}
-    product = store.product(
-        "kitti-scans",
-        digest(states),
-        lambda _: {"digest": digest_files(scans, root)},
-        wait_message="the digest of the scans",
+    found = store.of_files(
+        "kitti-scans", scans, lambda: {"digest": digest_files(scans, root)}, wait_message="the digest of the scans"
     )
-    return digest([digest_files(texts, root), images, product.manifest["digest"]])
-
-
-def _state(scan: Path) -> tuple[int, int]:
-    try:
-        found = scan.stat()
-    except OSError as error:
-        raise KDBenchError(f"{scan}: cannot read this scan ({reason(error)}); expected a file") from None
-    return found.st_size, found.st_mtime_ns
+    return digest([digest_files(texts, root), images, found["digest"]])

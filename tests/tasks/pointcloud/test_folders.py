@@ -61,7 +61,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "dangling scan": (
         lambda root: dangling(root / "training/velodyne/000001.bin"),
-        r"velodyne/000001.bin: cannot read this scan \(No such file or directory\); expected a file",
+        r"velodyne/000001.bin: cannot be read \(No such file or directory\)$",
     ),
     "dangling label": (
         lambda root: dangling(root / "training/label_2/000001.txt"),
