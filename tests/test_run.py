@@ -126,6 +126,8 @@ def test_record_of_a_distilled_student(kdbench):
         "embedded": True,
         "digest": "toy",
         "fold": None,
+        "classes": [],
+        "inputs": {},
         "sizes": {"train": 64, "val": 40, "test": 40},
     }
     assert record.provenance.packages["torch"]
