@@ -81,7 +81,8 @@ class Strided(Net):
 
 
 def test_layers_kept_from_a_fault_of_onednn_are_named(kdbench):
-    well, lines = examined(kdbench, "method=none", "pair.student.architecture._target_=tests.test_doctor.Strided")
+    own = ("pair.student.architecture._target_=tests.test_doctor.Strided", "pair.student.architecture.width=4")
+    well, lines = examined(kdbench, "method=none", *own)
     assert well
     said = (
         "1x1 convolutions, 4 -> 4 channels, stride 2: their weight gradients run in the plain layout, because oneDNN's"

@@ -33,10 +33,10 @@ def cut(batch: int = 6, dtype: torch.dtype = torch.float32, **options: Any) -> C
     return Cut("tgeo", made, **options)
 
 
-def test_binds_to_the_logits_and_needs_one_class_a_sample():
+def test_binds_to_the_logits_and_needs_one_class_a_sample_and_a_meta_cut():
     side = {"taps": {"body": "body"}}
     assert bind(TGeo, Toy, {"name": "toy", "student": side, "teacher": side}) == {"logits": "logits"}
-    assert TGeo.requires == {"single_label"}
+    assert TGeo.requires == {"single_label", "meta"}
 
 
 @pytest.mark.parametrize("batch", [1, 6])
