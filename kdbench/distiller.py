@@ -178,9 +178,9 @@ class Distiller(LightningModule):
         batches, context = self._real(batch)
         return Signals(self.cast, self._views(batches, context))
 
-    def every_term(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """Returns every term on one real batch, by owner; to be called within :meth:`rehearsal`."""
-        return self._collect(self.probe(batch), self._real(batch)[1])
+    def every_term(self, batch: Batch, signals: Signals | None = None) -> dict[str, dict[str, Tensor]]:
+        """Returns every term on one real batch, by owner, from ``signals`` of :meth:`probe` where they are given."""
+        return self._collect(signals or self.probe(batch), self._real(batch)[1])
 
     def _real(self, batch: Batch) -> tuple[dict[str, Batch], Context]:
         """Returns one batch as the rehearsal reads it, everything on the device of this module."""
@@ -397,19 +397,21 @@ class Distiller(LightningModule):
                 module.training = training
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Moves averages, lets the plugins update their banks, and validates at the end of an epoch."""
+        """Settles what follows the step, and validates at the end of an epoch."""
+        signals, self._signals = self._signals, None
+        self.settle(signals, self._state(batch_idx))
+        if self._validates():
+            self.validate()
+
+    @torch.no_grad()
+    def settle(self, signals: Signals | None, state: State) -> None:
+        """Moves averages, and lets the plugins update their banks by the signals of the step, where it had any."""
         for name, role in self.cast.roles.items():
             if role.mode == "ema":
                 follow(self.cast.model(name), self.cast.model("student"), role.decay)
-        signals = self._signals
-        self._signals = None
         if signals is not None:
-            state = self._state(batch_idx)
-            with torch.no_grad():
-                for owner, plugin in self.owned():
-                    plugin.after_step(signals.bound(self.bindings.get(owner, {}), whole=True), state)
-        if self._validates():
-            self.validate()
+            for owner, plugin in self.owned():
+                plugin.after_step(signals.bound(self.bindings.get(owner, {}), whole=True), state)
 
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's means."""

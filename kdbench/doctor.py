@@ -12,8 +12,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,11 @@ from kdbench.errors import KDBenchError
 from kdbench.provenance import OPTIONAL, PACKAGES, version
 from kdbench.recipe import MODEL
 from kdbench.terminal import terminal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdbench.distiller import Distiller
 
 #: What Open3D loads from the system, by Debian package.
 LIBRARIES = {
@@ -136,16 +142,47 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
             "oneDNN's for channels_last writes out of bounds (https://github.com/uxlfoundation/oneDNN/issues/6035)",
             highlight=False,
         )
-    table = Table("term", "value", "weight", "gradient norm by owner", title="terms")
-    assert distiller.plan is not None
-    for name, value in terms.items():
-        norms = ", ".join(f"{owner} {norm:.3g}" for owner, norm in reached[name].items() if norm > 0)
-        weight = distiller.plan.schedules[name].at(1.0)
-        table.add_row(name, f"{float(value):.4g}", f"{weight:g}", norms or Text("nothing", "red"))
-    console.print(table)
     before, after = overfit(distiller, batch, steps)
+    later = reach(distiller, batch)
+    console.print(terms_table(distiller, terms, reached, later))
     console.print(f"overfitting one batch for {steps} steps: loss {before:.4g} -> {after:.4g}")
-    return after < before and all(any(n > 0 for n in norms.values()) for norms in reached.values())
+    return after < before and all(_norms(reached, n) or _norms(later, n) for n in _active(distiller))
+
+
+def _active(distiller: Distiller) -> set[str]:
+    """Returns the terms that the stage reads."""
+    assert distiller.plan is not None
+    return {term for update in distiller.plan.updates for term in update.terms or ()}
+
+
+def _norms(reached: Mapping[str, Mapping[str, float]], term: str) -> str:
+    return ", ".join(f"{owner} {norm:.3g}" for owner, norm in reached[term].items() if norm > 0)
+
+
+def terms_table(
+    distiller: Distiller,
+    terms: Mapping[str, Tensor],
+    reached: Mapping[str, Mapping[str, float]],
+    later: Mapping[str, Mapping[str, float]],
+) -> Table:
+    """Returns the terms with their value, weight and reach.
+
+    Args:
+        distiller: Of the stage.
+        terms: Their values at the first step.
+        reached: Gradient norm by term and owner at the first step.
+        later: The same some steps on: an average is the student and a memory is empty where training starts.
+    """
+    assert distiller.plan is not None
+    table = Table("term", "value", "weight", "gradient norm by owner", title="terms")
+    for name, value in terms.items():
+        norms: str | Text = _norms(reached, name)
+        if not norms and _norms(later, name):
+            norms = f"nothing at the first step, then {_norms(later, name)}"
+        elif not norms:
+            norms = Text("nothing", "red") if name in _active(distiller) else "not in this stage"
+        table.add_row(name, f"{float(value):.4g}", f"{distiller.plan.schedules[name].at(1.0):g}", norms)
+    return table
 
 
 def main(arguments: list[str] | None = None) -> int:

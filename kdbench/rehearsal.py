@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
 from kdbench.plan import StepPlan
+from kdbench.plugin import State
 from kdbench.signals import total
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def reach(distiller: Distiller, batch: Batch) -> dict[str, dict[str, float]]:
 def overfit(distiller: Distiller, batch: Batch, steps: int, lr: float = 1e-3) -> tuple[float, float]:
     """Trains on one batch alone with Adam: a student that cannot lower its loss there is broken.
 
+    Averages and memories move as they do in training.
+
     Returns:
         The weighted loss before and after, in train mode.
     """
@@ -95,12 +98,16 @@ def overfit(distiller: Distiller, batch: Batch, steps: int, lr: float = 1e-3) ->
     parameters = [p for _, p in distiller.trainable()]
     optimizer = torch.optim.Adam(parameters, lr)
     losses = []
-    for _ in range(steps + 1):
-        terms = {name: value for found in distiller.every_term(batch).values() for name, value in found.items()}
+    for step in range(steps + 2):
+        signals = distiller.probe(batch)
+        found = distiller.every_term(batch, signals).values()
+        terms = {name: value for of_owner in found for name, value in of_owner.items()}
         weights = {n: c for u in distiller.plan.updates for n, c in (u.terms or {}).items()}
         loss = total(c * distiller.plan.schedules[n].at(1.0) * terms[n] for n, c in weights.items())
         losses.append(float(loss.detach()))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return losses[0], losses[-1]
+        if step:  # the first pass fills what is empty where training starts
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        distiller.settle(signals, State(0, step, 0.0))
+    return losses[1], losses[-1]

@@ -222,6 +222,26 @@ class Bank(Method):
         self.bank[signals.batch().ids] = signals.feature("pooled", "teacher").values
 
 
+class Recalled(Method):
+    """Pulls the student's feature towards a memory of the teacher's, which is empty at the first step."""
+
+    needs = (Need("logits", Logits),)
+    memory: Tensor
+    filled: Tensor
+
+    def build(self, probe: Signals) -> None:
+        self.register_buffer("memory", torch.zeros_like(probe.feature("logits", "teacher").values[0]))
+        self.register_buffer("filled", torch.zeros(()))
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        values = signals.feature("logits", "student").values
+        return {"recalled": self.filled * (values - self.memory).square().mean()}
+
+    def after_step(self, signals: Signals, state: State) -> None:
+        self.memory.copy_(signals.feature("logits", "teacher").values.mean(0))
+        self.filled.fill_(1)
+
+
 class Privileged(KD):
     """A view for each role: the teacher reads the batch times two."""
 
@@ -354,6 +374,7 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "Mutual": {"mutual": 1.0, "mutual.peer": 1.0},
     "Occasional": {"hard": 1.0, "easy": 1.0},
     "Privileged": {"kd": 1.0},
+    "Recalled": {"recalled": 1.0},
     "Reuse": {"reuse": 1.0},
     "Rounded": {"kd": 1.0},
     "Silent": {"hint": 0.0},

@@ -98,6 +98,25 @@ def test_of_a_method_with_stages_the_first_is_examined(kdbench):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("method", ["MeanTeacher", "Recalled"])
+def test_what_is_empty_at_the_first_step_is_not_wrong(kdbench, method):
+    """A moving average is the student itself there, and a memory holds nothing."""
+    term = {"MeanTeacher": "ema", "Recalled": "recalled"}[method]
+    own = ("method=toy_mixed", f"method._target_=tests.plugins.{method}", f"+method.weights.{term}=1")
+    well, lines = examined(kdbench, *own)
+    assert well
+    (line,) = (line for line in lines if line.startswith(f"{term} 0 1 "))
+    assert line.startswith(f"{term} 0 1 nothing at the first step, then student ")
+
+
+def test_what_reaches_nothing_stays_wrong(kdbench, monkeypatch):
+    monkeypatch.setattr("tests.plugins.Recalled.after_step", lambda *_: None)
+    own = ("method=toy_mixed", "method._target_=tests.plugins.Recalled", "+method.weights.recalled=1")
+    well, lines = examined(kdbench, *own)
+    assert not well
+    assert "recalled 0 1 nothing" in lines
+
+
 def test_a_loss_that_does_not_go_down_is_not_well(kdbench, monkeypatch):
     monkeypatch.setattr("kdbench.rehearsal.overfit", lambda *_: (1.0, 1.0))
     assert not examined(kdbench, "method=kd")[0]
