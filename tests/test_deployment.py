@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -24,6 +23,7 @@ from kdbench.digest import digest, without, without_nulls
 from kdbench.export import export
 from kdbench.record import FREE, VOLATILE, find_records
 from tasks.classification.task import Classification
+from tests.alone import alone
 from tests.cli import ROOT
 
 CLASSES = ("ant", "bee", "cat")
@@ -133,23 +133,6 @@ def test_predictions_are_those_of_the_evaluation(trained, own):
     tests = next(iter(evaluated.data(0).test_dataloader())).inputs
     paths = [trained / "data" / "val" / name / f"{i}.png" for name in CLASSES for i in range(3)]
     assert torch.equal(torch.cat([found.task.read(path).inputs for path in paths]), tests)
-
-
-#: Runs a file as a machine would that has neither kdbench nor torch.
-ALONE = f"""if True:
-    import runpy, sys
-    sys.modules.update(dict.fromkeys({["kdbench", "tasks", "leaderboard", "torch", "torchvision", "lightning"]}))
-    sys.argv = sys.argv[1:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def alone(script: Path, *arguments: Path) -> list[dict[str, Any]]:
-    """What a script prints, an object a line."""
-    command = [sys.executable, "-I", "-c", ALONE, str(script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parent)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_an_exported_model_comes_with_all_that_its_use_takes(trained, own, tmp_path):

@@ -58,6 +58,8 @@ class Anchors(nn.Module):
     x: Tensor
     y: Tensor
     sizes: Tensor
+    centres: Tensor
+    yaws: Tensor
     thresholds: Tensor
 
     def __init__(
@@ -80,18 +82,23 @@ class Anchors(nn.Module):
         y, x = (low + (torch.arange(n) + 0.5) * cell for low, n, cell in zip(self.low, grid, self.cell, strict=True))
         sizes = torch.tensor([c.size for c in chosen])
         centres = torch.tensor([c.bottom + c.size[2] / 2 for c in chosen])
-        shape = (*grid, len(chosen), len(YAWS))
-        columns = [
-            x[None, :, None, None],
-            y[:, None, None, None],
-            centres[:, None],
-            *(sizes[:, k, None] for k in range(3)),
-            torch.tensor(YAWS),
-        ]
-        boxes = torch.stack([column.expand(shape) for column in columns], -1).reshape(-1, 7)
         thresholds = torch.tensor([(c.positive, c.negative) for c in chosen])
-        for name, value in (("boxes", boxes), ("x", x), ("y", y), ("sizes", sizes), ("thresholds", thresholds)):
+        own = {"x": x, "y": y, "sizes": sizes, "centres": centres, "yaws": torch.tensor(YAWS), "thresholds": thresholds}
+        for name, value in own.items():
             self.register_buffer(name, value, persistent=False)
+        self.register_buffer("boxes", self.all_boxes(), persistent=False)
+
+    def all_boxes(self) -> Tensor:
+        """Makes the boxes (A, 7) out of what they have in common."""
+        shape = (len(self.y), len(self.x), len(self.sizes), len(self.yaws))
+        columns = [
+            self.x[None, :, None, None],
+            self.y[:, None, None, None],
+            self.centres[:, None],
+            *(self.sizes[:, k, None] for k in range(3)),
+            self.yaws,
+        ]
+        return torch.stack([column.expand(shape) for column in columns], -1).reshape(-1, 7)
 
     def __len__(self) -> int:
         return len(self.boxes)

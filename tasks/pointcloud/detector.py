@@ -117,18 +117,23 @@ class PillarEncoder(nn.Module):
         if self.training and len(described) >= 2:  # fewer have no statistics
             features, shift = self.norm(self.linear(described)), None
         else:
-            # The running statistics are a scale, which goes into the map, and a shift, which waits for the maximum.
-            norm = self.norm
-            assert norm.running_mean is not None and norm.running_var is not None
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            features = F.linear(described, self.linear.weight * scale[:, None])
-            shift = norm.bias - norm.running_mean * scale
+            features, shift = self.inferred(described)
         # Shift and ReLU commute with the maximum and are cheaper after it.
         peak = features.new_zeros(len(keys), features.shape[1]).scatter_reduce(
             0, pillar[:, None].expand_as(features), features, "amax", include_self=False
         )
         cells = torch.stack([keys // (height * width), keys // width % height, keys % width], 1)
         return F.relu(peak if shift is None else peak + shift), cells, counts
+
+    def inferred(self, described: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the features (P, F) of described points with running statistics, but for a shift (F,).
+
+        The statistics are a scale, which goes into the map, and that shift, which waits for the maximum.
+        """
+        norm = self.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return F.linear(described, self.linear.weight * scale[:, None]), norm.bias - norm.running_mean * scale
 
 
 def _rank(group: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 import os
 import shutil
@@ -35,12 +37,14 @@ from tasks.pointcloud.counts import count
 from tasks.pointcloud.data import Collate, KittiData, Split
 from tasks.pointcloud.decode import Detections, decode
 from tasks.pointcloud.detector import PillarOutputs, PointPillars, grid_shape
+from tasks.pointcloud.export import Scan, Whole
 from tasks.pointcloud.frames import Frame, Frames, Sensors, content_digest, prepare, within
 from tasks.pointcloud.kitti_ap import METRICS
 from tasks.pointcloud.loss import detection_loss
 from tasks.pointcloud.metrics import KittiAP
 from tasks.pointcloud.scans import ScanLayout, read_points
 from tasks.pointcloud.scene import REVISION
+from tasks.pointcloud.script import pillarise
 
 _log = logging.getLogger(__name__)
 
@@ -263,7 +267,7 @@ class PointCloud(Task):
             identity,
             {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
             classes=self.classes,
-            inputs={"point_range": list(self.point_range), "pillar": list(self.pillar)},
+            inputs=self._inputs(),
         )
 
     def counts(self) -> Mapping[str, Counts]:
@@ -273,6 +277,10 @@ class PointCloud(Task):
         options = self.classes, self.point_range, self.options.camera
         found = {name: count(frames.contents, part, *options) for name, part in parts.items()}
         return found | {"train": replace(found["train"], scored=None)}
+
+    def _inputs(self) -> dict[str, Any]:
+        own = {"point_range": list(self.point_range), "pillar": list(self.pillar)}
+        return {**own, **asdict(self.sensors if self.options.root is not None else Sensors())}
 
     def restore(self, info: DatasetInfo) -> None:
         """Takes what a record says; how scans are read is in the options of the task."""
@@ -389,6 +397,29 @@ class PointCloud(Task):
     # ---- what a person looks at -------------------------------------------------------------------------------
 
     def export(self, model: nn.Module) -> ExportPlan:
+        """One scan to boxes: of a ``PointPillars`` from its described points on, of another detector whole."""
+        device = next(model.parameters()).device
+        anchors = copy.deepcopy(self.anchors).to(device)
+        points = self.example().inputs["points"].numpy()
+        chosen = inspect.signature(decode).parameters
+        facts: dict[str, Any] = {name: chosen[name].default for name in ("top_k", "nms", "max_keep")}
+        facts |= {"score_threshold": self.score_threshold, "outputs": "box and class scores of every anchor"}
+        module: nn.Module = Whole(model, anchors)
+        given = {"points": points}
+        if isinstance(model, PointPillars):
+            facts |= {"grid": list(model.grid), "max_points": model.encoder.max_points}
+            module, given = Scan(model, anchors), pillarise(points, {**facts, "inputs": self._inputs()})
+        return ExportPlan(
+            module.eval(),
+            tuple(torch.from_numpy(value).to(device) for value in given.values()),
+            tuple(given),
+            ("boxes", "scores"),
+            dynamic="points",
+            facts=facts,
+            script=("tasks.pointcloud.script",),
+        )
+
+    def measured(self, model: nn.Module) -> ExportPlan:
         """All after the pillar encoder, on a canvas of one scan; a detector of another class whole, on one scan."""
         device = next(model.parameters()).device
         if not isinstance(model, PointPillars):

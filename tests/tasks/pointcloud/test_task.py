@@ -324,15 +324,15 @@ class Wrapped(nn.Module):
 
 
 def test_a_detector_of_another_class_is_measured_whole(made, model):
-    plan = made.export(Wrapped(model))
+    plan = made.measured(Wrapped(model))
     outputs = plan.module(*plan.example)
     assert outputs.cls.shape[0] == 1
-    assert count_macs(plan) > count_macs(made.export(model))
+    assert count_macs(plan) > count_macs(made.measured(model))
     assert latency_ms(plan, repeats=5, warmup=1) > 0
 
 
-def test_export_plan_exports_and_equals_the_model(made, model):
-    plan = made.export(model)
+def test_the_measured_part_exports_and_equals_the_model(made, model):
+    plan = made.measured(model)
     exported = torch.export.export(plan.module, plan.example)
     batch = first(made)
     one = made.forward(model, batch.inputs)
