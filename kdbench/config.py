@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from kdbench.build import locate
 from kdbench.errors import KDBenchError, nearest
 from kdbench.network import as_given, own_networks, own_options, resolve
+from kdbench.overrides import WHOLE, at_home, one_by_one, without_old_options, written
 from kdbench.schema import Name
 
 #: Entry-point group through which another package adds its YAML: the value is a package with config groups.
@@ -36,12 +36,9 @@ CONF_GROUP = "kdbench.conf"
 #: Config groups of which an option is chosen.
 GROUPS = ("task", "data", "pair", "method", "augment", "quant", "preset", "trainer", "logger", "experiment")
 
-#: Mappings of names of the user's own that ``{…}`` on the command line replaces instead of adding to them.
-_WHOLE = ("pair.*.taps", "pair.*.kinds", "pair.*.parts")
-
 #: Mappings whose keys the YAML does not list; whoever reads them checks the names.
 _OPEN = (
-    *_WHOLE,
+    *WHOLE,
     "student",  # may become a network of the user's own
     "teacher",
     "data.augment",
@@ -171,6 +168,13 @@ class Config(_Strict):
     tuning: TuningConfig
 
 
+#: What stands beside a ``_target_`` without being an option of what it names.
+_BESIDE_TARGETS = {
+    "task": TaskConfig.model_fields,
+    **dict.fromkeys(("method", "augment", "quant"), OwnerConfig.model_fields),
+}
+
+
 def folder() -> Path:
     """Returns the folder of the YAML files: ``conf/`` of a checkout, ``kdbench/conf`` of an installed wheel."""
     package = Path(__file__).resolve().parent
@@ -231,21 +235,13 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         raise explain(error, overrides) from None
 
 
-def at_home(overrides: Sequence[str]) -> list[str]:
-    """Expands a ``~`` that begins a value: the shell leaves it there, and Hydra's grammar refuses it."""
-    split = [override.partition("=") for override in overrides]
-    return [
-        key + sign + (os.path.expanduser(value) if value == "~" or value.startswith("~/") else value)
-        for key, sign, value in split
-    ]
-
-
 def opened(overrides: Sequence[str]) -> list[str]:
     """Lets overrides add keys where the YAML does not list them all, so that nobody has to write ``++``.
 
-    These are mappings with a ``_target_`` (a signature knows its keys) and those of :data:`_OPEN`.
+    These are mappings with a ``_target_`` (a signature knows its keys) and those of :data:`_OPEN`. Another ``_target_``
+    comes without the options of the one before.
     """
-    overrides = own_networks(overrides)
+    overrides = own_networks(one_by_one(overrides))
     nested = [o for o in overrides if "." in o.partition("=")[0] and o[0].isalpha()]
     if not nested:
         return list(overrides)
@@ -253,11 +249,11 @@ def opened(overrides: Sequence[str]) -> list[str]:
     with _initialized():
         composed = compose("config", overrides=plain)
     found = []
-    for override in overrides:
+    for override in without_old_options(overrides, composed, _BESIDE_TARGETS):
         key, _, value = override.partition("=")
         if override not in nested:
             found.append(override)
-        elif value.startswith("{") and any(fnmatchcase(key, pattern) for pattern in _WHOLE):
+        elif value.startswith("{") and any(fnmatchcase(key, pattern) for pattern in WHOLE):
             found += [f"++{key}=null", f"++{override}"]  # Hydra alone would merge
         else:
             found.append(f"++{override}" if _is_open(composed, key.split(".")) else override)
@@ -453,8 +449,11 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> KDBenchError:
         lines = [line for line in text.splitlines() if not line.startswith("See ")]
         if lines[-1].strip() == "^":  # it points at the line above
             lines.append(f"{lines[-2][len(lines[-1]) - 1 :][:1]!r} cannot stand there")
+        return KDBenchError(f"{error.override}: {lines[-1]}; expected {written(str(error.override))}")
+    ambiguous = re.match(r"Ambiguous value for argument '(.*)'\n", text)
+    if ambiguous:
         return KDBenchError(
-            f"{error.override}: {lines[-1]}; expected key=value, with special characters as \"key='[…]'\""
+            f"{ambiguous[1]}: commas part the jobs of a sweep: python -m kdbench -m …; expected {written(ambiguous[1])}"
         )
     cause = error.__cause__
     if cause is not None and "not in struct" in str(cause):
@@ -472,7 +471,7 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> KDBenchError:
 def _siblings(full_key: str, key: str, overrides: Sequence[str]) -> str:
     """Says what stands beside an unknown key under the options that were chosen."""
     top, parent = full_key.partition(".")[0], full_key.rpartition(".")[0]
-    chosen = [override for override in overrides if override.partition("=")[0] in GROUPS]
+    chosen = [o for o in one_by_one(overrides) if o.partition("=")[0] in GROUPS]
     with _initialized():
         composed = compose("config", overrides=chosen, return_hydra_config=True)
     node = OmegaConf.select(composed, parent) if parent else composed

@@ -1,0 +1,251 @@
+"""Every command and setting that the documents show: it composes, and (slow) a run of it ends well."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose
+from hydra.errors import HydraException
+from markdown_it import MarkdownIt
+
+from kdbench import config
+from kdbench.errors import KDBenchError
+from kdbench.record import find_records, read_record
+from tests.cli import ROOT, install
+from tests.examples.test_diabetes import FOLDER as EXAMPLE
+from tests.tasks.classification import layouts
+from tests.tasks.pointcloud import tiny
+from tests.tasks.pointcloud.tiny import RANGE
+
+DOCUMENTS = sorted(
+    p for p in ROOT.glob("**/*.md") if not {".venv", "results", "CHANGELOG.md", "reference.md"} & set(p.relative_to(ROOT).parts)
+)
+HEADERS = sorted((ROOT / "conf").glob("**/*.yaml"))
+#: What stands for something of the reader's, and names of the worked examples, which are not there.
+STAND_INS = {
+    "<task>": "classification",
+    "<method>": "fitnet",
+    "method=cosine": "method=kd",
+    "task=mytask": "task=toy",
+    "$(python -m kdbench.matrix --task classification --names)": "kd,at",
+    "=DIR": "=/data",
+    "=PATH": "=/data",
+    "=FILE": "=teacher.safetensors",
+    "=N": "=3",
+    "PYTHONPATH=. ": "",
+    ".venv/bin/python": "python",
+}
+
+
+def shown(path: Path) -> list[str]:
+    """The lines of code that a document shows, joined where they go on, and what it shows within a line."""
+    if path.suffix == ".yaml":
+        return [m[1] for m in re.finditer(r"^\s*#? ?(python -m .*?)(?:  .*)?$", path.read_text(), re.MULTILINE)]
+    found: list[str] = []
+    for token in MarkdownIt("commonmark").enable("table").parse(path.read_text()):
+        if token.type == "code_block" or (token.type == "fence" and token.info in ("bash", "sh")):
+            found += token.content.replace("\\\n", " ").splitlines()
+        found += [child.content for child in token.children or [] if child.type == "code_inline"]
+    return found
+
+
+def read(line: str) -> list[list[str]]:
+    """The words of a command or setting: one list for each of the alternatives a|b, what is optional included."""
+    for shown_as, meant in STAND_INS.items():
+        line = line.replace(shown_as, meant)
+    words = shlex.split(
+        re.sub(r"[\[\]](?=-|\w*…|\s|$)", "", line) if line.startswith("python") else line, comments=True
+    )
+    ways = [[word[: word.rfind("=") + 1] + value for value in word[word.rfind("=") + 1 :].split("|")] for word in words]
+    return [list(way) for way in itertools.product(*ways)]
+
+
+@cache
+def commands() -> list[tuple[str, str]]:
+    """(file, command) of all that begins with python or make."""
+    starts = re.compile(r"(PYTHONPATH=\. |\.venv/bin/)?(python -m|make) ")
+    return [(p.relative_to(ROOT).as_posix(), c) for p in (*DOCUMENTS, *HEADERS) for c in shown(p) if starts.match(c)]
+
+
+@cache
+def settings() -> list[tuple[str, str]]:
+    """(file, setting) of all that reads key=value, each setting once."""
+    assigns = re.compile(r"['\"]?[+~]*[a-z_]+[a-z_0-9]*([./][a-z_0-9]+)*=[^=\s]")
+    found = {c: p.relative_to(ROOT).as_posix() for p in reversed(DOCUMENTS) for c in shown(p) if assigns.match(c)}
+    return sorted((file, setting) for setting, file in found.items())
+
+
+@pytest.fixture(autouse=True)
+def packages(tmp_path, monkeypatch):
+    """The packages of the examples, as they would be installed."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    monkeypatch.syspath_prepend(install(tmp_path / "toy"))
+    monkeypatch.syspath_prepend(install(tmp_path / "own", "kdbench-diabetes", "kdbench_diabetes.conf"))
+
+
+def composes(overrides: list[str], sweep: bool) -> None:
+    """Composes what the command line would, Hydra's own keys included where the plugin is installed."""
+    config.register()
+    overrides = config.at_home(overrides)
+    plain = [o for o in overrides if not o.lstrip("+").startswith("hydra")]
+    config.choices(plain, sweep)
+    expanded = config.expanded(plain)
+    config.load(config.first(expanded))
+    own = [o for o in overrides if o not in plain]
+    chosen = dict(o.split("=", 1) for o in own if "/" in o.partition("=")[0])
+    if own and all(option in config.options(group) for group, option in chosen.items()):
+        with config._initialized():
+            compose("config", overrides=own, return_hydra_config=True)
+
+
+def contexts(keys: list[str]) -> list[list[str]]:
+    """Choices under which settings that stand alone may be meant."""
+    options = [key.split(".")[1] for key in keys if key.startswith("method.")]
+    if options:
+        wanted = re.compile(rf"^\s*{options[0]}:", re.MULTILINE)
+        methods = [p.stem for p in sorted((ROOT / "conf" / "method").glob("*.yaml")) if wanted.search(p.read_text())]
+        return [
+            ["task=pointcloud", "method=pointdistiller"],
+            *(["task=classification", f"method={m}"] for m in methods),
+        ]
+    if any(key.startswith("hydra.") for key in keys):
+        return [[f"hydra/launcher={option}"] for option in config.options("hydra/launcher")]
+    return [
+        [],
+        ["task=classification"],
+        ["task=classification", "data=imagefolder"],
+        ["task=diabetes"],
+        ["logger=wandb"],
+    ]
+
+
+def test_there_is_something_to_read():
+    files = {file for file, _ in commands()}
+    assert files >= {
+        "README.md",
+        "docs/sweeps.md",
+        "conf/config.yaml",
+        "conf/experiment/smoke.yaml",
+        "conf/trainer/ddp.yaml",
+    }
+    assert len(commands()) > 40
+    assert len(settings()) > 40
+    assert ("README.md", "make demo") in {(file, c.partition("  ")[0]) for file, c in commands()}
+
+
+@pytest.mark.parametrize(("file", "command"), [c for c in commands() if re.search(r"python -m kdbench ", c[1])])
+def test_a_command_composes(file, command):
+    for words in read(command):
+        arguments = words[words.index("kdbench") + 1 :]
+        if arguments != ["--help"]:
+            composes([a for a in arguments if a != "-m"], "-m" in arguments)
+
+
+@pytest.mark.parametrize(("file", "setting"), settings())
+def test_a_setting_composes(file, setting):
+    for words in read(setting):
+        keys = [word.partition("=")[0] for word in words]
+        if any(word.lstrip("+").startswith(("hydra/sweeper", "hydra.sweeper", "hydra.launcher.ray")) for word in words):
+            pytest.skip("its plugin does not go together with the others")
+        errors = []
+        for context in contexts(keys):
+            try:
+                composes([*context, *words], sweep=True)
+                break
+            except (KDBenchError, HydraException) as error:
+                errors.append(str(error))
+        else:
+            pytest.fail(f"{setting}: {errors[-1]}")
+
+
+def test_targets_of_make_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown_as = {word for _, c in commands() if c.startswith("make ") for word in shlex.split(c, comments=True)[1:]}
+    assert {word for word in shown_as if "=" not in word} <= targets
+
+
+OTHERS = sorted({(words[2], *words[3:]) for _, c in commands() if c.startswith("python -m") for words in read(c)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", sorted({module for module, *_ in OTHERS} - {"kdbench", "pip", "pytest"}))
+def test_options_of_the_other_commands_exist(module):
+    said = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    options = {word for name, *words in OTHERS if name == module for word in words if word.startswith("--")}
+    assert {option for option in options if option not in said.stdout} == set()
+
+
+# ---- as they run ----------------------------------------------------------------------------------------------
+
+RUNS = sorted(
+    {
+        tuple(a for a in words[words.index("kdbench") + 1 :])
+        for file, command in commands()
+        for words in read(command)
+        if re.search(r"python -m kdbench ", command) and file.endswith(".md") and "--help" not in words
+    }
+)
+
+FLATNET = """
+from torch import nn
+
+class FlatNet(nn.Module):
+    def __init__(self, width, num_classes, in_chans):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(in_chans, width, 3, 2, 1), nn.Linear(width, num_classes)
+
+    def forward(self, images):
+        return self.head(self.conv(images).relu().mean((2, 3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small real data in the official layouts, a student of the reader's own, and a cache for all runs."""
+    folder = tmp_path_factory.mktemp("shelf")
+    (folder / "flatnet.py").write_text(FLATNET)
+    labels = np.arange(200) % 100
+    for part, seed in (("train", 0), ("test", 1)):
+        layouts.cifar_binary(folder / "cifar-100-binary", part, layouts.images(200, seed), labels, coarse=True)
+    tiny.write(folder / "kitti", train=5, test=1)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", RUNS, ids=" ".join)
+def test_a_command_runs(arguments, shelf, tmp_path):
+    """The first job of what is shown, on little data for an epoch."""
+    given = [a for a in arguments if a != "-m" and not a.startswith("hydra")]
+    first = config.first(config.expanded(config.at_home(given))) if "-m" in arguments else given
+    first = [o for o in first if not o.startswith(("data.root=", "tuning.trials=", "trainer.epochs="))]
+    composed = config.load(first)
+    small = ["trainer.epochs=1", "trainer.val_every=1", "trainer.threads=1", "data.batch_size=16", "data.workers=0"]
+    if composed["task"]["name"] == "pointcloud":
+        widths = [f"pair.{side}.architecture.width={w}" for side, w in (("teacher", 0.25), ("student", 0.125))]
+        small = [*small[:3], "data.batch_size=2", f"data.root={shelf}/kitti", f"task.point_range={RANGE}", *widths]
+    elif composed["data"]["name"] == "cifar100":
+        small += [f"data.root={shelf}"]
+    if not any(o.startswith("preset=") for o in first) and composed["task"]["name"] != "diabetes":
+        small += ["preset=smoke"]
+    taken = {o.partition("=")[0] for o in first}
+    small = [o for o in small if o.partition("=")[0] not in taken]
+    if composed["task"]["name"] == "diabetes":
+        small = ["trainer.epochs=1"]
+    paths = [str(shelf), str(EXAMPLE), str(tmp_path / "own"), str(ROOT)]
+    command = [sys.executable, "-m", "kdbench", *first, *small, f"results={tmp_path}/r", f"cache={shelf}/cache"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=shelf, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (run,) = find_records(tmp_path / "r")
+    assert read_record(run).status == "ok"
