@@ -175,7 +175,7 @@ def test_overrides_of_a_sweep_are_checked_by_their_first_job():
         (("role=student", "method=kd"), "role=student trains one role alone and goes with method=none"),
         (("seed=${nowhere}",), "nowhere"),
         (("=3",), "must be a string"),
-        (("data.root=~me/kitti",), "data.root=~me/kitti: '~' cannot stand there; expected key=value"),
+        (("data.root=~me/kitti",), "data.root=~me/kitti: '~' cannot stand there; expected \"data.root='~me/kitti'\""),
         (("trainer.optimizer._target_=sgd",), "trainer.optimizer._target_=sgd: expected package.module.Name"),
     ],
 )
