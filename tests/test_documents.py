@@ -20,8 +20,7 @@ from markdown_it import MarkdownIt
 from kdbench import config
 from kdbench.errors import KDBenchError
 from kdbench.record import find_records, read_record
-from tests.cli import ROOT, install
-from tests.examples.test_diabetes import FOLDER as EXAMPLE
+from tests.cli import EXAMPLE, ROOT, install
 from tests.tasks.classification import layouts
 from tests.tasks.pointcloud import tiny
 from tests.tasks.pointcloud.tiny import RANGE
