@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
@@ -61,11 +63,12 @@ class RecordedRun:
         return load_deployed(self.config, self.task, self.side, self.folder, batch, f"{self.side}.safetensors")
 
 
-def read_run(run: Path) -> RecordedRun:
+def read_run(run: Path, options: Sequence[str] = ()) -> RecordedRun:
     """Reads what a run left behind.
 
     Args:
         run: Folder of a record, or its ``run.json``.
+        options: Keys of ``data`` (``data.scan.columns=5``) that differ for the inputs that will be read.
 
     Raises:
         KDBenchError: The record or its configuration cannot be read, it failed, or the two are not of one run.
@@ -80,11 +83,23 @@ def read_run(run: Path) -> RecordedRun:
         raise KDBenchError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())}") from None
     if digest(config) != record.provenance.config_digest:  # it names the classes that are built
         raise KDBenchError(f"{folder / CONFIG}: this is not the configuration of the run: it was edited")
-    task, data = _task(config), record.dataset
+    task, data = _task(_with(config, options)), record.dataset
     # A record of schema version 1 does not say it: its task opens the data of today.
     if data is not None and data.inputs is not None:
         task.restore(DatasetInfo(**dict(data) | {"sizes": dict(data.sizes)}))
     return RecordedRun(folder, record, config, task, "teacher" if record.scores.student is None else "student")
+
+
+def _with(config: Mapping[str, Any], options: Sequence[str]) -> Mapping[str, Any]:
+    """Returns a configuration with other values in ``data``; the task knows which keys there are."""
+    foreign = next((option for option in options if not re.match(r"data\.[\w.]+=", option)), None)
+    if foreign is not None:
+        raise KDBenchError(f"--set {foreign}: expected a key of data that says how inputs are read, as data.KEY=VALUE")
+    try:
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(options))))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise KDBenchError(f"--set {' '.join(options)}: {' '.join(str(error).split())}") from None
+    return {**config, "data": merged["data"]}
 
 
 def _task(config: Mapping[str, Any]) -> Task:

@@ -96,11 +96,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a record, e.g. results/pointcloud/kd/…")
     parser.add_argument("input", type=Path, nargs="+", help="files or folders, e.g. training/velodyne/000134.bin")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"), help="picture (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="data.KEY=VALUE", help="how inputs are laid out")
     options = parser.parse_args(arguments)
     try:
         from kdbench.deployment import read_run
 
-        run = read_run(options.run)
+        run = read_run(options.run, options.set)
         inputs = find_inputs(run.task, options.input)
         for found in predict(run, inputs, options.out):
             print(json.dumps(found, ensure_ascii=False), flush=True)

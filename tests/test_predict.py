@@ -117,6 +117,33 @@ def test_bad_input_is_one_line(kdbench, image, tmp_path, capsys):
     assert not (tmp_path / "shown.png").exists()
 
 
+def test_inputs_laid_out_otherwise_are_read_by_options_of_data(kdbench, image, tmp_path, capsys, monkeypatch):
+    kdbench("method=none")
+    (run,) = find_records(kdbench.results)
+    read, seen = CliToy.read, []
+
+    def noted(self, path):
+        seen.append(self.options.fault)
+        return read(self, path)
+
+    monkeypatch.setattr(CliToy, "read", noted)
+    words = [str(run), str(image), "--out", str(tmp_path / "a.png")]
+    assert main(words) == 0
+    assert main([*words, "--set", "data.fault=none"]) == 0
+    assert seen == [None, "none"]
+    capsys.readouterr()
+    for option, line in (
+        ("data.fautl=1", "data.fautl: unknown key: did you mean 'fault'"),
+        ("seed=3", "--set seed=3: expected a key of data"),
+        ("data.fault", "--set data.fault: expected a key of data"),
+        ("data.fault=[", "--set data.fault=[: "),
+    ):
+        assert main([*words, "--set", option]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"kdbench: error: {line}")
+        assert said.count("\n") == 1
+
+
 def test_a_folder_and_files_are_one_call_and_one_page(kdbench, image, tmp_path, capsys, monkeypatch):
     kdbench("method=kd")
     (run,) = find_records(kdbench.results)
