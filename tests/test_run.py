@@ -129,8 +129,6 @@ def test_record_of_a_distilled_student(kdbench):
         "classes": [],
         "inputs": {},
         "sizes": {"train": 64, "val": 40, "test": 40},
-        "classes": [],
-        "inputs": {},
     }
     assert record.provenance.packages["torch"]
     assert record.provenance.started < record.provenance.finished
