@@ -152,7 +152,7 @@ def load(path: Path, fast: bool = False) -> tuple[Image.Image | np.ndarray, Fact
     extent = _extent(values)
     if not math.isfinite(extent[0]) or not math.isfinite(extent[1]):
         raise ValueError("it holds values that are not finite")
-    facts = Facts(extent, values.ndim == 3 and values.shape[2] == 4, turned, frames)
+    facts = Facts(extent, values.ndim == 3 and values.shape[2] in (2, 4), turned, frames)
     return _turn(values, orientation) if turned else values, facts
 
 
@@ -180,8 +180,9 @@ def _turn(values: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _coarse(image: Any) -> bool:
-    """Says whether Pillow is about to cut colours of 16 bits down to their high byte."""
-    return image.mode in ("RGB", "RGBA") and any(_raw(tile).startswith(f"{image.mode};16") for tile in image.tile)
+    """Says whether Pillow is about to cut colours of 16 bits, or grey with transparency, down to their high byte."""
+    kinds = (f"{image.mode};16", "LA;16")
+    return image.mode in ("RGB", "RGBA", "LA") and any(_raw(tile).startswith(kinds) for tile in image.tile)
 
 
 def _raw(tile: Any) -> str:
@@ -191,13 +192,16 @@ def _raw(tile: Any) -> str:
 
 
 def _low_bytes(path: Path) -> np.ndarray:
-    """Reads the low bytes of colours of 16 bits: they are the high ones in the other order of bytes."""
+    """Reads the low bytes of colours of 16 bits: they are the high ones in the other order of bytes.
+
+    Of grey with transparency Pillow knows one order alone: there the high byte stands for the low one.
+    """
     with Image.open(path) as opened:
         image: Any = opened
         tiles = []
         for codec, extents, offset, arguments in image.tile:
             raw = _raw((codec, extents, offset, arguments))
-            other = raw[:-1] + ("L" if raw.endswith("B") else "B")
+            other = raw if raw.startswith("LA") else raw[:-1] + ("L" if raw.endswith("B") else "B")
             tiles.append((codec, extents, offset, (other, *arguments[1:]) if isinstance(arguments, tuple) else other))
         image.tile = tiles
         return np.asarray(image)

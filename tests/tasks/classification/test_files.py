@@ -89,6 +89,10 @@ def test_colours_of_16_bits_keep_what_is_in_their_low_byte(top, tmp_path):
     on_grey = np.where(alpha > 0, expected, 128)
     assert np.abs(pixels(tmp_path / "alpha.png") - on_grey).max() <= 1
     assert examine(tmp_path / "alpha.png").alpha
+    # Of grey with transparency Pillow gives the high bytes alone, of both: 16 steps of 4095.
+    (tmp_path / "grey.png").write_bytes(png(np.concatenate([values[..., :1], alpha], -1)))
+    assert np.abs(pixels(tmp_path / "grey.png", 1) - on_grey[..., 0]).max() <= 1.5 * 255 * 256 / top + 1
+    assert examine(tmp_path / "grey.png").alpha
 
 
 def test_fractions_are_scaled_by_their_range(tmp_path):
