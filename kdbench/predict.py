@@ -77,11 +77,15 @@ def find_inputs(task: Task, paths: Sequence[Path]) -> list[Path]:
 
 
 def _page(drawn: Sequence[Image.Image]) -> Image.Image:
-    """Lays pictures out in rows."""
+    """Lays pictures out in rows, two at least side by side."""
     if len(drawn) == 1:
         return drawn[0]
+    widest = max(picture.width for picture in drawn)
+    columns = min(len(drawn), max(2, (WIDTH + GAP) // (widest + GAP)))
+    share = min(1.0, (WIDTH - (columns - 1) * GAP) / columns / widest)
+    if share < 1:
+        drawn = [picture.resize((round(share * picture.width), round(share * picture.height))) for picture in drawn]
     wide, tall = max(i.width for i in drawn), max(i.height for i in drawn)
-    columns = min(len(drawn), max(1, (WIDTH + GAP) // (wide + GAP)))
     rows = -(-len(drawn) // columns)
     page = Image.new("RGB", (columns * (wide + GAP) - GAP, rows * (tall + GAP) - GAP), PAPER)
     for place, picture in enumerate(drawn):

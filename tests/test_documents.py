@@ -26,7 +26,9 @@ from tests.tasks.pointcloud import tiny
 from tests.tasks.pointcloud.tiny import RANGE
 
 DOCUMENTS = sorted(
-    p for p in ROOT.glob("**/*.md") if not {".venv", "results", "CHANGELOG.md", "reference.md"} & set(p.relative_to(ROOT).parts)
+    p
+    for p in ROOT.glob("**/*.md")
+    if not {".venv", "results", "CHANGELOG.md", "reference.md"} & set(p.relative_to(ROOT).parts)
 )
 HEADERS = sorted((ROOT / "conf").glob("**/*.yaml"))
 #: What stands for something of the reader's, and names of the worked examples, which are not there.

@@ -168,7 +168,7 @@ def test_a_folder_and_files_are_one_call_and_one_page(kdbench, image, tmp_path, 
     assert found == [str(image), str(folder / "a.npy"), str(folder / "b.npy")]
     assert shown == [f"{tmp_path.name}/image.npy", "deep/a.npy"]
     assert said.err == f"picture: {out} (the first 2 of 3 inputs)\n"
-    assert Image.open(out).size == (800, 2 * 10 + 12)
+    assert Image.open(out).size == (1500, 9)
 
 
 def test_a_reader_that_has_gone_ends_it_quietly(kdbench, image, tmp_path):
