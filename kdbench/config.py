@@ -28,10 +28,8 @@ from kdbench.build import locate
 from kdbench.errors import KDBenchError, nearest
 from kdbench.network import as_given, own_networks, own_options, resolve
 from kdbench.overrides import WHOLE, at_home, one_by_one, without_old_options, written
+from kdbench.packages import CONF_GROUP, without_yaml
 from kdbench.schema import Name
-
-#: Entry-point group through which another package adds its YAML: the value is a package with config groups.
-CONF_GROUP = "kdbench.conf"
 
 #: Config groups of which an option is chosen.
 GROUPS = ("task", "data", "pair", "method", "augment", "quant", "preset", "trainer", "logger", "experiment")
@@ -439,7 +437,12 @@ def choices(overrides: Iterable[str], sweep: bool) -> None:
             raise KDBenchError(f"{override}: several take a sweep: python -m kdbench -m {override} …")
         for name in value.split(","):
             if name not in (*known, "null"):
-                raise KDBenchError(f"{group}={name}: there is no such {group}: {nearest(name, known)}")
+                raise no_such(group, name, known)
+
+
+def no_such(group: str, name: str, known: Iterable[str]) -> KDBenchError:
+    """Says what there is in place of an option, and which other package brought no YAML that might hold it."""
+    return KDBenchError(f"{group}={name}: there is no such {group}: {nearest(name, known)}{without_yaml()}")
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> KDBenchError:
@@ -461,7 +464,7 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> KDBenchError:
     missing = re.search(r"Could not find '([^']+)'", text)
     if isinstance(error, MissingConfigException) and missing:
         group, _, name = missing[1].rpartition("/")
-        return KDBenchError(f"{group}={name}: there is no such {group}: {nearest(name, options(group))}")
+        return no_such(group, name, options(group))
     unknown = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text)
     if unknown:
         return KDBenchError(f"{unknown[2]}: unknown key: {_siblings(unknown[2], unknown[1], overrides)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib.util
 import itertools
 import json
 import re
@@ -20,7 +19,8 @@ from typing import Any
 from kdbench import config as configuration
 from kdbench.cache import Store
 from kdbench.digest import digest, digest_files, source_digest
-from kdbench.errors import KDBenchError, nearest
+from kdbench.errors import KDBenchError
+from kdbench.packages import CONF_GROUP, folders
 
 AXES = ("method", "augment", "quant")
 
@@ -119,16 +119,12 @@ def cells(store: Store | None = None) -> list[Cell]:
 
 def _others() -> Iterator[list[str]]:
     """Yields digests of what each other package brings: its YAML, and those of its sources that it names there."""
-    for entry in entry_points(group=configuration.CONF_GROUP):
-        try:
-            spec = importlib.util.find_spec(entry.value)
-        except ImportError:
-            spec = None
-        for folder in spec.submodule_search_locations or () if spec else ():
-            files = sorted(Path(folder).rglob("*.yaml"))
+    for entry in entry_points(group=CONF_GROUP):
+        for folder in folders(entry):
+            files = sorted(folder.rglob("*.yaml"))
             own = re.compile(rf"_target_: *({entry.value.partition('.')[0]}[\w.]*)\.")
             modules = {module for file in files for module in own.findall(file.read_text())}
-            yield [entry.name, digest_files(files, Path(folder)), *map(_code, sorted(modules))]
+            yield [entry.name, digest_files(files, folder), *map(_code, sorted(modules))]
 
 
 def _code(module: str) -> str:
@@ -150,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
         tasks = sorted({c.task for c in found})
         if options.task is not None:
             if options.task not in tasks:
-                raise KDBenchError(f"task={options.task}: there is no such task: {nearest(options.task, tasks)}")
+                raise configuration.no_such("task", options.task, tasks)
             found = [c for c in found if c.task == options.task]
             tasks = [options.task]
         if options.names:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import pickle
 import signal
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kdbench.__main__ import own_imports, written_over
 from kdbench.history import History
 from tests import toy
 from tests.cli import ROOT, CliToy, CommandLine, install
@@ -361,6 +364,48 @@ def test_code_of_the_folder_is_found_where_pythonpath_names_it(tmp_path):
     assert start(site, ROOT, ".").returncode == 0
     assert "there is no module 'flatnet': expected one that can be imported (PYTHONPATH=." in start(site, ROOT).stderr
     assert "kdbench: error: the package 'tasks' found is" in start(".", site, ROOT).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module", ["leaderboard", *(f"kdbench.{name}" for name in ("doctor", "matrix", "predict", "export", "wandb_sync"))]
+)
+def test_every_command_works_beside_another_tasks_and_refuses_to_import_it(tmp_path, module):
+    (tmp_path / "tasks.py").write_text("raise RuntimeError('the wrong tasks')\n")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("wrong: conf\n")
+
+    def start(*path: object) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+        command = [sys.executable, "-m", module, "--help"]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    fine, other = start(ROOT), start(".", ROOT)
+    assert (fine.returncode, fine.stderr) == (0, "")
+    assert other.returncode == 1
+    assert other.stderr.startswith(
+        f"kdbench: error: the package 'tasks' found is {tmp_path / 'tasks.py'}, expected the"
+    )
+    assert other.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["tasks", "leaderboard"])
+def test_a_package_that_another_distribution_wrote_over_is_one_line(tmp_path, monkeypatch, name):
+    file = tmp_path / name / "__init__.py"
+    file.parent.mkdir()
+    file.write_text("# as installed\n")
+    about = install(tmp_path, "kdbench") / "kdbench-1.0.dist-info"
+    digest = base64.urlsafe_b64encode(hashlib.sha256(file.read_bytes()).digest()).rstrip(b"=").decode()
+    (about / "RECORD").write_text(f"{name}/__init__.py,sha256={digest},15\nkdbench-1.0.dist-info/RECORD,,\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        assert written_over(tmp_path) == []
+        file.write_text("# of another distribution\n")
+        assert written_over(tmp_path) == [file]
+        assert written_over(ROOT) == []  # what is installed elsewhere is not what runs
+    monkeypatch.setattr("kdbench.__main__.written_over", lambda _: [file])
+    with pytest.raises(SystemExit, match=f"kdbench: error: {file} is not the file that kdbench installed"):
+        own_imports()
 
 
 def test_a_terminal_without_utf_8_ends_no_run(tmp_path, monkeypatch):
