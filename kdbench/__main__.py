@@ -91,6 +91,10 @@ def main() -> None:
         configuration.register()
         folder = str(configuration.folder())
         configuration.choices(plain, multirun)
+        if {"-h", "--help"} & set(arguments):
+            from kdbench.reference import help_text
+
+            return print(help_text(configuration.first(plain)))
         if len(arguments) - len(plain) == multirun:  # no flag of Hydra's that would ask for something else
             plain = configuration.expanded(plain) if multirun else plain
             config = configuration.load(configuration.first(plain) if multirun else plain)

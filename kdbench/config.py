@@ -224,11 +224,11 @@ def load(overrides: Sequence[str] = ()) -> dict[str, Any]:
     return check(_composed(at_home(overrides)))
 
 
-def _composed(overrides: Sequence[str]) -> DictConfig:
+def _composed(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     try:
         with_open = opened(overrides)
         with _initialized():
-            return compose("config", overrides=with_open)
+            return compose("config", overrides=with_open, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, overrides) from None
 

@@ -324,7 +324,7 @@ def test_options_for_own_work(kdbench, tmp_path):
 def test_help_says_what_there_is(tmp_path):
     ran = outside("--help", folder=tmp_path, python=("-X", "importtime", "-m", "kdbench"))
     assert ran.returncode == 0
-    for text in ("python -m kdbench -m task=", "method: ", "toy_mutual", "trials: 0", "kdbench.matrix"):
+    for text in ("python -m kdbench -m task=", "method: ", "toy_mutual", "tuning.trials=0 ", "kdbench.matrix"):
         assert text in ran.stdout, text
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
     assert "hydra.main" in imported
