@@ -177,7 +177,7 @@ class PointCloud(Task):
     # ---- data -------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _data(self) -> tuple[Frames, Split, str]:
+    def _source(self) -> tuple[Path, Sensors, Split, str]:
         options = self.options
         if options.root is None:
             root, identity = self._simulated()
@@ -194,6 +194,12 @@ class PointCloud(Task):
         identity = digest(
             [identity or content_digest(root, names, self.store), split.train, split.val, split.test, *read]
         )
+        return root, sensors, split, identity
+
+    @cached_property
+    def _data(self) -> tuple[Frames, Split]:
+        root, sensors, split, identity = self._source
+        names = sorted({*split.train, *split.val, *split.test})
         key = digest([identity, self.classes, source_digest(["tasks.pointcloud.frames"])])
         product = self.store.product(
             "kitti-frames", key, lambda work: prepare(root, names, split.train, self.classes, work, sensors)
@@ -207,9 +213,9 @@ class PointCloud(Task):
             found = f"{product.manifest['seen']:.2%} of all points lie in the camera's view"
             _log.warning("%s: %s; are P2 and Tr_velo_to_cam those of this camera?", root, found)
         frames = Frames(root, product.path, self.classes, sensors)
-        if options.root is not None:
+        if self.options.root is not None:
             self._warn(frames, split)
-        return frames, split, identity
+        return frames, split
 
     def _warn(self, frames: Frames, split: Split) -> None:
         """Says where the figures will not be those of the published set."""
@@ -259,7 +265,7 @@ class PointCloud(Task):
         """Returns what a record says of the data set."""
         if self._restored is not None:
             return self._restored
-        _, split, identity = self._data
+        _, _, split, identity = self._source
         embedded = self.options.root is None
         return DatasetInfo(
             ("kitti-simulated" if embedded else "kitti") + ("" if self.options.camera else "-no-camera"),
@@ -272,7 +278,7 @@ class PointCloud(Task):
 
     def counts(self) -> Mapping[str, Counts]:
         """Returns the objects in the range, and those that the primary metric counts, by split and class."""
-        frames, split, _ = self._data
+        frames, split = self._data
         parts = {"train": split.train, "val": split.val, "test": split.test}
         options = self.classes, self.point_range, self.options.camera
         found = {name: count(frames.contents, part, *options) for name, part in parts.items()}
@@ -300,7 +306,7 @@ class PointCloud(Task):
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns the loaders."""
-        frames, split, _ = self._data
+        frames, split = self._data
         options = self.options
         augment = Augment(**check("data.augment", Augment, {"point_range": self.point_range, **options.augment}))
         for name in augment.sample:

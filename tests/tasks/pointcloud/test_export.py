@@ -173,3 +173,16 @@ def test_the_file_runs_in_plain_onnx_runtime(run, exported):
         boxes, scores = session.run(None, {"points": points, "cells": np.arange(count)})
         assert boxes.shape == (len(run.task.anchors), 7)
         assert scores.shape == (len(run.task.anchors), 3)
+
+
+def test_other_data_are_told_from_those_of_the_run_by_reading_alone(run, monkeypatch):
+    """No frame is cropped anew for it."""
+    assert run.changed() is None
+    labels = Path(run.config["data"]["root"]) / "training" / "label_2" / "000001.txt"
+    before = labels.read_text()
+    labels.write_text(before.replace("Car", "Van"))
+    monkeypatch.setattr("tasks.pointcloud.task.prepare", None)
+    said = run.changed()
+    labels.write_text(before)
+    assert said is not None
+    assert "is not what it was: digest " in said
