@@ -18,6 +18,7 @@ from kdbench.digest import digest
 from kdbench.distiller import deploy
 from kdbench.errors import KDBenchError
 from kdbench.fit import Training
+from kdbench.models import make
 from kdbench.recipe import DEPLOYED, MODEL, Recipe
 from kdbench.record import CONFIG, read_record
 from kdbench.schema import Record
@@ -136,6 +137,6 @@ def load_deployed(
         model = deploy(training.cast.model("student"), training.plugins.values())
         load_weights(model, folder / DEPLOYED)
     else:
-        model = task.build(config["pair"][side]["architecture"])
+        model = make(task, config["pair"][side]["architecture"], side)
         load_weights(model, folder / weights)
     return model.eval()

@@ -26,6 +26,7 @@ from kdbench.errors import KDBenchError
 from kdbench.history import Diverged, History
 from kdbench.measure import PeakMemory, count_params
 from kdbench.memory import keep_freed
+from kdbench.models import make
 from kdbench.plan import merge_roles, merge_stages
 from kdbench.plugin import STUDENT, Bindings, Plugin, Role, Stage
 from kdbench.processes import Place, Shared, group, helped, threads
@@ -97,9 +98,7 @@ class Training:
         side = self.recipe.side if role.side == "student" else role.side
         # What a training is about starts from the stream of its own name: a student and its scratch twin are twins.
         with rng.scope(self.recipe.seed, "init", self.recipe.role if name == "student" else name):
-            model = self.task.build(self.pair[role.side]["architecture"])
-        if not isinstance(model, nn.Module):
-            raise KDBenchError(f"the {side}'s architecture makes a {type(model).__name__}, expected a torch.nn.Module")
+            model = make(self.task, self.pair[role.side]["architecture"], side)
         start = (self.recipe.config.get(side) or {}).get("init_from")
         if start and name == "student":
             self.seen_through = load_weights(model, *start_of(start))

@@ -147,13 +147,15 @@ class Stages:
         missing = {recipe.key: (recipe, task) for recipe, task in needed if not self.store.find("model", recipe.key)}
         notes: dict[str, str] = {}
         for recipe, task in missing.values():
-            from kdbench.fit import Training
+            from kdbench.fit import Training, pick_device
+            from kdbench.models import try_out
             from kdbench.promises import check_promises
 
             training = Training(recipe, task, untrained=True)
             if training.seen_through:
                 notes[f"{recipe.side}.init_from"] = training.seen_through
             batch = training.first_batch()
+            try_out(training, batch, pick_device(recipe.trainer["accelerator"]))
             check_promises(training, batch)
             for stage in () if recipe.given else training.stages:
                 training.enter(stage)

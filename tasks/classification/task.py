@@ -188,7 +188,7 @@ class Classification(Task):
                 raise KDBenchError(f"architecture.{name}={given}, but the data {data.name} has {value}: leave it out")
         facts = {name: value for name, value in facts.items() if name in asked}
         model: nn.Module = build("architecture", {**architecture, **facts})
-        for module in model.modules():
+        for module in model.modules() if isinstance(model, nn.Module) else ():  # the engine refuses what is none
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
         return model
@@ -331,7 +331,7 @@ class Classification(Task):
 
     def export(self, model: nn.Module) -> ExportPlan:
         """The whole model, on one image."""
-        device = next(model.parameters()).device
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         image = self.example().inputs.to(device)
         image = image.contiguous(memory_format=torch.channels_last)
         return ExportPlan(model.eval(), (image,), ("images",), ("logits",), script=SCRIPT)

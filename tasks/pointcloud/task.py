@@ -427,7 +427,7 @@ class PointCloud(Task):
 
     def measured(self, model: nn.Module) -> ExportPlan:
         """All after the pillar encoder, on a canvas of one scan; a detector of another class whole, on one scan."""
-        device = next(model.parameters()).device
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         if not isinstance(model, PointPillars):
             scan = self.example().inputs
             points, batch = scan["points"].to(device), scan["batch"].to(device)
