@@ -5,6 +5,7 @@ The latter are registered with timm under ``cifar_<name>``: ``timm.create_model(
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -12,6 +13,7 @@ from torch import nn
 
 from kdbench.errors import KDBenchError, nearest
 from tasks.classification.models import mobilenet, resnet, shufflenet, vgg, wrn  # noqa: F401  (they register models)
+from tasks.classification.models.hub import fetched
 
 
 def create(
@@ -31,7 +33,7 @@ def create(
         options: Further options of the model, e.g. ``width`` or ``embed_dim``.
 
     Raises:
-        KDBenchError: There is no such model, or it has no such option.
+        KDBenchError: There is no such model, it has no such option, or its pretrained weights cannot be had.
     """
     if not timm.is_model(model_name):
         raise KDBenchError(
@@ -39,7 +41,8 @@ def create(
         )
     given = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size, **options}
     try:
-        model: nn.Module = timm.create_model(model_name, **given)
+        with fetched(model_name) if options.get("pretrained") else nullcontext():
+            model: nn.Module = timm.create_model(model_name, **given)
     except TypeError as error:
         if img_size is not None and "'img_size'" in str(error):
             return create(model_name, num_classes, in_chans, **options)

@@ -8,16 +8,22 @@ float32 rounding, in eval and in train mode.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
 from torch import nn
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
 from tasks.classification import models
+from tasks.classification.models import hub
 
 PARAMS = {
     "resnet8": 83_892,
@@ -48,6 +54,56 @@ SMALL = ("resnet8", "wrn16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflene
 def create(model_name: str, **options: Any) -> Any:
     """A model whose parts are read by name."""
     return models.create(model_name, **options)
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch) -> Iterator[list[str]]:
+    """A machine without a network, with an empty cache of the hub; yields what was asked of the hub."""
+    asked: list[str] = []
+
+    def refuse(url: str, **options: Any) -> None:
+        asked.append(url)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(hub, "get_session", lambda: SimpleNamespace(head=refuse))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    hub.reachable.cache_clear()
+    yield asked
+    hub.reachable.cache_clear()
+
+
+def test_without_a_network_pretrained_is_one_line_at_once(offline):
+    start = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(
+            KDBenchError, match="model_name=test_resnet pretrained=true: there is no network to"
+        ) as error:
+            create("test_resnet", pretrained=True, num_classes=3)
+        assert "\n" not in str(error.value)
+    assert time.monotonic() - start < 10
+    assert len(offline) == 1
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_without_a_network_pretrained_takes_what_the_cache_has(offline, tmp_path):
+    model: Any = timm.create_model("test_resnet")
+    snapshot = tmp_path / "models--timm--test_resnet.r160_in1k" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    save_file(model.state_dict(), snapshot / "model.safetensors")
+    assert torch.equal(create("test_resnet", pretrained=True).fc.weight, model.fc.weight)
+
+
+def test_with_a_network_the_hub_is_asked_as_ever(monkeypatch):
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: constants.HF_HUB_OFFLINE)
+    assert create("test_resnet", pretrained=True) is False
+
+
+def test_a_network_without_published_weights_says_so():
+    with pytest.raises(KDBenchError, match="cifar_resnet8 has no published weights"):
+        create("cifar_resnet8", pretrained=True)
 
 
 def test_every_network_is_known_to_timm():
