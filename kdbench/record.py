@@ -61,7 +61,15 @@ VOLATILE = (
 )
 
 #: Mappings of free keys, in which null is a value; a field that is null is as good as absent.
-FREE = ("options", "tuning.scores", "scores.*.test", "scores.*.best_on_val", "provenance.packages", "dataset.inputs")
+FREE = (
+    "options",
+    "tuning.scores",
+    "scores.*.test",
+    "scores.*.best_on_val",
+    "provenance.packages",
+    "dataset.inputs",
+    "networks",
+)
 
 #: By schema version, what turns the JSON of such a record into that of the next version. Files are never rewritten.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {

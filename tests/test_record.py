@@ -111,7 +111,7 @@ def test_the_file_has_the_fields_of_the_protocol(tmp_path: Path) -> None:
     data = json.loads((write(tmp_path) / "run.json").read_text())
     top = """schema_version protocol run_id spec_hash content_hash code_digest status reason flags
         task method pair augment quant preset seed options fidelity origin command tuning
-        dataset primary scores gap_closed gap_reason cost models terms provenance"""
+        dataset primary scores gap_closed gap_reason cost models networks terms provenance"""
     assert set(data) == set(top.split())
     assert (data["schema_version"], data["protocol"]) == (2, "1")
     assert set(data["scores"]) == {"teacher", "scratch", "student", "peer", "teacher_privileged", "converted"}
@@ -368,7 +368,13 @@ def test_upgrades_go_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_hash_of_an_older_record_is_that_of_its_fields() -> None:
     # What a later kdbench computes from the file alone is what this one wrote.
-    record = make(options={"a": None}, scores={"student": {"test": {"accuracy": 0.5, "ece": None}}})
+    inputs = fields()["dataset"] | {"classes": ["ant"], "inputs": {"range": None, "size": [8, 8]}}
+    record = make(
+        options={"a": None},
+        scores={"student": {"test": {"accuracy": 0.5, "ece": None}}},
+        dataset=inputs,
+        networks={"student": {"width": None}},
+    )
     raw = json.loads(record.model_dump_json())
     plain = without(without_nulls(raw, record_module.FREE), record_module.VOLATILE)
     assert digest(plain, 32) == content_hash(record)
