@@ -50,15 +50,19 @@ def try_out(training: Training, batch: Batch, device: torch.device) -> None:
         trains = role.mode == "train" and not training.recipe.given
         if trains and not any(parameter.requires_grad for parameter in model.parameters()):
             raise KDBenchError(f"the {side} {type(model).__name__} has no parameter that trains")
+        kinds = set()
         for mode in (False, True) if trains else (False,):
             samples = f"{len(batch)} sample{'s' if len(batch) > 1 else ''}"
             what = (
                 f"the {side} {type(model).__name__} fails in {'train' if mode else 'eval'} mode on a batch of {samples}"
             )
-            with _one_line(what), rng.scope(seed, "try", name), torch.no_grad():
-                outputs = task.forward(model.to(device).train(mode), batch.inputs)
-                if mode:
-                    task.loss(model, outputs, batch)
+            with rng.scope(seed, "try", name), torch.no_grad():
+                with _one_line(what):
+                    outputs = task.forward(model.to(device).train(mode), batch.inputs)
+                kinds.add(type(outputs))
+                if len(kinds) > 1:  # a loss that fails on what the model always gives is the task's own
+                    with _one_line(what):
+                        task.loss(model, outputs, batch)
         model.to("cpu").train()
 
 
