@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
@@ -226,7 +226,7 @@ class Training:
                 callbacks=[*callbacks, history],
                 logger=list(loggers) or False,
                 log_every_n_steps=1_000_000,
-                enable_checkpointing=False,
+                enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,

@@ -171,3 +171,6 @@ class History(Callback):
         trainer.save_checkpoint(aside, weights_only=False)
         if trainer.is_global_zero:
             aside.replace(self.folder / "last.ckpt")
+        # To trainer.callback_metrics, from which EarlyStopping, ModelCheckpoint and the like read.
+        shown = {name: value for name, value in row.items() if name.startswith(("train/", "val/"))}
+        module.log_dict(shown, logger=False, batch_size=1)

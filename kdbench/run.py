@@ -157,25 +157,20 @@ class Run:
 
     @contextlib.contextmanager
     def _logging(self, run_id: str) -> Iterator[None]:
-        if self.config["logger"]["name"] != "wandb":
-            yield
-            return
-        from kdbench.wandb_logger import open_logger
+        from kdbench.loggers import opened
         from kdbench.wandb_run import RunInfo
 
         directions = {f"val/{self.task.primary}": self.task.higher_is_better}
         info = RunInfo.of(self.config, run_id=run_id, spec_hash=self.spec, directions=directions)
-        folder = Path(self.config["results"]) / ".wandb" / run_id
-        with open_logger(self.config["logger"], run=info, folder=folder) as logger:
-            self.loggers = [logger]
+        with opened(self.config["logger"], info, Path(self.config["results"])) as self.loggers:
             yield
 
     def _publish(self, outcome: Outcome) -> None:
-        """Shows the record on W&B; a run that failed ends there as failed."""
+        """Shows the record where the run was logged; one that failed ends there as failed."""
+        from kdbench.loggers import publish
+
         for logger in self.loggers:
-            logger.publish(outcome.record, outcome.path, self.media)
-            if outcome.status != "ok":
-                logger.close(1)
+            publish(logger, outcome.record, outcome.path, self.media)
 
     # ---- the record -------------------------------------------------------------------------------------------
 
