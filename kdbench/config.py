@@ -139,7 +139,7 @@ class OwnerConfig(BaseModel):
 class SideConfig(BaseModel):
     """``pair.student`` or ``pair.teacher``: what the engine reads of it."""
 
-    architecture: dict[str, Any]
+    architecture: dict[str, Any] | None
     taps: dict[str, str] | None = None
     parts: dict[str, str] | None = None
 

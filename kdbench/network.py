@@ -14,6 +14,8 @@ SIDES = ("teacher", "student")
 NAME = "model_name"
 #: What a pair says of one network, which is not true of another.
 _OF_NETWORK = ("architecture", "taps", "kinds", "parts")
+#: Of these, what is read inside of it.
+_READ = ("taps", "kinds", "parts")
 #: What it says of its two networks together.
 _OF_PAIR = ("published", "protocol")
 
@@ -31,7 +33,7 @@ def _key(key: str) -> tuple[str, str] | None:
 def _cleared(side: str) -> list[str]:
     """Returns the overrides that take away what the pair says of the network of a side."""
     of_side = [f"++pair.{side}.{key}=null" for key in _OF_NETWORK]
-    return [*of_side, f"++pair.{side}.architecture={{}}", *(f"++pair.{key}=null" for key in _OF_PAIR)]
+    return [*of_side, *(f"++pair.{key}=null" for key in _OF_PAIR)]
 
 
 def own_networks(overrides: Sequence[str]) -> list[str]:
@@ -48,13 +50,17 @@ def own_networks(overrides: Sequence[str]) -> list[str]:
             override = f"++{changed[1]}{sign}{value}"
         found.append(override)
     emptied = tuple(f"pair.{side}.{key}." for side in sides for key in _OF_NETWORK)
-    return [*cleared, *(f"++{each}" if each.startswith(emptied) else each for each in found)]
+    found = [f"++{each}" if each.startswith(emptied) else each for each in found]
+    # In a sweep Hydra keeps one override of a key, so that what is cleared is given under another one.
+    whole = tuple(f"pair.{side}.{key}={{" for side in sides for key in _READ)
+    return [*cleared, *("++" + each.removeprefix("pair.") if each.startswith(whole) else each for each in found)]
 
 
 def as_given(overrides: Iterable[str]) -> list[str]:
     """Turns the result of :func:`own_networks` into what a user would write."""
     cleared = {each for side in SIDES for each in _cleared(side)}
     names = {f"++{side}.{NAME}": side for side in SIDES}
+    names |= {f"++{side}.{key}": f"pair.{side}.{key}" for side in SIDES for key in _READ}
     split = [override.partition("=") for override in overrides if override not in cleared]
     return [names.get(key, key) + sign + value for key, sign, value in split]
 
@@ -69,14 +75,16 @@ def resolve(pair: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]], task:
     """
     found = {**pair, **{side: {**pair[side]} for side in SIDES if pair.get(side)}}
     named = {}
-    for side, options in own.items():
+    for side, values in own.items():
+        found[side] |= {key: values[key] for key in _READ if key in values}
+        options = {key: value for key, value in values.items() if key not in _READ}
         architecture = found[side]["architecture"] = {**(found[side]["architecture"] or {}), **options}
         if NAME in architecture and "_target_" not in architecture:
             named[side] = architecture
     if named:
         other = next((found[side] for side in SIDES if side not in named), None)
         for side, made in task().networks(named, other).items():
-            given = {key: found[side].get(key) or {} for key in ("taps", "kinds", "parts")}
+            given = {key: found[side].get(key) or {} for key in _READ}
             found[side] = made | {key: {**made.get(key, {}), **value} for key, value in given.items()}
     if named or any("_target_" in options for options in own.values()):
         found = {key: value for key, value in found.items() if key not in _OF_PAIR}

@@ -102,3 +102,16 @@ def test_the_command_is_the_users():
     words = ["task=classification", "student=timm/resnet18", "teacher.model_name=vit_tiny", "student._target_=a.B"]
     expected = "python -m kdbench task=classification student=timm/resnet18 teacher=vit_tiny ++student._target_=a.B"
     assert config.command_line(config.opened(words)) == expected
+
+
+def test_a_sweep_composes_what_a_run_does():
+    """Hydra's sweeper keeps the last of several overrides of one key, at the place of the first."""
+    words = ["task=classification", "student._target_=a.B", "pair.student.taps={stage2: conv}", "teacher=timm/resnet18"]
+    opened = config.opened(words)
+    keys = [override.partition("=")[0] for override in opened]
+    assert len(set(keys)) == len(keys)
+    found = config.check(config._composed(opened))["pair"]
+    assert found["student"]["taps"] == {"stage2": "conv"}
+    assert found["teacher"]["architecture"]["model_name"] == "resnet18"
+    command = config.command_line(opened)
+    assert "pair.student.taps={stage2:" in command
