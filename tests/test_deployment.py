@@ -154,6 +154,7 @@ def test_an_exported_model_comes_with_all_that_its_use_takes(trained, own, tmp_p
     assert facts["metric"] == {
         "name": "top1",
         "higher_is_better": True,
+        "unit": "%",
         "test": student.test["top1"],
     }
 
