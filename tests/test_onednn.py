@@ -54,6 +54,7 @@ from kdbench.signals import Cast
 from kdbench.sources import Network
 from tests.tasks.classification import tiny
 
+steps = Optimization({"_target_": "torch.optim.SGD", "lr": 0.1}, {"_target_": "kdbench.optim.constant"})
 sizes, names = (argument.split(",") for argument in sys.argv[1:])
 for name in names:
     pair = config.load(["task=classification", f"pair={name}"])["pair"]
@@ -61,7 +62,7 @@ for name in names:
         task = tiny.shaped((int(size), int(size)), 3, 10)
         for side in ("teacher", "student"):
             cast = Cast(task, {"student": STUDENT}, {"student": Network(task, task.build(pair[side]["architecture"]))})
-            made = Distiller(cast, {}, {}, {"task": {"task": 1.0}}, Optimization({}, {}), 0, Stage("fit"))
+            made = Distiller(cast, {}, {}, {"task": {"task": 1.0}}, steps, 0, Stage("fit"))
             made.rehearse(tiny.batch(task))
 """
 
