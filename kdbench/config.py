@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from kdbench.build import locate
 from kdbench.errors import KDBenchError, nearest
-from kdbench.network import as_given, own_networks, own_options, resolve
+from kdbench.network import SIDES, as_given, own_networks, own_options, resolve
 from kdbench.overrides import WHOLE, at_home, one_by_one, without_old_options, written
 from kdbench.packages import CONF_GROUP, without_yaml
 from kdbench.schema import Name
@@ -354,7 +354,7 @@ def check(composed: DictConfig) -> dict[str, Any]:
             )
     for owner in ("method", "augment", "quant"):
         _validated(OwnerConfig, config[owner], f"{owner}.")
-    for side in ("teacher", "student"):
+    for side in SIDES:
         _validated(SideConfig, config["pair"].get(side) or {}, f"pair.{side}.")
         config[side]["trainer"] = _own_trainer(f"{side}.trainer", config["trainer"], config[side]["trainer"])
     if config["teacher"]["data"]:
@@ -366,6 +366,8 @@ def check(composed: DictConfig) -> dict[str, Any]:
     config["pair"] = resolve(
         config["pair"], {k: v for k, v in own.items() if v}, lambda: locate(config["task"]["_target_"])
     )
+    for side in SIDES:
+        _validated(SideConfig, config["pair"].get(side) or {}, f"pair.{side}.")
     if config["role"] is not None and "_target_" in config["method"]:
         raise KDBenchError(f"role={config['role']} trains one role alone and goes with method=none")
     trials, factors = config["tuning"]["trials"], config["tuning"]["factors"]

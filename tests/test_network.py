@@ -85,6 +85,11 @@ def test_an_option_alone_keeps_the_pair():
     [
         (("student=timm/resnet81",), "model_name=resnet81: there is no such model: did you mean 'resnet18'"),
         (("teacher.expct=60",), "teacher.expct: unknown key: did you mean 'expect'?"),
+        (
+            ("student._target_=a.B", "pair.student.taps={stage1: 1}"),
+            "pair.student.taps.stage1=1: input should be a valid",
+        ),
+        (("pair.student.architecture=3",), "pair.student.architecture=3: input should be a valid"),
         (("student.init_form=x",), "student.init_form: unknown key: did you mean 'init_from'?"),
         (
             ("task=pointcloud", "student=timm/resnet18"),
