@@ -31,8 +31,9 @@ def bind(
     """Binds every need of a plugin to features that all of its roles give.
 
     A need binds to the feature of its own name where the kind fits, else to the last (deepest) feature of its kind, or
-    of the first of its kinds that is there; with ``many`` to all of them. ``overrides`` (``method.bind`` in the
-    configuration) come first. ``without`` are the capabilities that another plugin of the run removes, with its owner.
+    of the first of its kinds that is there; with ``many`` or ``each`` to all of them. ``overrides`` (``method.bind`` in
+    the configuration) come first. ``without`` are the capabilities that another plugin of the run removes, with its
+    owner.
 
     Raises:
         KDBenchError: The task lacks a capability or the pair a feature or part: one line that says which.
@@ -66,17 +67,23 @@ def _bind(
     kinds, *others = (task.kinds(pair[side]) for side in sides)
     fitting = [n for n, k in kinds.items() if all(n in g and serves(g[n], need) for g in (kinds, *others))]
     if override is not None:
-        for name in [override] if isinstance(override, str) else override:
+        names = [override] if isinstance(override, str) else list(override)
+        for name in names:
             if name not in fitting:
                 expected = f"a {kind_names(need)} of {_pair(pair)}"
                 raise KDBenchError(f"method.bind.{need.name}={name}: expected {expected}: {nearest(name, fitting)}")
-        return override
+        if not names or (len(names) > 1 and not (need.many or need.each)):
+            raise KDBenchError(
+                f"method.bind.{need.name}={override}: found {len(names)} features, {plugin.__name__} reads one: "
+                f"take one of {', '.join(fitting)}"
+            )
+        return names if need.many else names[0] if len(names) == 1 else names
     if not fitting:
         raise KDBenchError(
             f"{plugin.__name__} needs {kind_names(need)} ({need.name!r}), which task {task.name} with {_pair(pair)} "
             f"does not give: it gives {', '.join(f'{n} ({k.__name__})' for n, k in kinds.items()) or 'nothing'}"
         )
-    if need.many:
+    if need.many or (need.each and len(fitting) > 1):
         return fitting
     if need.name in fitting:
         return need.name

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdbench import endings, rng
-from kdbench.distributed import share
+from kdbench.collectives import share
 from kdbench.errors import KDBenchError
 from kdbench.task import Batch
 

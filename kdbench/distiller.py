@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdbench import rng
-from kdbench.distributed import average, average_gradients, check_same, share, share_buffers, uneven
+from kdbench.collectives import average, share
+from kdbench.distributed import average_gradients, check_same, share_buffers
 from kdbench.errors import KDBenchError
 from kdbench.onednn import keep_sound
 from kdbench.optim import make_optimizer, make_scheduler
 from kdbench.plan import StepPlan, Weight, make_plan
-from kdbench.plugin import Bindings, Plugin, Stage, State, Views
+from kdbench.plugin import Bindings, Plugin, Stage, State, Views, by_feature
 from kdbench.rehearsal import check_reach, gradients
 from kdbench.signals import EVERY, Cast, Context, Signals, total
 from kdbench.sources import Answer
@@ -96,7 +97,6 @@ class Distiller(LightningModule):
         self.samples = 0
         self._signals: Signals | None = None
         self._terms: dict[str, frozenset[str]] = {}
-        self._whole: frozenset[str] = frozenset()
         self._named: dict[str, nn.Parameter] = {}
         self.moving: frozenset[str] = frozenset()
         self._members: list[frozenset[int]] = []
@@ -138,9 +138,6 @@ class Distiller(LightningModule):
         with self.rehearsal(), torch.enable_grad():
             signals = self.probe(batch)
             terms = self._collect(signals, self._real(batch)[1])
-            self._whole = frozenset(
-                o for o, p in self.owned() if p.over_batch or signals.any_bound(self.bindings[o], uneven)
-            )
             self._terms = {owner: frozenset(found) for owner, found in terms.items()}
             self._named = dict(self.trainable())
             self.plan = make_plan(dict(self.owned()), self._terms, self.weights, self._named, self.stage)
@@ -160,7 +157,7 @@ class Distiller(LightningModule):
             batches, context = self._real(batch)
             views = self._first_views(batches)
             for owner, plugin in self.owned():
-                probe = Signals(self.cast, views, self.bindings.get(owner, {}))
+                probe = Signals(self.cast, views, by_feature(plugin, self.bindings.get(owner, {}))[0][1])
                 with rng.scope(self.seed, "build", owner, self.stage.name):
                     if not plugin.built:
                         plugin.build(probe)
@@ -308,9 +305,8 @@ class Distiller(LightningModule):
                     terms["task"][term] = signals.supervised(name)
             for owner, plugin in self.owned():
                 if every or self._terms[owner] & context.wanted:
-                    whole = owner in self._whole
-                    bound = signals.bound(self.bindings.get(owner, {}), whole)
-                    terms[owner] = plugin.terms(bound, replace(context, rank=0) if whole else context)
+                    bound = signals.bound(self.bindings.get(owner, {}), plugin.over_batch)
+                    terms[owner] = _by_feature(plugin, bound, replace(context, rank=0) if bound.whole else context)
             return terms
 
     def losses(self, signals: Signals, context: Context, weights: list[dict[str, float]]) -> list[Tensor]:
@@ -411,7 +407,8 @@ class Distiller(LightningModule):
                 follow(self.cast.model(name), self.cast.model("student"), role.decay)
         if signals is not None:
             for owner, plugin in self.owned():
-                plugin.after_step(signals.bound(self.bindings.get(owner, {}), whole=True), state)
+                bindings = by_feature(plugin, self.bindings.get(owner, {}))[0][1]
+                plugin.after_step(signals.bound(bindings, whole=True), state)
 
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's means."""
@@ -447,6 +444,16 @@ class Distiller(LightningModule):
         """Whether this batch is the last one of an epoch that is validated, as the last of all is."""
         done = self.trainer.current_epoch + 1
         return self.trainer.is_last_batch and (done == self.trainer.max_epochs or done % self.val_every == 0)
+
+
+def _by_feature(plugin: Plugin, signals: Signals, context: Context) -> dict[str, Tensor]:
+    """Returns the terms of a plugin, of every feature that a need with ``each`` is bound to."""
+    terms: dict[str, Tensor] = {}
+    for end, bindings in by_feature(plugin, signals.bindings):
+        wanted = frozenset(t.removesuffix(end) for t in context.wanted if t.endswith(end) or t == EVERY)
+        found = plugin.terms(signals.bound(bindings, signals.whole), replace(context, wanted=wanted))
+        terms |= {f"{name}{end}": value for name, value in found.items()}
+    return terms
 
 
 def _listed(value: Any) -> list[Any]:

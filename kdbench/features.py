@@ -1,7 +1,8 @@
 """Feature kinds: the vocabulary between tasks, which produce them, and methods, which ask for them.
 
 A kind says what the axes of a tensor mean, so that a method written for one domain can be tried in another. All are
-frozen dataclasses; ``values`` is always the tensor that carries the gradient.
+frozen dataclasses; ``values`` is always the tensor that carries the gradient. What is one vector for each of many
+things (samples, cells, tokens, points, nodes, anchors) is read as rows, alike for all kinds.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ class Feature:
 
     values: Tensor
 
+    def rows(self) -> Tensor:
+        """Returns the rows that count, sample after sample, shape ``(N, D)``."""
+        return self.values
+
+    def sample(self) -> Tensor:
+        """Returns which sample of the batch each row of :meth:`rows` is of, shape ``(N,)``."""
+        return torch.arange(len(self.values), device=self.values.device)
+
     def signature(self) -> str:
         """Describes kind, shape and dtype in one short line, e.g. ``Grid(4, 64, 56, 56) float32``."""
         return f"{type(self).__name__}{tuple(self.values.shape)} {str(self.values.dtype).removeprefix('torch.')}"
@@ -57,6 +66,10 @@ class Logits(Feature):
     def rows(self) -> Tensor:
         """Returns the unmasked rows, shape ``(N, C)``."""
         return _rows(self.values, self.class_dim, self.mask)
+
+    def sample(self) -> Tensor:
+        """Returns the sample of each row, shape ``(N,)``."""
+        return _samples(self.values.movedim(self.class_dim, -1)[..., 0], self.mask)
 
     def row_weight(self) -> Tensor | None:
         """Returns the weight of each row of :meth:`rows`, shape ``(N,)``."""
@@ -102,6 +115,10 @@ class Values(Feature):
         """Returns the unmasked rows, shape ``(N, D)``, or ``(N, 2 D)`` of ``gaussian`` ones."""
         return _rows(self.values, self.value_dim, self.mask)
 
+    def sample(self) -> Tensor:
+        """Returns the sample of each row, shape ``(N,)``."""
+        return _samples(self.values.movedim(self.value_dim, -1)[..., 0], self.mask)
+
     def row_weight(self) -> Tensor | None:
         """Returns the weight of each row of :meth:`rows`, shape ``(N,)``."""
         return _by_row(self.weight, self.mask)
@@ -110,6 +127,12 @@ class Values(Feature):
 def _rows(values: Tensor, axis: int, mask: Tensor | None) -> Tensor:
     rows = values.movedim(axis, -1)
     return rows[mask] if mask is not None else rows.reshape(-1, rows.shape[-1])
+
+
+def _samples(cells: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Returns the index on the first axis of each of ``cells``, or of those that a mask leaves, in one row."""
+    index = torch.arange(len(cells), device=cells.device).view(-1, *(1 for _ in cells.shape[1:])).expand(cells.shape)
+    return index.reshape(-1) if mask is None else index[mask]
 
 
 def _by_row(value: Tensor | None, mask: Tensor | None) -> Tensor | None:
@@ -129,6 +152,14 @@ class Grid(Feature):
 
     stride: tuple[float, ...] | None = None
 
+    def rows(self) -> Tensor:
+        """Returns the cells, shape ``(B * prod(space), C)``."""
+        return self.values.flatten(2).transpose(1, 2).flatten(0, 1)
+
+    def sample(self) -> Tensor:
+        """Returns the sample of each cell, shape ``(B * prod(space),)``."""
+        return _samples(self.values[:, 0])
+
     def as_tokens(self) -> Tokens:
         """Returns the cells as tokens ``(B, prod(space), C)``."""
         space = tuple(self.values.shape[2:])
@@ -140,8 +171,7 @@ class Grid(Feature):
         axes = [torch.arange(n, device=self.values.device) for n in space]
         cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(space))
         cells = torch.nn.functional.pad(cells, (0, 3 - len(space))).to(self.values.dtype)
-        index = torch.arange(batch, device=self.values.device).repeat_interleave(len(cells))
-        return Points(self.values.flatten(2).transpose(1, 2).flatten(0, 1), cells.repeat(batch, 1), index)
+        return Points(self.rows(), cells.repeat(batch, 1), self.sample())
 
 
 @dataclass(frozen=True)
@@ -171,10 +201,26 @@ class Tokens(Feature):
         values: ``(B, L, D)``.
         prefix: How many leading tokens are not positions (class and register tokens).
         grid: Spatial shape of the other tokens, or None where they have none.
+        mask: ``(B, L)`` tokens that count (no padding), or None for all.
     """
 
     prefix: int = 0
     grid: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+    def rows(self) -> Tensor:
+        """Returns the tokens that count, shape ``(N, D)``."""
+        return _rows(self.values, -1, self.mask)
+
+    def sample(self) -> Tensor:
+        """Returns the sample of each token, shape ``(N,)``."""
+        return _samples(self.values[..., 0], self.mask)
+
+    def as_grid(self) -> Tokens | Grid:
+        """Returns the positions as a grid ``(B, D, *grid)``, without the prefix; tokens without a grid as they are."""
+        if self.grid is None:
+            return self
+        return Grid(self.values[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid))
 
 
 @dataclass(frozen=True)
@@ -191,6 +237,10 @@ class Points(Feature):
     coords: Tensor
     batch: Tensor
     counts: Tensor | None = None
+
+    def sample(self) -> Tensor:
+        """Returns the sample of each point, shape ``(M,)``."""
+        return self.batch
 
 
 @dataclass(frozen=True)
@@ -210,31 +260,18 @@ class Nodes(Feature):
     edge_values: Tensor | None = None
     mask: Tensor | None = None
 
+    def rows(self) -> Tensor:
+        """Returns the nodes that count, shape ``(M, D)``."""
+        return _rows(self.values, -1, self.mask)
+
+    def sample(self) -> Tensor:
+        """Returns the graph of each of :meth:`rows`, shape ``(M,)``."""
+        return self.batch if self.mask is None else self.batch[self.mask]
+
 
 @dataclass(frozen=True)
 class Vector(Feature):
     """One vector a sample, ``values`` of shape ``(B, D)``."""
-
-
-@dataclass(frozen=True)
-class Attention(Feature):
-    """Attention weights, ``values`` of shape ``(B, heads, queries, keys)``."""
-
-
-@dataclass(frozen=True)
-class Instances(Feature):
-    """Detected instances of a batch, one after another.
-
-    Attributes:
-        values: ``(N, box)`` boxes.
-        scores: ``(N,)``.
-        labels: ``(N,)``.
-        batch: ``(N,)`` sample of each.
-    """
-
-    scores: Tensor
-    labels: Tensor
-    batch: Tensor
 
 
 Kind: TypeAlias = type[Feature]

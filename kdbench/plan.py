@@ -156,25 +156,28 @@ def make_plan(
         for term, weight in table.items():
             if term == "task" and not term_names.get("task"):
                 continue  # a run without labels has no supervised term to weigh
-            if term not in everything:
+            meant = named_by(term, everything)
+            if not meant:
                 raise KDBenchError(f"{owner}.weights.{term}: there is no such term: {nearest(term, everything)}")
-            schedules[term] = Schedule.of(term, weight)
+            own = [t for t in meant if t == term or t not in table]
+            schedules |= dict.fromkeys(own, Schedule.of(term, weight))
     missing = [t for t in everything if t not in schedules]
     if missing:
         raise KDBenchError(f"term {missing[0]!r} has no weight: set method.weights.{missing[0]} in its YAML file")
     # A stage knows the terms and parameters of its own plugin and of the task; those of other plugins go on.
     others = set(plugins) - {stage.owner} if stage.owner else set()
     free = {t for owner in others for t in term_names.get(owner, ())}
-    active = [t for t in everything if stage.terms is None or t in stage.terms or t in free]
+    asked = None if stage.terms is None else {t for name in stage.terms for t in named_by(name, everything)}
+    active = [t for t in everything if asked is None or t in asked or t in free]
     parameters = [
         p for p in parameters if stage.trains is None or covers(stage.trains, p) or p.partition(".")[0] in others
     ]
 
-    updates = _merge_updates(plugins, parameters)
+    updates = [
+        u if u.terms is None else replace(u, terms=_expanded(u.terms, everything))
+        for u in _merge_updates(plugins, parameters)
+    ]
     named = {t for u in updates for t in (u.terms or ())}
-    unknown = named - set(everything)
-    if unknown:
-        raise KDBenchError(f"an update names term {min(unknown)!r}: {nearest(min(unknown), everything)}")
     rest = {t: 1.0 for t in active if t not in named}
     resolved: list[Update] = []
     for update in updates:
@@ -184,14 +187,31 @@ def make_plan(
         if not terms or same in resolved:
             continue
         if not params:
-            asked = update.params or stage.trains
-            raise KDBenchError(f"an update over {', '.join(terms)} reaches no trainable parameter ({asked})")
+            globs = update.params or stage.trains
+            raise KDBenchError(f"an update over {', '.join(terms)} reaches no trainable parameter ({globs})")
         resolved.append(same)
     orphans = [p for p in parameters if not any(p in (u.params or ()) for u in resolved)]
     if orphans:
         raise KDBenchError(f"no update trains {orphans[0]} ({len(orphans)} such parameters): give it an owner's update")
     _check_groups(resolved)
     return StepPlan(tuple(resolved), schedules)
+
+
+def named_by(name: str, terms: Iterable[str]) -> list[str]:
+    """Returns the terms that a name stands for: the one of that name, else those of its features (``kd.verb``)."""
+    terms = list(terms)
+    return [name] if name in terms else [t for t in terms if t.rpartition(".")[0] == name]
+
+
+def _expanded(terms: Mapping[str, float], everything: Iterable[str]) -> dict[str, float]:
+    """Returns the coefficients of an update with every name replaced by the terms that it stands for."""
+    found: dict[str, float] = {}
+    for name, coefficient in terms.items():
+        meant = named_by(name, everything)
+        if not meant:
+            raise KDBenchError(f"an update names term {name!r}: {nearest(name, everything)}")
+        found |= dict.fromkeys(meant, coefficient)
+    return found
 
 
 def _merge_updates(plugins: Mapping[str, Plugin], parameters: list[str]) -> list[Update]:

@@ -28,12 +28,16 @@ class Need:
         kind: The kind, or a tuple of kinds that all serve.
         roles: Who must produce it.
         many: Whether the plugin reads every feature of that kind, shallow to deep, instead of one.
+        each: Whether ``terms`` runs once for each feature of that kind, as if it were the only one: a model with heads
+            ``verb`` and ``object`` then has the terms ``kd.verb`` and ``kd.object``, under the weight of ``kd`` unless
+            they have their own.
     """
 
     name: str
     kind: Kind | tuple[Kind, ...]
     roles: tuple[str, ...] = ("student", "teacher")
     many: bool = False
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,8 @@ class Plugin(nn.Module):
         removes: Capabilities that the batches have no more for other plugins (mixed samples: ``single_label``).
         roles: Networks that take part, by name; a run has the union over its plugins.
         fidelity: ``equations`` or ``approximate``.
-        over_batch: Whether a term is other than a mean over samples, each with its own features: then every process of
-            a training is given the features of the whole batch. (Where rows are masked, weighted or as many as they
-            come, the engine does so unasked.)
+        over_batch: Whether a term relates rows to each other, so is no mean over rows of their own losses: then every
+            process of a training is given the features of the whole batch.
         built: Whether :meth:`build` has run; the engine sets it.
     """
 
@@ -224,6 +227,18 @@ Bindings = Mapping[str, str | list[str]]
 """Feature name(s) for each need of a plugin."""
 
 
+def by_feature(plugin: type[Plugin] | Plugin, bindings: Bindings) -> list[tuple[str, Bindings]]:
+    """Returns the bindings of each call of ``terms``, with what its terms' names end in.
+
+    That is one call, with ``""``, unless a need with ``each`` is bound to several features.
+    """
+    several = [n.name for n in plugin.needs if n.each and isinstance(bindings.get(n.name), list)]
+    if not several:
+        return [("", bindings)]
+    calls = zip(*(bindings[name] for name in several), strict=True)
+    return [(f".{names[0]}", {**bindings, **dict(zip(several, names, strict=True))}) for names in calls]
+
+
 def serves(kind: Kind, need: Need) -> bool:
     """Says whether a feature of ``kind`` serves ``need``."""
     return issubclass(kind, need.kind if isinstance(need.kind, tuple) else (need.kind,))
@@ -250,4 +265,5 @@ __all__ = [
     "State",
     "Update",
     "Views",
+    "by_feature",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import rng
-from kdbench.distributed import average, share, whole_batch, whole_feature
+from kdbench.collectives import average, share
+from kdbench.distributed import whole_batch, whole_feature
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature
 from kdbench.plugin import Bindings, Role, State, Views
@@ -197,11 +198,6 @@ class Signals:
             with torch.enable_grad():  # kept, so on the graph although it may be asked for without
                 self._features[key] = whole_feature(answer.features[name])
         return self._features[key]
-
-    def any_bound(self, bindings: Bindings, test: Callable[[Feature], bool]) -> bool:
-        """Says whether a feature of those that ``bindings`` name and that was answered passes a test."""
-        names = {n for name in bindings.values() for n in ([name] if isinstance(name, str) else name)}
-        return any(test(f) for a in self._answers.values() for n, f in a.features.items() if n in names)
 
     def tap(self, need: str, role: str = "student") -> str:
         """Returns the tap expression of the feature bound to a need, for what a method deploys (see ``Tapped``)."""

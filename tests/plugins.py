@@ -38,6 +38,16 @@ class Idle(KD):
         return {"kd": kd, "nothing": 0 * kd, "flat": 2 + 0 * kd, "unweighted": 0 * kd}
 
 
+class PerHead(KD):
+    """KD of every head."""
+
+    needs = (Need("logits", Logits, each=True),)
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        assert ctx.wants("kd")
+        return super().terms(signals, ctx)
+
+
 class Hint(Method):
     """FitNet-like: a projector built from the shapes of one batch, with dropout to disturb the random streams."""
 
@@ -89,6 +99,12 @@ class Mutual(Method):
             Update({"task": 1.0, "mutual": 1.0}, ("student",), group=0),
             Update({"task.peer": 1.0, "mutual.peer": 1.0}, ("peer",), group=1),
         )
+
+
+class MutualPerHead(Mutual):
+    """Mutual learning of every head; the updates name the terms of all."""
+
+    needs = (Need("logits", Logits, ("student", "peer"), each=True),)
 
 
 class Balanced(Mutual):
@@ -372,7 +388,9 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "KD": {"kd": 1.0},
     "MeanTeacher": {"ema": 1.0},
     "Mutual": {"mutual": 1.0, "mutual.peer": 1.0},
+    "MutualPerHead": {"mutual": 1.0, "mutual.peer": 1.0},
     "Occasional": {"hard": 1.0, "easy": 1.0},
+    "PerHead": {"kd": 1.0},
     "Privileged": {"kd": 1.0},
     "Recalled": {"recalled": 1.0},
     "Reuse": {"reuse": 1.0},

@@ -4,9 +4,9 @@ import pytest
 
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
-from kdbench.features import Grid, Points, Tokens
+from kdbench.features import Grid, Logits, Points, Tokens
 from kdbench.plugin import Method, Need
-from tests.plugins import KD, Adversary, Hint, Reuse
+from tests.plugins import KD, Adversary, Hint, PerHead, Reuse
 from tests.toy import TAPS, Toy
 
 PAIR = {"name": "toy", "student": {"taps": TAPS}, "teacher": {"taps": TAPS, "parts": {"classifier": "head"}}}
@@ -18,6 +18,12 @@ class Any(Method):
 
 class Cloud(Method):
     needs = (Need("points", Points),)
+
+
+class Heads(Toy):
+    @classmethod
+    def kinds(cls, side):
+        return {"verb": Logits, "object": Logits}
 
 
 class Plain(Toy):
@@ -40,6 +46,12 @@ def test_the_configuration_comes_first():
     assert bind(Any, Toy, PAIR, {"all": ["stem"]})["all"] == ["stem"]
 
 
+def test_a_need_for_each_binds_to_all_of_its_kind_and_to_one_as_to_one():
+    assert bind(PerHead, Heads, PAIR) == {"logits": ["verb", "object"]}
+    assert bind(PerHead, Heads, PAIR, {"logits": ["object"]}) == {"logits": "object"}
+    assert bind(PerHead, Toy, PAIR) == {"logits": "logits"}
+
+
 @pytest.mark.parametrize(
     ("make", "line"),
     [
@@ -53,6 +65,12 @@ def test_the_configuration_comes_first():
             lambda: bind(Hint, Toy, PAIR, {"body": "pooled"}),
             "bind.body=pooled: .* a Grid of pair toy: available",
         ),
+        (
+            lambda: bind(Hint, Toy, PAIR, {"body": ["stem", "body"]}),
+            r"bind.body=.*: found 2 features, Hint reads one: take one of stem, body",
+        ),
+        (lambda: bind(KD, Heads, PAIR, {"logits": ["verb", "object"]}), "found 2 features, KD reads one"),
+        (lambda: bind(Any, Toy, PAIR, {"all": []}), "found 0 features"),
         (lambda: bind(Reuse, Toy, {**PAIR, "teacher": PAIR["student"]}), "calls the part 'classifier'"),
     ],
 )

@@ -27,11 +27,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kdbench import config, processes, rng
 from kdbench.build import locate
+from kdbench.collectives import average, normalizer, share
 from kdbench.compat import bind
 from kdbench.data import SeededLoader
-from kdbench.distributed import average, normalizer, share
 from kdbench.errors import KDBenchError
-from kdbench.features import Activated, Feature, Grid, Kind, Logits
+from kdbench.features import Activated, Feature, Grid, Kind, Logits, Points, Tokens
 from kdbench.fit import Training
 from kdbench.recipe import MODEL
 from kdbench.signals import Context, Signals
@@ -112,6 +112,21 @@ class Partly(Plain):
             return super().loss(model, outputs, batch)
         rows = F.cross_entropy(outputs, batch.targets, reduction="none")[batch.supervised]
         return {"ce": rows.sum() / normalizer(batch.supervised.sum())}
+
+
+class Ragged(Plain):
+    """Each sample has points of its own, as many as its number says, and tokens of which some are padding."""
+
+    @classmethod
+    def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
+        return {"points": Points, "tokens": Tokens, "logits": Logits}
+
+    def describe(self, outputs: Tensor, taps: Mapping[str, Tensor], batch: Batch) -> dict[str, Feature]:
+        cells = taps["body"].flatten(2).transpose(1, 2)
+        kept = torch.arange(cells.shape[1]) < (batch.ids % 7 + 1)[:, None]
+        sample = kept.nonzero()[:, 0]
+        points = Points(cells[kept], cells.new_zeros(len(sample), 3), sample)
+        return {"points": points, "tokens": Tokens(cells, mask=kept), "logits": Logits(outputs)}
 
 
 class Projected(plugins.Hint):
@@ -240,6 +255,15 @@ def test_every_method_trains_what_one_process_trains(tmp_path, method):
 @pytest.mark.parametrize("method", [None, "KD", "dkd", "nkd", "dist", "bdkd", "tf_kd", "Mutual"])
 def test_normalisers_are_those_of_the_whole_batch(tmp_path, method):
     assert_equal(*both(tmp_path, method, task=Partly(), epochs=1))
+
+
+@pytest.mark.parametrize("feature", ["points", "tokens"])
+def test_a_mean_over_ragged_rows_is_that_of_the_whole_batch(tmp_path, feature, monkeypatch):
+    """And nothing is gathered for it: what the processes exchange is a number."""
+    monkeypatch.setattr("kdbench.signals.whole_feature", None)
+    spec = {**yaml("fitnet"), "regressor": "conv1x1", "bind": {"feature": feature}}
+    monkeypatch.setattr(f"{__name__}.yaml", lambda name: spec)
+    assert_equal(*both(tmp_path, "fitnet", task=Ragged(), epochs=1))
 
 
 # ---- processes ------------------------------------------------------------------------------------------------

@@ -11,16 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import rng
-from kdbench.distributed import (
-    average,
-    check_same,
-    normalizer,
-    share,
-    share_buffers,
-    uneven,
-    whole_batch,
-    whole_feature,
-)
+from kdbench.collectives import average, normalizer, share
+from kdbench.distributed import check_same, share_buffers, whole_batch, whole_feature
 from kdbench.errors import KDBenchError
 from kdbench.features import Activated, Feature, Logits, Nodes, Points, Values, Vector
 from kdbench.processes import Place, group, helped
@@ -80,8 +72,6 @@ def whole_features() -> None:
     assert_same(whole_feature(Logits(mine(values), 1, mine(mask), mine(weight))), Logits(values, 1, mask, weight))
     predicted = Values(values, 1, mask, weight, "gaussian")
     assert_same(whole_feature(Values(mine(values), 1, mine(mask), mine(weight), "gaussian")), predicted)
-    assert uneven(predicted)
-    assert not uneven(Values(values))
     activated = Activated(values.relu(), (2.0,), pre=values)
     assert_same(whole_feature(Activated(mine(values.relu()), (2.0,), pre=mine(values))), activated)
     batch = Batch(values, torch.arange(6) % 3, torch.arange(6), torch.arange(6) > 2)
@@ -91,6 +81,11 @@ def whole_features() -> None:
     assert whole.inputs is whole.distilled is None
     for name in names:
         assert torch.equal(getattr(whole, name), getattr(batch, name))
+    listed = ["a", {"boxes": torch.zeros(0, 4)}, "c", "d", "e", "f"]
+    whole = whole_batch(replace(part, targets=listed[share()[0] :: 2]))
+    assert [type(x) for x in whole.targets] == [type(x) for x in listed]
+    assert whole.targets[2:] == listed[2:]
+    assert whole_batch(replace(part, targets={"of": "another kind"})).targets is None
     # Three quarters of a turn of every sample, one after another, as SSKD makes them.
     thrice = Vector(torch.cat([values[:, 0], 2 * values[:, 0], 3 * values[:, 0]]))
     own = mine(values[:, 0])

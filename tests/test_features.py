@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from kdbench.features import Grid, Last, Logits, Values
+from kdbench.features import Feature, Grid, Last, Logits, Nodes, Points, Tokens, Values, Vector
 
 
 def test_rows_follow_class_axis_and_mask():
@@ -42,6 +43,42 @@ def test_rows_of_predicted_values():
     assert weight is not None
     assert weight.tolist() == [1, 2]
     assert Values(torch.zeros(2, 3), mask=torch.zeros(2, dtype=torch.bool)).rows().shape == (0, 3)
+
+
+V = torch.arange(24.0)
+BATCH = torch.tensor([0, 0, 2, 2, 2, 3])
+KEPT = torch.tensor([[True, False, True], [False, False, True]])
+#: A feature, the sample of each of its rows, and one row.
+KINDS = [
+    (Vector(V.view(4, 6)), [0, 1, 2, 3], (1, V[6:12])),
+    (Grid(V.view(2, 3, 2, 2)), [0] * 4 + [1] * 4, (6, V.view(2, 3, 2, 2)[1, :, 1, 0])),
+    (Tokens(V.view(2, 3, 4)), [0] * 3 + [1] * 3, (4, V[16:20])),
+    (Tokens(V.view(2, 3, 4), mask=KEPT), [0, 0, 1], (1, V[8:12])),
+    (Points(V.view(6, 4), torch.zeros(6, 3), BATCH), BATCH.tolist(), (2, V[8:12])),
+    (Nodes(V.view(6, 4), None, BATCH), BATCH.tolist(), (2, V[8:12])),
+    (Nodes(V.view(6, 4), None, BATCH, mask=BATCH > 0), [2, 2, 2, 3], (0, V[8:12])),
+    (Logits(V.view(2, 4, 3), class_dim=1), [0] * 3 + [1] * 3, (4, V.view(2, 4, 3)[1, :, 1])),
+    (Logits(V.view(2, 4, 3), class_dim=1, mask=KEPT), [0, 0, 1], (2, V.view(2, 4, 3)[1, :, 2])),
+    (Values(V.view(2, 3, 4), mask=KEPT), [0, 0, 1], (2, V[20:])),
+]
+
+
+@pytest.mark.parametrize(("feature", "sample", "row"), KINDS)
+def test_every_kind_is_rows_that_know_their_sample(feature: Feature, sample: list[int], row):
+    assert feature.sample().tolist() == sample
+    assert feature.rows().shape[0] == len(sample)
+    assert torch.equal(feature.rows()[row[0]], row[1])
+
+
+def test_tokens_with_a_grid_are_one():
+    grid = Grid(V.view(2, 3, 2, 2))
+    tokens = grid.as_tokens()
+    with_class = Tokens(torch.cat([torch.ones(2, 1, 3), tokens.values], 1), prefix=1, grid=(2, 2))
+    for made in (tokens, with_class):
+        found = made.as_grid()
+        assert isinstance(found, Grid)
+        assert torch.equal(found.values, grid.values)
+    assert isinstance(Tokens(tokens.values).as_grid(), Tokens)
 
 
 def test_grid_as_tokens_and_as_points_keep_cells_with_their_places():

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from kdbench.collectives import normalizer, share
 from kdbench.errors import KDBenchError, nearest
 
 #: Which form of a loss, where the paper and its released code differ.
@@ -58,8 +59,13 @@ def spread(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def safe_mean(values: Tensor) -> Tensor:
-    """Mean over all elements; of an empty tensor a zero that is connected to the graph."""
-    return values.sum() / max(values.numel(), 1)
+    """Mean over all elements; of an empty tensor a zero that is connected to the graph.
+
+    Where several processes train together, the sum is divided by their mean number of elements, so that the mean over
+    processes is that over all elements; likewise in :func:`weighted_mean`.
+    """
+    count = max(values.numel(), 1) if share()[1] == 1 else normalizer(values.new_tensor(float(values.numel())))
+    return values.sum() / count
 
 
 def weighted_mean(rows: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -75,7 +81,7 @@ def weighted_mean(rows: Tensor, weight: Tensor | None = None) -> Tensor:
         return safe_mean(rows)
     check_same_shape(rows, weight, "row weights")
     weight = weight.to(rows.dtype)
-    return (weight * rows).sum() / weight.sum().clamp_min(torch.finfo(rows.dtype).tiny)
+    return (weight * rows).sum() / normalizer(weight.sum(), torch.finfo(rows.dtype).tiny)
 
 
 def check_same_shape(student: Tensor, teacher: Tensor, what: str) -> None:

@@ -35,7 +35,7 @@ class BDKD(Method):
         peer: Divergence that regularises the peer: ``reverse`` is ``KL(p_s || p_t)``, ``forward`` ``KL(p_t || p_s)``.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, ("student", "peer")),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, ("student", "peer"), each=True),)
     roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT, "peer": PEER}
     fidelity: ClassVar[Literal["equations", "approximate"]] = "approximate"
 

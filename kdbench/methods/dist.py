@@ -25,7 +25,7 @@ class DIST(Method):
         temperature: Divides both logits.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, each=True),)
     # A softmax head: one class a row.
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
     over_batch: ClassVar[bool] = True

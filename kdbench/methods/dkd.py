@@ -27,7 +27,7 @@ class DKD(Method):
         temperature: Divides both logits.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, each=True),)
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
 
     def __init__(self, temperature: PositiveFloat = 4.0) -> None:

@@ -28,7 +28,7 @@ class DML(Method):
         shared: Both networks step on one forward in place of a fresh one each; half the cost.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", (Logits, Values), ("student", "peer")),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", (Logits, Values), ("student", "peer"), each=True),)
     roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT, "peer": PEER}
 
     def __init__(self, temperature: PositiveFloat = 1.0, shared: bool = False) -> None:

@@ -39,7 +39,7 @@ class KD(Method):
         ramp: Share of training over which the reversed gradient rises from nothing to all of it.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", (Logits, Values)),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", (Logits, Values), each=True),)
 
     def __init__(
         self,
@@ -89,11 +89,11 @@ class KD(Method):
 class CTKD(KD):
     """KD with a learned temperature: the recipe for class scores, which alone have one."""
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, each=True),)
 
 
 class LSKD(KD):
     """KD of z-scored logits: the recipe for tasks whose head is a softmax, one true class a row."""
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, each=True),)
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})

@@ -25,7 +25,7 @@ class NKD(Method):
         temperature: Divides both logits of the classes but the true one.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, each=True),)
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
 
     def __init__(self, temperature: PositiveFloat = 1.0) -> None:

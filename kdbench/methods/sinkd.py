@@ -37,7 +37,7 @@ class SinKD(Method):
         max_rows: Rows of the transport plan at most, drawn at random where a batch has more.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, each=True),)
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
     over_batch: ClassVar[bool] = True
 

@@ -26,7 +26,7 @@ class TTM(Method):
         weighted: Multiplies each row by its power sum, which is larger for a smoother teacher (WTTM).
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, each=True),)
     # A softmax head: one class a row.
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
 

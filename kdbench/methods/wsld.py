@@ -25,7 +25,7 @@ class WSLD(Method):
         temperature: Divides both logits of the soft labels; the row's weight is at temperature one.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("logits", Logits, each=True),)
     requires: ClassVar[frozenset[str]] = frozenset({"single_label"})
 
     def __init__(self, temperature: PositiveFloat = 4.0) -> None:

@@ -22,8 +22,8 @@ from torchmetrics import MetricCollection
 from kdbench import rng
 from kdbench.build import build, locate
 from kdbench.cache import Store
+from kdbench.collectives import normalizer
 from kdbench.counts import Counts
-from kdbench.distributed import normalizer
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Activated, Feature, Grid, Kind, Last, Logits, Tokens, Vector
 from kdbench.functional.numerics import upcast

@@ -24,9 +24,9 @@ from torchmetrics import MetricCollection
 from kdbench import rng
 from kdbench.build import build, check
 from kdbench.cache import SCRATCH, Store
+from kdbench.collectives import normalizer
 from kdbench.counts import Counts
 from kdbench.digest import digest, source_digest
-from kdbench.distributed import normalizer
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature, Grid, Kind, Logits, Points
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task

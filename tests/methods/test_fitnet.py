@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
-from kdbench.features import Grid, Vector
+from kdbench.features import Feature, Grid, Nodes, Points, Tokens, Vector
 from kdbench.functional.pool import average_pool
 from kdbench.methods.fitnet import FitNet
 from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal, yaml
@@ -172,3 +172,37 @@ def test_empty_batch_and_low_precision(regressor):
         leaf.data = leaf.data.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert low.loss().item() == pytest.approx(full, rel=0.02)
+
+
+def rows_of(kind: str, width: int, name: str) -> Feature:
+    values, batch = normal(6, width, name=name), torch.tensor([0, 0, 1, 1, 1, 2])
+    made: dict[str, Feature] = {
+        "vector": Vector(values),
+        "points": Points(values, torch.zeros(6, 3), batch),
+        "nodes": Nodes(values, None, batch, mask=batch > 0),
+        "tokens": Tokens(values.view(2, 3, width), mask=torch.tensor([[True, True, False], [True, True, True]])),
+    }
+    return made[kind]
+
+
+@pytest.mark.parametrize("kind", ["vector", "points", "nodes", "tokens"])
+def test_other_kinds_are_compared_row_by_row(kind):
+    student, teacher = rows_of(kind, 3, "s"), rows_of(kind, 8, "t")
+    made = Bench("fitnet", {"feature": student}, {"feature": teacher}, regressor="conv1x1")
+    weight, bias = (p.detach() for p in made.method.regressor.parameters())
+    expected = sum(
+        float((weight[:, :, 0] @ s + bias - t).square().sum())
+        for s, t in zip(student.rows(), teacher.rows(), strict=True)
+    )
+    assert made.terms()["hint"].item() == pytest.approx(expected / (8 * len(teacher.rows())), rel=1e-5)
+
+
+def test_tokens_with_a_grid_meet_a_grid():
+    grid = Grid(normal(2, 8, 4, 3, name="t"))
+    student = Tokens(normal(2, 13, 5, name="s"), prefix=1, grid=(4, 3))
+    made = Bench("fitnet", {"feature": student}, {"feature": grid})
+    assert made.terms()["hint"].item() > 0
+    with pytest.raises(
+        KDBenchError, match=r"student's feature is a Tokens\(2, 13, 5\).*expected the same kind of both"
+    ):
+        Bench("fitnet", {"feature": Tokens(student.values)}, {"feature": grid})
