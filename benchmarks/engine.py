@@ -195,7 +195,7 @@ def accuracy(seeds: int = 3, epochs: int = 8, teacher: int = 20, student: int = 
                         val_every=epochs,
                         precision=precision,
                     )
-                    training = Training(own, task, Path(work, "teacher", MODEL))
+                    training = Training(own, task, {"teacher": Path(work, "teacher", MODEL)})
                     manifest = training.run(Path(work, f"{precision}-{seed}"))
                     found.append(100 * manifest["scores"]["test"]["accuracy"])
     lost = [a - b for a, b in zip(scores["32-true"], scores["bf16-mixed"], strict=True)]

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from kdbench.data import Key, SeededLoader
 from kdbench.features import Feature, Kind, Logits
 from kdbench.recipe import Recipe
+from kdbench.resolved import PluginSpec
 from kdbench.task import Batch, Task
 
 TEMPERATURE, ALPHA = 4.0, 0.9
@@ -183,7 +184,9 @@ def recipe(
             "val_every": 1,
             "optimizer": {"_target_": "torch.optim.SGD", "lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY},
             "scheduler": {"_target_": f"kdbench.optim.{scheduler}"},
+            "optimizers": {},
             "clip": None,
+            "accumulate": 1,
             "precision": "32-true",
             "channels_last": True,
             "accelerator": "cpu",
@@ -200,5 +203,6 @@ def recipe(
         "temperature": TEMPERATURE,
         "weights": {"task": 1 - ALPHA, "kd": ALPHA},
     }
-    plugins = {"method": kd} if side == "student" else {}
-    return Recipe(side, side, config, plugins, seed, "memory", "teacher" if plugins else None)
+    plugins = {"method": PluginSpec.of("method", kd)} if side == "student" else {}
+    inputs = {"teacher": Recipe("teacher", "teacher", config, {}, seed, "memory")} if plugins else {}
+    return Recipe(side, side, config, plugins, seed, "memory", inputs)

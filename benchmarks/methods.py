@@ -17,7 +17,8 @@ from kdbench.cache import Store
 from kdbench.config import load
 from kdbench.fit import Training
 from kdbench.plugin import Stage
-from kdbench.stages import Stages, make_task
+from kdbench.resolved import resolve
+from kdbench.trainings import Trainings
 
 #: Images of the training set: a batch of 64 a step, and one more class of negatives than CRD asks for.
 TRAIN, TEST = 1280, 100
@@ -50,8 +51,8 @@ def _training(method: str, root: str, overrides: Sequence[str]) -> Training:
     given += [*NEEDS.get(method, ()), *overrides]
     config = load(given)
     store = Store(Path(root) / "cache")
-    stages = Stages(config, make_task(config, store), store, lambda _name, _epochs: ([], []))
-    return Training(stages.student_recipe(), stages.task, untrained=True)
+    trainings = Trainings(resolve(config, store))
+    return Training(trainings.student_recipe(), trainings.task, untrained=True)
 
 
 def main_stage(stages: Sequence[Stage]) -> Stage:

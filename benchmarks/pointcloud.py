@@ -20,7 +20,8 @@ from kdbench.cache import Store
 from kdbench.config import load
 from kdbench.fit import Training
 from kdbench.methods.pointdistiller import as_points
-from kdbench.stages import Stages, make_task
+from kdbench.resolved import resolve
+from kdbench.trainings import Trainings
 from tasks.pointcloud.boxes import rotated_nms
 from tasks.pointcloud.detector import PointPillars
 from tasks.pointcloud.kitti import Objects
@@ -140,8 +141,8 @@ def evaluation(frames: int = 3_769, objects: int = 15, detections: int = 25) -> 
 def _training(method: str, overrides: Sequence[str]) -> Training:
     config = load(["task=pointcloud", "preset=quick", f"method={method}", *overrides])
     store = Store(Path(config["cache"]) if config["cache"] else None)
-    stages = Stages(config, make_task(config, store), store, lambda _name, _epochs: ([], []))
-    return Training(stages.student_recipe(), stages.task, untrained=True)
+    trainings = Trainings(resolve(config, store))
+    return Training(trainings.student_recipe(), trainings.task, untrained=True)
 
 
 def distil(gate: Gate, method: str, overrides: Sequence[str]) -> None:
@@ -160,7 +161,7 @@ def pointdistiller(rounds: int = 6, steps: int = 12, overrides: Sequence[str] = 
     with distiller.rehearsal(), torch.no_grad():
         signals = distiller.probe(batch).bound(training.bindings["method"])
         points = as_points(signals.feature("points", "teacher"))
-    given, sizes = training.recipe.plugins["method"], torch.bincount(points.batch)
+    given, sizes = training.recipe.plugins["method"].given, torch.bincount(points.batch)
     count, neighbours = min(given["points"], len(points.values)), min(given["neighbours"], int(sizes.min()))
     endless = (*overrides, f"trainer.epochs={2 + rounds * (steps + DROPPED)}", "trainer.val_every=1000000")
     kd = partial(distil, method="kd", overrides=endless)

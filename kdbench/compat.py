@@ -5,20 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdbench.build import locate
 from kdbench.errors import KDBenchError, nearest
 from kdbench.plugin import Bindings, Need, Plugin, kind_names, serves
 from kdbench.task import Task
-
-
-def removed(plugins: Mapping[str, Mapping[str, Any]], owner: str) -> dict[str, str]:
-    """Returns the capabilities that a plugin of a run finds removed, with the owner who removes them."""
-    found: dict[str, str] = {}
-    for other, spec in plugins.items():
-        if other != owner:
-            plugin: Any = locate(spec["_target_"])
-            found |= dict.fromkeys(plugin.removes, other)
-    return found
 
 
 def bind(
@@ -27,13 +16,14 @@ def bind(
     pair: Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     without: Mapping[str, str] | None = None,
+    absent: frozenset[str] = frozenset(),
 ) -> Bindings:
     """Binds every need of a plugin to features that all of its roles give.
 
     A need binds to the feature of its own name where the kind fits, else to the last (deepest) feature of its kind, or
     of the first of its kinds that is there; with ``many`` or ``each`` to all of them. ``overrides`` (``method.bind`` in
     the configuration) come first. ``without`` are the capabilities that another plugin of the run removes, with its
-    owner.
+    owner; ``absent`` roles that this training does not have, and with them the needs that ask for them.
 
     Raises:
         KDBenchError: The task lacks a capability or the pair a feature or part: one line that says which.
@@ -53,18 +43,18 @@ def bind(
         options = [need.name for need in plugin.needs]
         raise KDBenchError(f"method.bind.{min(unknown)}: unknown need: {nearest(min(unknown), options)}")
     for part in plugin.parts:
-        for role in part.roles:
-            side = plugin.roles[role].side
-            if part.name not in (pair[side].get("parts") or {}):
+        for role in [r for r in part.roles if r not in absent]:
+            if part.name not in (_side(plugin, role, pair).get("parts") or {}):
                 raise KDBenchError(f"{plugin.__name__} calls the part {part.name!r}, which {_pair(pair)} does not name")
-    return {need.name: _bind(need, plugin, task, pair, overrides.get(need.name)) for need in plugin.needs}
+    needs = [need for need in plugin.needs if not absent.intersection(need.roles)]
+    return {need.name: _bind(need, plugin, task, pair, overrides.get(need.name)) for need in needs}
 
 
 def _bind(
     need: Need, plugin: type[Plugin], task: Task | type[Task], pair: Mapping[str, Any], override: str | list[str] | None
 ) -> str | list[str]:
-    sides = sorted({plugin.roles[role].side for role in need.roles})
-    kinds, *others = (task.kinds(pair[side]) for side in sides)
+    sides = {plugin.roles[role].side: _side(plugin, role, pair) for role in need.roles}
+    kinds, *others = (task.kinds(sides[name]) for name in sorted(sides))
     fitting = [n for n, k in kinds.items() if all(n in g and serves(g[n], need) for g in (kinds, *others))]
     if override is not None:
         names = [override] if isinstance(override, str) else list(override)
@@ -92,6 +82,17 @@ def _bind(
         if of_kind:
             return of_kind[-1]
     raise AssertionError("a fitting feature is of one of the kinds")
+
+
+def _side(plugin: type[Plugin], role: str, pair: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the entry of the pair whose network a role has."""
+    side = pair.get(plugin.roles[role].side)
+    if not isinstance(side, Mapping):
+        raise KDBenchError(
+            f"{plugin.__name__} needs a {plugin.roles[role].side!r} beside teacher and student, which "
+            f"{_pair(pair)} does not name"
+        )
+    return side
 
 
 def _pair(pair: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ _OPEN = (
     *WHOLE,
     "student",  # may become a network of the user's own
     "teacher",
+    "trainer.optimizers",
     "data.augment",
     "data.simulator",
     "task.thresholds",
@@ -56,14 +57,24 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class OptimizerConfig(BaseModel):
+    """An optimizer by its class; its options stand beside."""
+
+    model_config = ConfigDict(extra="allow", serialize_by_alias=True)
+
+    target: str = Field(alias="_target_")
+
+
 class TrainerConfig(_Strict):
     """``trainer``."""
 
     epochs: Whole = Field(ge=1)
     val_every: Whole = Field(ge=1)
     optimizer: dict[str, Any]
+    optimizers: dict[str, OptimizerConfig]
     scheduler: dict[str, Any]
     clip: Real | None = Field(gt=0)
+    accumulate: Whole = Field(ge=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
     channels_last: bool
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
@@ -80,7 +91,8 @@ class TeacherConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     seed: Seed
-    init_from: str | None
+    init_from: str | list[str] | None
+    answers: str | None
     expect: Real | None
     tolerance: Real = Field(ge=0)
     trainer: dict[str, Any]
@@ -103,12 +115,6 @@ class TuningConfig(_Strict):
     factors: list[Annotated[Real, Field(gt=0)]] = Field(min_length=1)
     length: Real = Field(gt=0, le=1)
     seed: Seed
-
-
-class OptimizerConfig(BaseModel):
-    """An optimizer by its class; its options stand beside."""
-
-    target: str = Field(alias="_target_")
 
 
 class TaskConfig(BaseModel):
@@ -134,6 +140,7 @@ class OwnerConfig(BaseModel):
     weights: dict[str, Any] | None = None
     bind: dict[str, str | list[str] | None] | None = None
     optimizer: OptimizerConfig | None = None
+    optimizers: dict[str, OptimizerConfig] | None = None
 
 
 class SideConfig(BaseModel):
@@ -142,6 +149,7 @@ class SideConfig(BaseModel):
     architecture: dict[str, Any] | None
     taps: dict[str, str] | None = None
     parts: dict[str, str] | None = None
+    init_from: str | list[str] | None = None
 
 
 class Config(_Strict):

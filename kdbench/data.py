@@ -58,6 +58,28 @@ class EpochSampler(Sampler[Key]):
             yield Key(self.epoch, sample)
 
 
+class Streams(Dataset[Any]):
+    """A data set whose every sample finds the global generators at the start of a stream of its own.
+
+    Augmentation libraries draw from them. A data set that fetches whole batches is left to its own named streams.
+
+    Args:
+        dataset: Indexed by :class:`Key`.
+        seed: With the key, names the stream.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Key) -> Any:
+        with rng.scope(self.seed, "sample", *key, accelerators=False):
+            return self.dataset[key]
+
+
 class SeededLoader(DataLoader):
     """A loader whose data set is indexed by :class:`Key` and whose batches depend on the seed and the epoch alone.
 
@@ -90,7 +112,7 @@ class SeededLoader(DataLoader):
                 "expected equal parts: change it or trainer.devices"
             )
         super().__init__(
-            dataset,
+            dataset if hasattr(dataset, "__getitems__") else Streams(dataset, seed),
             batch_size // processes,
             sampler=EpochSampler(size, seed, train),
             collate_fn=collate or _whole,

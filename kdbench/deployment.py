@@ -13,17 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from kdbench.cache import Store
 from kdbench.digest import digest
 from kdbench.distiller import deploy
 from kdbench.errors import KDBenchError
-from kdbench.fit import Training
-from kdbench.models import make
+from kdbench.fit import Training, build_side
 from kdbench.recipe import DEPLOYED, MODEL, Recipe
 from kdbench.record import CONFIG, read_record
+from kdbench.resolved import make_task, resolve, store_of
 from kdbench.schema import Record
-from kdbench.stages import configured, make_task, untaught
 from kdbench.task import Batch, DatasetInfo, Task
+from kdbench.trainings import Trainings
 from kdbench.weights import load_weights
 
 
@@ -37,6 +36,7 @@ class RecordedRun:
         config: As it was resolved.
         task: Its task, which takes what the record says of the data and opens none.
         side: What it left behind: ``student``, or ``teacher`` where that was trained alone.
+        recipe: How that was trained.
     """
 
     folder: Path
@@ -44,6 +44,7 @@ class RecordedRun:
     config: Mapping[str, Any]
     task: Task
     side: str
+    recipe: Recipe
 
     def changed(self) -> str | None:
         """Says in one line where the data of the run are on this machine and are not what they were."""
@@ -51,7 +52,7 @@ class RecordedRun:
         if not root or not Path(root).expanduser().is_dir() or told is None:
             return None
         try:
-            found = _task(self.config).dataset().digest
+            found = make_task(self.config, store_of(self.config)).dataset().digest
         except KDBenchError as error:
             return f"the data are not those of the run: {error}"
         if found == told.digest:
@@ -60,8 +61,8 @@ class RecordedRun:
         return f"data.root={root} is not what it was: digest {found}, in the run {told.digest}; classes are {classes}"
 
     def model(self, batch: Batch | None = None) -> nn.Module:
-        """Returns what the run trained, as :func:`load_deployed` does."""
-        return load_deployed(self.config, self.task, self.side, self.folder, batch, f"{self.side}.safetensors")
+        """Returns what the run trained, as :func:`load_product` does."""
+        return load_product(self.recipe, self.task, self.folder, batch, f"{self.side}.safetensors")
 
 
 def read_run(run: Path, options: Sequence[str] = ()) -> RecordedRun:
@@ -84,11 +85,16 @@ def read_run(run: Path, options: Sequence[str] = ()) -> RecordedRun:
         raise KDBenchError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())}") from None
     if digest(config) != record.provenance.config_digest:  # it names the classes that are built
         raise KDBenchError(f"{folder / CONFIG}: this is not the configuration of the run: it was edited")
-    task, data = _task(_with(config, options)), record.dataset
+    # All weights are in the folder, and what the networks once started from may be gone.
+    parts = {side: {**config[side], "init_from": None} for side in ("student", "teacher")}
+    parts["teacher"] |= {"answers": None, "data": {}}
+    resolved, data = resolve({**_with(config, options), **parts}), record.dataset
     # A record of schema version 1 does not say it: its task opens the data of today.
     if data is not None and data.inputs is not None:
-        task.restore(DatasetInfo(**dict(data) | {"sizes": dict(data.sizes)}))
-    return RecordedRun(folder, record, config, task, "teacher" if record.scores.student is None else "student")
+        resolved.task.restore(DatasetInfo(**dict(data) | {"sizes": dict(data.sizes)}))
+    recipe = Trainings(resolved).main_recipe
+    side = "teacher" if record.scores.student is None else "student"
+    return RecordedRun(folder, record, config, resolved.task, side, recipe)
 
 
 def _with(config: Mapping[str, Any], options: Sequence[str]) -> Mapping[str, Any]:
@@ -103,40 +109,25 @@ def _with(config: Mapping[str, Any], options: Sequence[str]) -> Mapping[str, Any
     return {**config, "data": merged["data"]}
 
 
-def _task(config: Mapping[str, Any]) -> Task:
-    return make_task(config, Store(Path(config["cache"]) if config["cache"] else None))
-
-
-def load_deployed(
-    config: Mapping[str, Any],
-    task: Task,
-    side: str,
-    folder: Path,
-    batch: Batch | None = None,
-    weights: str = MODEL,
-    alone: bool = False,
+def load_product(
+    recipe: Recipe, task: Task, folder: Path, batch: Batch | None = None, weights: str = MODEL
 ) -> nn.Module:
-    """Builds a side of the pair, in eval mode, with the weights in a folder.
+    """Builds what a recipe trained, in eval mode, with the weights in a folder.
 
     Args:
-        config: The resolved configuration.
+        recipe: The training.
         task: The task.
-        side: ``student`` or ``teacher``.
         folder: Holds the weights, and ``deployed.safetensors`` where a method keeps more than the student (SimKD).
         batch: Any batch, from whose shapes a method makes its modules; the task's example by default.
         weights: File of the plain model.
-        alone: Whether it is the scratch student, which has fewer plugins.
     """
-    if side == "student" and (folder / DEPLOYED).is_file():
-        plugins = untaught(configured(config)) if alone else configured(config)
-        # All weights are in the folder, and where the networks once started from may be gone.
-        config = {**config, **{name: {**config[name], "init_from": None} for name in ("student", "teacher")}}
-        recipe = Recipe("student", "student", config, plugins, int(config["seed"]), "", teacher="")
+    if recipe.side == "student" and (folder / DEPLOYED).is_file():
         training = Training(recipe, task, untrained=True)
         training.distiller(training.stages[-1]).build(task.example() if batch is None else batch)
         model = deploy(training.cast.model("student"), training.plugins.values())
         load_weights(model, folder / DEPLOYED)
     else:
-        model = make(task, config["pair"][side]["architecture"], side)
+        members = len(recipe.files.get("init_from", ()))
+        model = build_side(task, recipe.pair["student"]["architecture"], recipe.side, members)
         load_weights(model, folder / weights)
     return model.eval()

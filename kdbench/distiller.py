@@ -19,7 +19,7 @@ from kdbench.distributed import average_gradients, check_same, share_buffers
 from kdbench.errors import KDBenchError
 from kdbench.onednn import keep_sound
 from kdbench.optim import make_optimizer, make_scheduler
-from kdbench.plan import StepPlan, Weight, make_plan
+from kdbench.plan import StepPlan, Weight, covers, make_plan
 from kdbench.plugin import Bindings, Plugin, Stage, State, Views, by_feature
 from kdbench.rehearsal import check_reach, gradients
 from kdbench.signals import EVERY, Cast, Context, Signals, total
@@ -34,18 +34,21 @@ class Optimization:
     """How parameters step.
 
     Attributes:
-        optimizer: ``_target_`` and options, for every owner without its own.
+        optimizer: ``_target_`` and options, of every parameter that has no other.
         scheduler: ``_target_`` and options.
-        owners: Optimizer of single owners (``method``), by owner.
+        others: Further optimizers by a glob of the parameters that they step (``peer``, ``student.*.points``); the
+            first that covers one has it.
         clip: Largest gradient norm of an update, or None.
+        accumulate: Batches whose gradients are averaged before a step.
         channels_last: Lays 4-D tensors out channel last, which is faster on CPU and on tensor cores.
         manual: Forces the manual path for a single update (both paths give the same weights).
     """
 
     optimizer: Mapping[str, Any]
     scheduler: Mapping[str, Any]
-    owners: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     clip: float | None = None
+    accumulate: int = 1
     channels_last: bool = True
     manual: bool = False
 
@@ -65,6 +68,7 @@ class Distiller(LightningModule):
         optimization: Optimizer, schedule, clipping.
         seed: Names every random stream.
         stage: Which terms and parameters take part.
+        side: The entry of the pair that this training is about.
     """
 
     def __init__(
@@ -76,10 +80,12 @@ class Distiller(LightningModule):
         optimization: Optimization,
         seed: int,
         stage: Stage,
+        side: str = "student",
     ) -> None:
         super().__init__()
         keep_sound()
         self.cast = cast
+        self.side = side
         self.bindings = bindings
         self.weights = weights
         self.optimization = optimization
@@ -147,7 +153,7 @@ class Distiller(LightningModule):
             self.moving = frozenset(term for term, norms in found.items() if any(norms.values()))
             self._optimizers(1)
         whole = len(self.plan.updates[0].params or ()) == len(self._named)
-        own = self.optimization.owners or self.optimization.manual
+        own = self.optimization.others or self.optimization.manual
         self.automatic_optimization = self.plan.single and whole and not own
         return {name: value.detach() for name, value in flat.items()}
 
@@ -186,7 +192,7 @@ class Distiller(LightningModule):
         batch = self.transfer_batch_to_device(batch, self.device, 0)
         if next(self.parameters()).dtype == torch.float64:  # after a stage in double precision
             batch = DoublePrecision().convert_input(batch)
-        return {"main": batch, "train": batch, "meta": batch}, Context(State(0, 0, 0.0), self.seed, frozenset({EVERY}))
+        return {"main": batch, "train": batch, "meta": batch}, self._context(State(0, 0, 0.0), EVERY)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -232,13 +238,12 @@ class Distiller(LightningModule):
             members = frozenset(i for i, u in enumerate(self.plan.updates) if name in (u.params or ()))
             if not members:
                 continue
-            owner = name.split(".", 1)[0]
-            own = owner if owner in self.optimization.owners else ""
-            sets.setdefault((members, own), {}).setdefault(owner, []).append(parameter)
+            other = next((glob for glob in self.optimization.others if covers([glob], name)), "")
+            sets.setdefault((members, other), {}).setdefault(name.split(".", 1)[0], []).append(parameter)
         configured = []
         self._members = []
-        for (members, own), owners in sets.items():
-            spec = self.optimization.owners.get(own, self.optimization.optimizer)
+        for (members, other), owners in sets.items():
+            spec = self.optimization.others.get(other, self.optimization.optimizer)
             optimizer = make_optimizer(spec, [{"params": p, "name": o} for o, p in owners.items()])
             for group in optimizer.param_groups:
                 group["lr"] *= self.stage.lr
@@ -282,6 +287,9 @@ class Distiller(LightningModule):
         epoch = self.trainer.current_epoch
         step = epoch * per_epoch + batch_idx
         return State(epoch, step, step / (per_epoch * max(1, int(self.trainer.max_epochs or 1))))
+
+    def _context(self, state: State, *wanted: str, lr: float = 0.0, rank: int = 0) -> Context:
+        return Context(state, self.seed, frozenset(wanted), lr, rank, self.side)
 
     def _first_views(self, batches: Mapping[str, Batch]) -> Views:
         return {role: dict(batches) for role in self.cast.roles}
@@ -333,13 +341,14 @@ class Distiller(LightningModule):
         self.samples += size * len(batches["train"])
         self._signals = None
         loss: Tensor | None = None
-        for indices in self.plan.groups(state):
+        for indices in self.plan.groups(replace(state, step=self._window(batch_idx))):
             weights = {i: self.plan.weights(i, state.progress) for i in indices}
             indices = [i for i in indices if weights[i]]
             if not indices:
                 continue
             update = self.plan.updates[indices[0]]
-            context = Context(state, self.seed, frozenset().union(*(weights[i] for i in indices)), self.lr(), rank)
+            wanted = frozenset().union(*(weights[i] for i in indices))
+            context = self._context(state, *wanted, lr=self.lr(), rank=rank)
             with self._modes(update.modes):
                 read = {"main" if name == update.batch else name: b for name, b in batches.items()}
                 views = self._views(read, context)
@@ -348,8 +357,17 @@ class Distiller(LightningModule):
             if self.automatic_optimization:
                 loss = losses[0]
             else:
-                self._step(indices, losses)
+                self._step(indices, losses, batch_idx)
         return loss
+
+    def _window(self, batch_idx: int) -> int:
+        """Returns how many windows of batches that share a step were before this batch's."""
+        per_epoch, size = max(1, int(self.trainer.num_training_batches)), self.optimization.accumulate
+        return self.trainer.current_epoch * -(-per_epoch // size) + batch_idx // size
+
+    def _completes(self, batch_idx: int) -> bool:
+        """Says whether this batch is the last of those that share a step."""
+        return (batch_idx + 1) % self.optimization.accumulate == 0 or self.trainer.is_last_batch
 
     def lr(self) -> float:
         """Returns the learning rate of the student (of the first optimizer where the student does not train)."""
@@ -361,16 +379,20 @@ class Distiller(LightningModule):
         if self.automatic_optimization:
             average_gradients(self._named.values())
 
-    def _step(self, indices: list[int], losses: list[Tensor]) -> None:
-        """Gives each update's parameters its gradient and steps them together."""
+    def _step(self, indices: list[int], losses: list[Tensor], batch_idx: int) -> None:
+        """Gives each update's parameters its gradient and, with the last batch of a step, steps them together."""
         assert self.plan is not None
         optimizers, schedulers = _listed(self.optimizers()), _listed(self.lr_schedulers())
         stepping = [i for i, members in enumerate(self._members) if not members.isdisjoint(indices)]
-        for i in stepping:
+        size = self.optimization.accumulate
+        for i in stepping if batch_idx % size == 0 else ():
             optimizers[i].zero_grad()
         inputs = [[self._named[p] for p in self.plan.updates[index].params or ()] for index in indices]
         for position, (loss, reached) in enumerate(zip(losses, inputs, strict=True)):
-            self.manual_backward(loss, inputs=reached, retain_graph=position < len(losses) - 1)
+            part = loss if size == 1 else loss / size
+            self.manual_backward(part, inputs=reached, retain_graph=position < len(losses) - 1)
+        if not self._completes(batch_idx):
+            return
         average_gradients(dict.fromkeys(p for reached in inputs for p in reached))
         if self.optimization.clip is not None:
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -395,15 +417,15 @@ class Distiller(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Settles what follows the step, and validates at the end of an epoch."""
         signals, self._signals = self._signals, None
-        self.settle(signals, self._state(batch_idx))
+        self.settle(signals, self._state(batch_idx), self._completes(batch_idx))
         if self._validates():
             self.validate()
 
     @torch.no_grad()
-    def settle(self, signals: Signals | None, state: State) -> None:
-        """Moves averages, and lets the plugins update their banks by the signals of the step, where it had any."""
+    def settle(self, signals: Signals | None, state: State, stepped: bool = True) -> None:
+        """Moves averages after a step; lets plugins update their banks by the signals of a batch that had any."""
         for name, role in self.cast.roles.items():
-            if role.mode == "ema":
+            if role.mode == "ema" and stepped:
                 follow(self.cast.model(name), self.cast.model("student"), role.decay)
         if signals is not None:
             for owner, plugin in self.owned():

@@ -13,7 +13,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -100,26 +99,30 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
         Whether all is well.
     """
     from kdbench import config as configuration
-    from kdbench.cache import Store
     from kdbench.counts import table as counts_table
     from kdbench.fit import Training
     from kdbench.onednn import Watch
     from kdbench.promises import check_promises
+    from kdbench.recipe import Recipe
     from kdbench.rehearsal import overfit, reach
-    from kdbench.stages import Stages, make_task
+    from kdbench.resolved import resolve
+    from kdbench.trainings import Trainings
 
-    config = configuration.load(overrides)
-    store = Store(Path(config["cache"]) if config["cache"] else None)
-    task = make_task(config, store)
-    task.prepare()
-    if counts := task.counts():
+    resolved = resolve(configuration.load(overrides))
+    resolved.task.prepare()
+    if counts := resolved.task.counts():
         console.print(counts_table(counts))
-    stages = Stages(config, task, store, lambda name, epochs: ([], []))
-    stages.check_data()
-    recipe = stages.student_recipe()
-    teacher = store.find("model", stages.teacher_recipe.key)
-    console.print("teacher: " + ("trained, from the cache" if teacher else "not trained yet: fresh weights stand in"))
-    training = Training(recipe, task, teacher.path / MODEL if teacher else None, untrained=True)
+    trainings = Trainings(resolved)
+    trainings.check_data()
+    recipe = trainings.student_recipe()
+    sources = {role: source for role, source in recipe.inputs.items() if isinstance(source, Recipe)}
+    found = {role: resolved.store.find("model", source.key) for role, source in sources.items()}
+    for role, product in found.items():
+        console.print(
+            f"{role}: " + ("trained, from the cache" if product else "not trained yet: fresh weights stand in")
+        )
+    products = {role: product.path / MODEL for role, product in found.items() if product}
+    training = Training(recipe, resolved.task, products, untrained=True)
     distiller = training.distiller(training.stages[0])
     batch = training.first_batch()
     check_promises(training, batch)

@@ -19,25 +19,20 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 
 from kdbench import rng
-from kdbench.build import build
-from kdbench.compat import bind, removed
 from kdbench.distiller import Distiller, Optimization, deploy
 from kdbench.errors import KDBenchError
 from kdbench.history import Diverged, History
 from kdbench.measure import PeakMemory, count_params
 from kdbench.memory import keep_freed
 from kdbench.models import make
-from kdbench.plan import merge_roles, merge_stages
-from kdbench.plugin import STUDENT, Bindings, Plugin, Role, Stage
+from kdbench.plan import merge_roles, merge_stages, of_owner
+from kdbench.plugin import Bindings, Plugin, Role, Stage
 from kdbench.processes import Place, Shared, group, helped, threads
-from kdbench.recipe import BEST, DEPLOYED, MODEL, Recipe, start_of
+from kdbench.recipe import BEST, DEPLOYED, MODEL, Answers, Recipe, start_of
 from kdbench.signals import Cast
-from kdbench.sources import Network
+from kdbench.sources import Ensemble, Network, Source, Table
 from kdbench.task import Batch, Task
 from kdbench.weights import load_weights, plain, save_weights
-
-#: Keys of a plugin's configuration that the engine reads; the others are the plugin's own options.
-ENGINE_KEYS = frozenset({"name", "weights", "bind", "optimizer"})
 
 
 class Training:
@@ -46,29 +41,29 @@ class Training:
     Args:
         recipe: What to train.
         task: The task.
-        teacher: File of the trained teacher's weights, where the recipe has one.
-        untrained: Lets fresh weights stand in for a teacher that is not there (doctor).
+        products: By role, the weights of the trained networks that the recipe takes as inputs.
+        untrained: Lets fresh weights stand in for those that are not there (rehearsal, doctor).
     """
 
-    def __init__(self, recipe: Recipe, task: Task, teacher: Path | None = None, untrained: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, task: Task, products: Mapping[str, Path] | None = None, untrained: bool = False
+    ) -> None:
         self.recipe = recipe
         self.task = task
-        self.teacher = teacher
+        self.products = dict(products or {})
         self.seen_through = ""  # in the file of weights that the user gives
-        pair = recipe.config["pair"]
-        # The student of a training is whoever it is about, also the pair's teacher.
-        self.pair = {**pair, "student": pair[recipe.side]}
+        self.pair = recipe.pair
         self.plugins: dict[str, Plugin] = {}
         self.bindings: dict[str, Bindings] = {}
+        roles: dict[str, Mapping[str, Role]] = {}
         for owner, spec in recipe.plugins.items():
-            options = {k: v for k, v in spec.items() if k not in ENGINE_KEYS}
             with rng.scope(recipe.seed, "init", owner):
-                plugin = build(owner, options)
-            self.plugins[owner] = plugin
-            self.bindings[owner] = bind(type(plugin), task, self.pair, spec.get("bind"), removed(recipe.plugins, owner))
-        roles = merge_roles(self.plugins) if self.plugins else {"student": STUDENT}
-        self.cast = Cast(task, roles, {}, seed=recipe.seed, parts={})
-        self._fill(roles, teacher, untrained)
+                self.plugins[owner] = spec.make()
+            absent = recipe.absent(owner)
+            self.bindings[owner] = spec.bind(task, self.pair, recipe.plugins, absent)
+            roles[owner] = {name: role for name, role in spec.plugin.roles.items() if name not in absent}
+        self.cast = Cast(task, merge_roles(roles), {}, seed=recipe.seed, parts={})
+        self._fill(untrained)
         self.stages = merge_stages(self.plugins)
 
     @functools.cached_property
@@ -76,32 +71,42 @@ class Training:
         """The loaders; what only builds the networks needs none."""
         return self.task.data(self.recipe.seed)
 
-    def _fill(self, roles: Mapping[str, Role], teacher: Path | None, untrained: bool) -> None:
-        sources: dict[str, Network] = {}
+    def _fill(self, untrained: bool) -> None:
+        roles, sources = self.cast.roles, dict[str, Source]()
         for name in sorted(roles, key=lambda n: n != "student"):
             role, side = roles[name], self.pair[roles[name].side]
+            given = self.recipe.inputs.get(name)
+            if isinstance(given, Answers):
+                sources[name] = Table.read(given.path, self.task.describe)
+                continue
             model = self._initial(name, role)
             if role.init == "trained":
-                if teacher is None and not untrained:
+                if name not in self.products and not untrained:
                     raise KDBenchError(f"role {name!r} starts from a trained {role.side}, and this run has none")
-                if teacher is not None:
-                    load_weights(model, teacher)
+                if name in self.products:
+                    load_weights(model, self.products[name])
             elif role.init == "student":
-                model.load_state_dict(sources["student"].model.state_dict())
-            sources[name] = Network(self.task, model, side.get("taps") if self.plugins else None)
-        self._plain = frozenset(sources["student"].model.state_dict())
+                model.load_state_dict(sources["student"].model.state_dict())  # type: ignore[union-attr]
+            whole = isinstance(model, Ensemble) or not self.plugins
+            sources[name] = Network(self.task, model, None if whole else side.get("taps"))
         self.cast.sources = sources
+        self._plain = frozenset(self.cast.model("student").state_dict())
         self.cast.parts = {name: self.pair[role.side].get("parts") or {} for name, role in roles.items()}
 
     def _initial(self, name: str, role: Role) -> nn.Module:
         """Builds the model of a role with its initial weights."""
         side = self.recipe.side if role.side == "student" else role.side
+        recipe = self.recipe.inputs.get(name, self.recipe) if role.init == "trained" else self.recipe
+        assert isinstance(recipe, Recipe)
+        ours = name == "student"
+        files = recipe.starts if ours or role.init == "trained" else []
         # What a training is about starts from the stream of its own name: a student and its scratch twin are twins.
-        with rng.scope(self.recipe.seed, "init", self.recipe.role if name == "student" else name):
-            model = make(self.task, self.pair[role.side]["architecture"], side)
-        start = (self.recipe.config.get(side) or {}).get("init_from")
-        if start and name == "student":
-            self.seen_through = load_weights(model, *start_of(start))
+        with rng.scope(self.recipe.seed, "init", self.recipe.side if ours else name):
+            model = build_side(self.task, self.pair[role.side]["architecture"], side, len(files))
+        if ours:
+            members = model.members if isinstance(model, Ensemble) else [model]
+            seen = [load_weights(member, *start_of(file)) for member, file in zip(members, files, strict=False)]
+            self.seen_through = ", ".join(dict.fromkeys(filter(None, seen)))
         return model
 
     def enter(self, stage: Stage) -> None:
@@ -118,19 +123,29 @@ class Training:
         """Returns the module that trains one stage."""
         trainer = self.recipe.trainer
         weights: dict[str, dict[str, Any]] = {}
+        optimizers = dict(trainer["optimizers"])
         for owner, spec in self.recipe.plugins.items():
             factor = self.recipe.factor if owner == self.recipe.tuned else 1.0
-            weights[owner] = {t: _scaled(w, factor, t) for t, w in (spec.get("weights") or {}).items()}
+            weights[owner] = {t: _scaled(w, factor, t) for t, w in spec.weights.items()}
+            optimizers |= {of_owner(owner, glob): given for glob, given in spec.optimizers.items()}
         optimization = Optimization(
             optimizer=trainer["optimizer"],
             scheduler=trainer["scheduler"],
-            owners={o: s["optimizer"] for o, s in self.recipe.plugins.items() if s.get("optimizer")},
+            others=optimizers,
             clip=trainer["clip"],
+            accumulate=trainer["accumulate"],
             channels_last=trainer["channels_last"],
             manual=trainer["manual"],
         )
         return Distiller(
-            self.cast, self.plugins, self.bindings, weights, optimization, seed=self.recipe.seed, stage=stage
+            self.cast,
+            self.plugins,
+            self.bindings,
+            weights,
+            optimization,
+            seed=self.recipe.seed,
+            stage=stage,
+            side=self.recipe.side,
         )
 
     def first_batch(self) -> Batch:
@@ -167,7 +182,7 @@ class Training:
         if device.type == "cuda" and size > torch.cuda.device_count():
             found = torch.cuda.device_count()
             raise KDBenchError(f"trainer.devices={size}: found {found} GPU: ask for fewer, or trainer.accelerator=cpu")
-        job = functools.partial(_help, self.recipe, _light(self.task), self.teacher, work)
+        job = functools.partial(_help, self.recipe, _light(self.task), self.products, work)
         with PeakMemory() as memory:
             with helped(size, job) as place:
                 history = self.fit(work, place, callbacks, loggers)
@@ -223,6 +238,7 @@ class Training:
                 strategy=Shared(place) if place.size > 1 else "auto",
                 precision=config["precision"],
                 gradient_clip_val=config["clip"] if distiller.automatic_optimization else None,
+                accumulate_grad_batches=config["accumulate"] if distiller.automatic_optimization else 1,
                 callbacks=[*callbacks, history],
                 logger=list(loggers) or False,
                 log_every_n_steps=1_000_000,
@@ -266,7 +282,7 @@ class Training:
         history.write(work / "metrics.csv")
         seen = max(1, history.samples)
         return {
-            "role": self.recipe.role,
+            "name": self.recipe.name,
             "params": count_params(model),
             "bytes": (work / (DEPLOYED if (work / DEPLOYED).exists() else MODEL)).stat().st_size,
             "scores": scores,
@@ -296,17 +312,23 @@ def train(
     recipe: Recipe,
     task: Task,
     work: Path,
-    teacher: Path | None = None,
+    products: Mapping[str, Path] | None = None,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> dict[str, Any]:
     """Trains a recipe in ``work`` and returns its manifest; see :meth:`Training.run`."""
-    return Training(recipe, task, teacher).run(work, callbacks, loggers)
+    return Training(recipe, task, products).run(work, callbacks, loggers)
 
 
-def _help(recipe: Recipe, task: Task, teacher: Path | None, work: Path, place: Place) -> None:
+def build_side(task: Task, architecture: Mapping[str, Any], side: str, members: int = 1) -> nn.Module:
+    """Builds the network of a side of the pair, or an ensemble of several."""
+    made = [make(task, architecture, side) for _ in range(max(1, members))]
+    return made[0] if members < 2 else Ensemble(made)
+
+
+def _help(recipe: Recipe, task: Task, products: Mapping[str, Path], work: Path, place: Place) -> None:
     """Trains beside another process, which makes the product."""
-    Training(recipe, task, teacher).fit(work, place)
+    Training(recipe, task, products).fit(work, place)
 
 
 def _light(task: Task) -> Task:

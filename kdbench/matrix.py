@@ -72,7 +72,7 @@ def compute() -> list[Cell]:
 def _serving(spec: Mapping[str, Any], default: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     """Returns the first pair of a task with which a plugin can run; raises the error of the first where none can."""
     from kdbench.build import locate
-    from kdbench.compat import bind
+    from kdbench.resolved import PluginSpec
 
     pairs = {default["pair"]["name"]: default["pair"]}
     for pair in others:
@@ -83,9 +83,8 @@ def _serving(spec: Mapping[str, Any], default: Mapping[str, Any], others: Sequen
         if "_target_" not in spec:
             return name
         try:
-            plugin: Any = locate(spec["_target_"])
-            owner: Any = locate(default["task"]["_target_"])
-            bind(plugin, owner, pair, _bindings(spec, pair))
+            task: Any = locate(default["task"]["_target_"])
+            PluginSpec.of("method", {**spec, "bind": _bindings(spec, pair)}).bind(task, pair)
         except KDBenchError as error:
             refusal = refusal or error
         else:

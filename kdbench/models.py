@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from kdbench import rng
 from kdbench.errors import KDBenchError
+from kdbench.sources import Network
 from kdbench.task import Batch, Task, move
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def try_out(training: Training, batch: Batch, device: torch.device) -> None:
         KDBenchError: One fails, or has nothing to train.
     """
     task, seed, batch = training.task, training.recipe.seed, move(batch, device)
-    for name, role in training.cast.roles.items():
+    for name, source in training.cast.sources.items():
+        if not isinstance(source, Network):  # stored answers
+            continue
+        role = training.cast.roles[name]
         model, side = training.cast.model(name), training.recipe.side if role.side == "student" else role.side
         trains = role.mode == "train" and not training.recipe.given
         if trains and not any(parameter.requires_grad for parameter in model.parameters()):

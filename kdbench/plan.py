@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from kdbench.errors import KDBenchError, nearest
-from kdbench.plugin import Plugin, Role, Stage, State, Update
+from kdbench.plugin import STUDENT, Plugin, Role, Stage, State, Update
 
 Weight: TypeAlias = float | Mapping[str, float]
 
@@ -83,11 +83,23 @@ def covers(globs: Iterable[str], name: str) -> bool:
     return any(fnmatchcase(name, g) or name.startswith(g + ".") for g in globs)
 
 
-def merge_roles(plugins: Mapping[str, Plugin]) -> dict[str, Role]:
-    """Returns the union of the roles that the plugins ask for; fixed networks keep the graph if anybody asks for it."""
+def of_owner(owner: str, glob: str) -> str:
+    """Returns a glob of a plugin, in which ``own`` is the plugin itself, by the name of its owner."""
+    return owner + glob.removeprefix("own") if glob.split(".")[0] == "own" else glob
+
+
+def _of_owner(owner: str, globs: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return globs and tuple(of_owner(owner, glob) for glob in globs)
+
+
+def merge_roles(asked: Mapping[str, Mapping[str, Role]]) -> dict[str, Role]:
+    """Returns the union of the roles that plugins ask for, by owner, and the student that every run has.
+
+    Fixed networks keep the graph if anybody asks for it.
+    """
     roles: dict[str, Role] = {}
-    for owner, plugin in plugins.items():
-        for name, role in plugin.roles.items():
+    for owner, own in asked.items():
+        for name, role in own.items():
             held = roles.setdefault(name, role)
             if role.mode != "train" and replace(held, grad=role.grad) == role:
                 roles[name] = max(held, role, key=lambda r: _GRADS.index(r.grad))
@@ -96,6 +108,7 @@ def merge_roles(plugins: Mapping[str, Plugin]) -> dict[str, Role]:
                     f"{owner} wants role {name!r} as {role}, another plugin of this run as {held}: "
                     "these two do not compose"
                 )
+    roles.setdefault("student", STUDENT)
     return roles
 
 
@@ -107,7 +120,10 @@ def merge_stages(plugins: Mapping[str, Plugin]) -> tuple[Stage, ...]:
     """
     merged: tuple[Stage, ...] = (Stage(),)
     for owner, plugin in reversed([*plugins.items()]):
-        own = tuple(stage if stage == Stage() else replace(stage, owner=owner) for stage in plugin.stages())
+        own = tuple(
+            stage if stage == Stage() else replace(stage, owner=owner, trains=_of_owner(owner, stage.trains))
+            for stage in plugin.stages()
+        )
         if Stage() in own:
             merged = _put(merged, own)
         elif Stage() in merged:
@@ -221,7 +237,11 @@ def _merge_updates(plugins: Mapping[str, Plugin], parameters: list[str]) -> list
     to those, and where one of these takes "every term that no other update names", it joins that one's forward for
     what nobody trains.
     """
-    own = {owner: plugin.updates() for owner, plugin in plugins.items() if plugin.updates() != (Update(),)}
+    own = {
+        owner: tuple(replace(u, params=_of_owner(owner, u.params)) for u in plugin.updates())
+        for owner, plugin in plugins.items()
+        if plugin.updates() != (Update(),)
+    }
     updates: list[Update] = []
     for asked in own.values():
         first = max((u.group for u in updates), default=-1) + 1 - min(u.group for u in asked)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -54,18 +55,21 @@ class Role:
 
     Attributes:
         mode: ``train``; ``frozen`` (stays in eval, dropout included); ``ema`` (moving average of the student).
-        side: The side of the pair whose architecture it has.
-        init: ``trained`` (the product of an earlier stage), ``fresh``, or ``student`` (a copy of the student).
+        side: The entry of the pair whose architecture it has: ``student``, ``teacher``, or a further one.
+        init: ``trained`` (the product of an earlier training), ``fresh``, or ``student`` (a copy of the student).
+        product: For ``trained``, the training whose product it is: by default ``side`` trained alone; one that the
+            plugin asks for (:attr:`Plugin.trainings`); or ``float``, this training without the plugin.
         grad: ``params``; ``input`` (weights fixed, graph kept, for methods that optimise an input through it);
             ``none``.
         decay: Of the moving average, for ``ema``.
     """
 
     mode: Literal["train", "frozen", "ema"]
-    side: Literal["student", "teacher"] = "student"
+    side: str = "student"
     init: Literal["trained", "fresh", "student"] = "fresh"
     grad: Literal["params", "input", "none"] = "params"
     decay: float = 0.999
+    product: str = ""
 
 
 STUDENT = Role("train")
@@ -89,8 +93,8 @@ class Update:
     Attributes:
         terms: Coefficient of each term, on top of the configured weight; negative ascends. None means every term that
             no other update names, with coefficient 1.
-        params: Globs over ``owner.parameter`` names (``student``, ``method.augmentor*``); None means everything
-            trainable.
+        params: Globs over ``owner.parameter`` names: of a role (``student``, ``student.head*``) or, as ``own``, of this
+            plugin (``own.augmentor*``). None means everything trainable.
         every: Runs at every n-th step.
         when: Runs only where this holds; replaces ``every``.
         group: Updates of one group share one forward and step together; groups run in order on fresh forwards.
@@ -109,6 +113,22 @@ class Update:
     def due(self, state: State) -> bool:
         """Says whether this update runs at this step."""
         return self.when(state) if self.when is not None else state.step % self.every == 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A training that a plugin asks for before those that it takes part in: an assistant, a supernet, a second teacher.
+
+    Attributes:
+        name: Shown, and what :attr:`Role.product` calls it.
+        side: The entry of the pair that is trained.
+        inputs: Trained under the plugin: for each of its roles of ``init="trained"``, the training whose product it is
+            there (``{"teacher": "teacher"}`` for an assistant). None trains it alone.
+    """
+
+    name: str
+    side: str
+    inputs: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +170,10 @@ class Plugin(nn.Module):
         requires: Capabilities that the task must have.
         removes: Capabilities that the batches have no more for other plugins (mixed samples: ``single_label``).
         roles: Networks that take part, by name; a run has the union over its plugins.
+        takes_part: In whose training it takes part: ``student``, ``teacher``, or a further entry of the pair. Elsewhere
+            than in the student's it has no ``trained`` roles; ``ctx.side`` tells where it is.
+        trainings: Further trainings that it asks for.
+        no_twin: Why the student cannot be trained without this plugin; then there is no scratch student.
         fidelity: ``equations`` or ``approximate``.
         over_batch: Whether a term relates rows to each other, so is no mean over rows of their own losses: then every
             process of a training is given the features of the whole batch.
@@ -161,9 +185,22 @@ class Plugin(nn.Module):
     requires: ClassVar[frozenset[str]] = frozenset()
     removes: ClassVar[frozenset[str]] = frozenset()
     roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT}
+    takes_part: ClassVar[frozenset[str]] = frozenset({"student"})
+    trainings: ClassVar[tuple[Asked, ...]] = ()
+    no_twin: ClassVar[str] = ""
     fidelity: ClassVar[Literal["equations", "approximate"]] = "equations"
     over_batch: ClassVar[bool] = False
     built: bool = False
+
+    @classmethod
+    def choose(cls, architecture: Mapping[str, Any], products: Mapping[str, Path]) -> Mapping[str, Any]:
+        """Returns the student's architecture, before it and its scratch twin are trained.
+
+        Args:
+            architecture: As configured.
+            products: Folder of the product of each of :attr:`trainings`, by name.
+        """
+        return architecture
 
     def build(self, probe: Signals) -> None:
         """Makes projectors, once, from the shapes seen on one real batch.
@@ -201,7 +238,7 @@ class Plugin(nn.Module):
         return (Stage(),)
 
     def after_step(self, signals: Signals, state: State) -> None:
-        """Runs once after all updates of a step, without gradient: banks, averages, quantisation points.
+        """Runs after all updates of a batch, without gradient: banks, averages, quantisation points.
 
         Where several processes train, ``signals`` gives each of them the whole batch, so that its state is the same.
         """
@@ -254,6 +291,7 @@ __all__ = [
     "PEER",
     "STUDENT",
     "TEACHER",
+    "Asked",
     "Bindings",
     "Feature",
     "Method",

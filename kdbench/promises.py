@@ -105,7 +105,7 @@ def _of_features(seen: Seen) -> Iterator[str]:
     read = {("student", name) for name in seen.signals.answer("student").features if not seen.training.plugins}
     for owner, plugin in seen.training.plugins.items():
         for need in plugin.needs:
-            bound = seen.training.bindings[owner][need.name]
+            bound = seen.training.bindings[owner].get(need.name, [])
             read |= {(role, n) for role in need.roles for n in ([bound] if isinstance(bound, str) else bound)}
     for role, name in sorted(read):
         feature = seen.signals.answer(role).features.get(name)

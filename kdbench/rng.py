@@ -7,6 +7,7 @@ whatever modules a method adds, and a resumed run repeats its epoch exactly.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -62,14 +63,16 @@ def _mix(value: np.ndarray) -> np.ndarray:
 
 
 def seed_global(seed: int, *names: str | int) -> None:
-    """Puts torch's global generators, which dropout draws from, at the start of a named stream.
+    """Puts the global generators at the start of a named stream: torch's, from which dropout draws, NumPy's, Python's.
 
-    ``torch.manual_seed`` would queue a call, with a formatted stack, for every accelerator that is not in use yet: most
-    of a millisecond and a leak, at each step.
+    The last two are for libraries that draw from them. ``torch.manual_seed`` would queue a call, with a formatted
+    stack, for every accelerator that is not in use yet: most of a millisecond and a leak, at each step.
     """
     import torch
 
     value = derive(seed, *names)
+    random.seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(value)
@@ -78,13 +81,18 @@ def seed_global(seed: int, *names: str | int) -> None:
 
 
 @contextmanager
-def scope(seed: int, *names: str | int) -> Iterator[None]:
-    """Runs a block that draws from torch's global generators (weight initialisation) under a named stream.
+def scope(seed: int, *names: str | int, accelerators: bool = True) -> Iterator[None]:
+    """Runs a block that draws from global generators (weight initialisation) under a named stream.
 
-    The global generators are as before afterwards.
+    They are as before afterwards; ``accelerators=False`` leaves those of devices out (loader processes have none).
     """
     import torch
 
-    with torch.random.fork_rng():
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(None if accelerators else []):
         seed_global(seed, *names)
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002

@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.text import Text
 
 from kdbench import endings
-from kdbench.build import locate
-from kdbench.cache import Product, Store
+from kdbench.cache import Product
 from kdbench.digest import digest, source_digest
 from kdbench.errors import KDBenchError
 from kdbench.network import architectures
 from kdbench.provenance import files_of, provenance
-from kdbench.recipe import DEPLOYED
+from kdbench.recipe import DEPLOYED, Recipe
 from kdbench.record import PREVIEW, RUN, read_record, spec_hash, write_record
 from kdbench.report import show
+from kdbench.resolved import resolve
 from kdbench.schema import (
     Cost,
     Dataset,
@@ -41,8 +41,8 @@ from kdbench.schema import (
     Term,
     Tuning,
 )
-from kdbench.stages import Stages, make_task
 from kdbench.terminal import terminal
+from kdbench.trainings import Trainings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,9 +87,9 @@ class Run:
         self.console = console or terminal()
         self.label = f"{job} · " if job else ""
         self.started = datetime.now(UTC)
-        self.store = Store(Path(config["cache"]) if config["cache"] else None)
-        self.task = make_task(config, self.store)
-        self.stages = Stages(config, self.task, self.store, self._follow)
+        resolved = resolve(config)
+        self.task = resolved.task
+        self.trainings = Trainings(resolved, self._follow)
         self.loggers: list[Any] = []
         self.media: dict[str, Callable[[ModuleType], Any]] = {}
 
@@ -105,7 +105,7 @@ class Run:
             KDBenchError: Bad input; nothing is written.
         """
         self.task.prepare()
-        run_id = f"{self.spec[:10]}-s{self.config['seed']}-{self.stages.main_recipe.key[:8]}"
+        run_id = f"{self.spec[:10]}-s{self.config['seed']}-{self.trainings.main_recipe.key[:8]}"
         folder = self._folder(run_id)
         if not self.config["rerun"] and (folder / RUN).is_file():
             record = read_record(folder)
@@ -151,7 +151,7 @@ class Run:
         from kdbench.progress import Bar
 
         main = self.config["role"] or "student"
-        if main == "student" and not self.stages.distils:
+        if main == "student" and not self.trainings.distils:
             main = "scratch"
         return [Bar(self.label + name, epochs, self.task.selection, self.console)], self.loggers if name == main else []
 
@@ -175,34 +175,34 @@ class Run:
     # ---- the record -------------------------------------------------------------------------------------------
 
     def _record(self, run_id: str) -> tuple[Record, dict[str, Path | bytes | str]]:
-        role, stages = self.config["role"], self.stages
-        products: dict[str, Product] = {}
-        stages.check_data()
-        for key, seen_through in stages.rehearse().items():
+        role = self.config["role"]
+        self.trainings.check_data()
+        for key, seen_through in self.trainings.rehearse().items():
             self.console.print(f"{self.label}{key}: {seen_through}", soft_wrap=True)
-        _check_machine(stages.main_recipe.trainer)
+        _check_machine(self.trainings.main_recipe.trainer)
         _check_writable(Path(self.config["results"]))
-        if role != "student":
-            products["teacher"] = stages.teacher()
+        trainings = self.trainings.chosen() if role != "teacher" else self.trainings
+        made = {} if role == "student" else {"teacher": trainings.teacher()}
         tuning: Tuning | None = None
         if role != "teacher":
-            products["scratch"] = stages.scratch()
-            tuning = stages.tune()
-            student = stages.student(tuning.factor if tuning else 1.0) if stages.distils else products["scratch"]
-            products["student"] = student
+            made["scratch"] = trainings.scratch()
+            tuning = trainings.tune()
+            made["student"] = trainings.student(tuning.factor if tuning else 1.0)
+        products = {name: product for name, product in made.items() if product is not None}
         main = products["teacher" if role == "teacher" else "student"]
         if not main.fresh:
             self._replay(main)
         self.console.print(f"{self.label}scores: drawing the picture, measuring the student")
-        models, preview, compared = self._look(products)
-        gap, reason, flags = gap_closed(products, self.task, self.config["task"].get("noise"))
+        models, preview, compared = self._look(products, trainings)
+        absent = trainings.absent
+        gap, reason, flags = gap_closed(products, self.task, self.config["task"].get("noise"), absent)
         info = self.task.dataset()
-        config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
+        config = OmegaConf.to_yaml(OmegaConf.create(dict(trainings.config)))
         method = self.config["method"]
         record = Record(
             run_id=run_id,
             spec_hash=self.spec,
-            code_digest=source_digest(stages.main_recipe.modules),
+            code_digest=source_digest(trainings.main_recipe.modules),
             status="ok",
             flags=[*flags, *main.manifest["flags"], *info.notes],
             **self._names(),
@@ -227,12 +227,12 @@ class Run:
             cost=Cost(**main.manifest["cost"]),
             models=models,
             terms={name: Term(**term) for name, term in main.manifest["terms"].items()},
-            provenance=provenance(digest(dict(self.config)), self.started, files_of(self.config)),
+            provenance=provenance(digest(dict(trainings.config)), self.started, files_of(self.config)),
         )
         files: dict[str, Path | bytes | str] = {
             "config.yaml": config,
             "metrics.csv": main.path / "metrics.csv",
-            ("teacher" if role == "teacher" else "student") + ".safetensors": stages.weights(main),
+            ("teacher" if role == "teacher" else "student") + ".safetensors": trainings.weights(main),
             PREVIEW: preview,
         }
         if role is None and (main.path / DEPLOYED).is_file():
@@ -248,8 +248,8 @@ class Run:
                 replay(product.path / "metrics.csv", logger.log_metrics)
 
     def _fidelity(self) -> str:
-        target = self.config["method"].get("_target_")
-        return str(getattr(locate(target), "fidelity", "equations")) if target else "equations"
+        method = self.trainings.resolved.plugins.get("method")
+        return method.plugin.fidelity if method else "equations"
 
     def _names(self) -> dict[str, Any]:
         return {g: self.config[g]["name"] for g in ("task", "method", "pair", "augment", "quant", "preset")} | {
@@ -257,9 +257,11 @@ class Run:
             "networks": architectures(self.config["pair"]),
         }
 
-    def _look(self, products: Mapping[str, Product]) -> tuple[Models, bytes, Mapping[str, Mapping[str, float]]]:
+    def _look(
+        self, products: Mapping[str, Product], trainings: Trainings
+    ) -> tuple[Models, bytes, Mapping[str, Mapping[str, float]]]:
         """Measures the models, draws the preview with all of them side by side, and compares them."""
-        from kdbench.deployment import load_deployed
+        from kdbench.deployment import load_product
         from kdbench.fit import pick_device
         from kdbench.measure import count_macs, latency_ms
         from kdbench.task import move
@@ -268,8 +270,10 @@ class Run:
         batch = next(iter(tests))
         networks: dict[str, nn.Module] = {}
         for name, product in products.items():
-            side = "teacher" if name == "teacher" else "student"
-            networks[name] = load_deployed(self.config, self.task, side, product.path, batch, alone=name == "scratch")
+            recipe = {"teacher": trainings.teacher_recipe, "student": trainings.student_recipe()}.get(name)
+            recipe = recipe or trainings.scratch_recipe
+            assert isinstance(recipe, Recipe)
+            networks[name] = load_product(recipe, self.task, product.path, batch)
         sizes: dict[str, Any] = {}
         for name in {"teacher", "student"} & networks.keys():
             plan = self.task.measured(networks[name])
@@ -333,20 +337,21 @@ def _medium(name: str, content: Any, wandb: ModuleType) -> Any:
 
 
 def gap_closed(
-    products: Mapping[str, Product], task: Task, noise: float | None
+    products: Mapping[str, Product], task: Task, noise: float | None, absent: str = "one role was trained alone"
 ) -> tuple[float | None, str | None, list[str]]:
     """Computes which share of the gap between scratch student and teacher the distilled student closes.
 
     Args:
         products: ``teacher``, ``scratch`` and ``student`` where the run has them.
         task: Names the primary metric and its direction.
-        noise: Differences below this are not told from chance (``task.noise``); None for their standard error.
+        noise: Differences below this are not told from chance (``task.noise``).
+        absent: Why one of the three is not there.
 
     Returns:
         The share or None, the reason where it is None, and flags.
     """
     if not {"teacher", "scratch", "student"} <= products.keys():
-        return None, "one role was trained alone", []
+        return None, absent, []
     scores = {name: p.manifest["scores"]["test"][task.primary] for name, p in products.items()}
     sign = 1.0 if task.higher_is_better else -1.0
     gap = sign * (scores["teacher"] - scores["scratch"])

@@ -257,6 +257,7 @@ class Context:
         wanted: Terms with a weight that this group of updates reads; others may be left out.
         lr: Current learning rate of the student.
         rank: Of the process whose own samples a plugin is given; 0 for the whole batch, so that all draw the same.
+        side: In whose training this is (:attr:`Plugin.takes_part`); the role ``student`` is who trains there.
     """
 
     state: State
@@ -264,6 +265,7 @@ class Context:
     wanted: frozenset[str] = frozenset()
     lr: float = 0.0
     rank: int = 0
+    side: str = "student"
 
     def wants(self, term: str) -> bool:
         """Says whether a term is read in this group of updates."""

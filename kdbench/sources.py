@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature
 from kdbench.task import Batch, Task
+from kdbench.weights import read_weights
 
 _TAP = re.compile(r"(?P<path>[\w.\[\]-]+?)(?:@(?P<call>\d+))?(?::(?P<end>input|output))?(?:#(?P<index>\d+))?")
 _STEP = re.compile(r"\[(-?\d+)\]|([^.\[\]]+)")
@@ -182,6 +185,22 @@ class Tapped(nn.Module):
         return value
 
 
+class Ensemble(nn.Module):
+    """Several models of one architecture as one: the mean of their raw outputs, class scores before the link function.
+
+    Args:
+        members: The models.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Returns the mean of every tensor in the members' outputs."""
+        return tree_map(lambda *values: torch.stack(values).mean(0), *(member(*inputs) for member in self.members))
+
+
 class Table(Source):
     """Stored outputs keyed by sample id.
 
@@ -198,10 +217,28 @@ class Table(Source):
         self, ids: Tensor, outputs: Tensor, describe: Callable[[Any, Mapping[str, Any], Batch], dict[str, Feature]]
     ) -> None:
         super().__init__()
+        if ids.dim() != 1 or len(ids) != len(outputs):
+            raise KDBenchError(
+                f"stored answers have ids of shape {tuple(ids.shape)} and outputs of shape {tuple(outputs.shape)}, "
+                "expected (N,) and (N, …)"
+            )
         order = ids.argsort()
         self.register_buffer("ids", ids[order])
         self.register_buffer("outputs", outputs[order])
         self.describe = describe
+
+    @classmethod
+    def read(cls, path: Path, describe: Callable[[Any, Mapping[str, Any], Batch], dict[str, Feature]]) -> Table:
+        """Reads a safetensors file with ``ids`` and ``outputs``.
+
+        Raises:
+            KDBenchError: It cannot be read or lacks one of them.
+        """
+        held = read_weights(path).get("", {})
+        absent = [name for name in ("ids", "outputs") if name not in held]
+        if absent:
+            raise KDBenchError(f"{path} has no {absent[0]!r}: expected stored answers, 'ids' (N,) and 'outputs' (N, …)")
+        return cls(held["ids"].long(), held["outputs"], describe)
 
     def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:
         row = torch.searchsorted(self.ids, batch.ids).clamp(max=len(self.ids) - 1)

@@ -128,6 +128,7 @@ class Task:
     higher_is_better: ClassVar[bool] = True
     selection: ClassVar[str] = ""
     unit: ClassVar[str | None] = None
+    no_twin: str = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:

@@ -87,7 +87,7 @@ class Mixed(Method):
 def install(site: Path, name: str = "toybox", conf: str = "tests.conf") -> Path:
     """Writes what an installed package would leave beside its code, and returns that folder."""
     about = site / f"{name}-1.0.dist-info"
-    about.mkdir(parents=True)
+    about.mkdir(parents=True, exist_ok=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(f"[kdbench.conf]\n{name} = {conf}\n")
     return site

@@ -26,7 +26,7 @@ class Hard(Adversary):
 
     def updates(self) -> tuple[Update, ...]:
         return (
-            Update({"hard": -1.0}, ("augment",), every=2, modes={"student": "eval"}),
+            Update({"hard": -1.0}, ("own",), every=2, modes={"student": "eval"}),
             Update({"easy": 1.0}, ("student",), group=1),
         )
 

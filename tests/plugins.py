@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.features import Grid, Logits, Vector
+from kdbench.functional.numerics import weighted_mean
 from kdbench.plugin import PEER, STUDENT, Method, Need, Part, Plugin, Role, Stage, State, Update, Views
 from kdbench.signals import Context, Signals
 from kdbench.sources import Tapped
@@ -19,7 +20,7 @@ LOGITS = Need("logits", Logits)
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean")
+    return weighted_mean(F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="none").sum(1))
 
 
 class KD(Method):
@@ -138,7 +139,7 @@ class Adversary(Plugin):
 
     def updates(self) -> tuple[Update, ...]:
         return (
-            Update({"hard": -1.0}, ("method",), every=2, modes={"student": "eval"}),
+            Update({"hard": -1.0}, ("own",), every=2, modes={"student": "eval"}),
             Update({"task": 1.0, "easy": 1.0}, ("student",), group=1),
         )
 
@@ -147,7 +148,7 @@ class Occasional(Adversary):
     """The same, but by a condition in place of a period."""
 
     def updates(self) -> tuple[Update, ...]:
-        return (Update({"hard": -1.0}, ("method",), when=lambda state: state.step % 3 == 2), super().updates()[1])
+        return (Update({"hard": -1.0}, ("own",), when=lambda state: state.step % 3 == 2), super().updates()[1])
 
 
 class MeanTeacher(Method):
@@ -184,7 +185,7 @@ class Bilevel(Method):
 
     def updates(self) -> tuple[Update, ...]:
         return (
-            Update({"meta": 1.0}, ("method",), batch="meta", modes={"student": "eval"}),
+            Update({"meta": 1.0}, ("own",), batch="meta", modes={"student": "eval"}),
             Update({"inner": 1.0}, ("student",), group=1),
         )
 

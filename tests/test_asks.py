@@ -22,6 +22,7 @@ from kdbench.recipe import Recipe
 from kdbench.signals import Context, Signals
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
 from kdbench.weights import save_weights
+from tests.toy import specs
 
 MEAN, SPREAD, NOISE = 3.0, 0.5, 1.0
 
@@ -196,7 +197,15 @@ def prepared(folder: Path, task: Task, method: type[Method], student: Any, teach
         "val_every": epochs,
         "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.05},
         "scheduler": {"_target_": "kdbench.optim.constant"},
-        **{"clip": None, "precision": "32-true", "channels_last": False, "accelerator": "cpu", "devices": 1},
+        **{
+            "optimizers": {},
+            "accumulate": 1,
+            "clip": None,
+            "precision": "32-true",
+            "channels_last": False,
+            "accelerator": "cpu",
+            "devices": 1,
+        },
         **{"strategy": "auto", "threads": None, "max_minutes": None, "manual": False},
     }
     sides = {"student": {"architecture": student}, "teacher": {"architecture": teacher}}
@@ -210,8 +219,16 @@ def prepared(folder: Path, task: Task, method: type[Method], student: Any, teach
     spec = {"_target_": f"{__name__}.{method.__name__}", "weights": {"task": 1.0, **WEIGHTS[method]}}
     with rng.scope(7, "teacher"):
         save_weights(task.build(teacher), folder / "teacher.safetensors")
-    recipe = Recipe("student", "student", config, {"method": spec}, 0, "-", "teacher")
-    return Training(recipe, task, folder / "teacher.safetensors")
+    recipe = Recipe(
+        "student",
+        "student",
+        config,
+        specs(method=spec),
+        0,
+        "-",
+        {"teacher": Recipe("teacher", "teacher", config, {}, 0, "-")},
+    )
+    return Training(recipe, task, {"teacher": folder / "teacher.safetensors"})
 
 
 WEIGHTS: dict[type[Method], dict[str, float]] = {

@@ -17,12 +17,14 @@ from kdbench.plan import StepPlan, make_plan, merge_roles, merge_stages
 from kdbench.plugin import Plugin, Stage
 from kdbench.recipe import DEPLOYED, MODEL
 from kdbench.record import find_records
-from kdbench.stages import Stages, make_task
+from kdbench.resolved import resolve
+from kdbench.trainings import Trainings
 from tests import compositions, plugins
 from tests.cli import CommandLine, install
 from tests.compositions import Greedy, Hard, Late, Marks, Quantised
 from tests.plugins import KD, Hint, Mutual, Staged
 from tests.toy import Net, Toy, recipe, teacher_file
+from tests.toy import specs as toy_specs
 
 TERMS = {"Hard": ("hard", "easy"), "Greedy": ("hard", "easy"), "Marks": ("marks",), "Quantised": ("range",)}
 PARAMETERS = ("student.head.weight", "augment.shift", "method.project.weight")
@@ -37,10 +39,10 @@ def kdbench(tmp_path, monkeypatch, capsys) -> CommandLine:
 def stages(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(install(tmp_path / "site"))
 
-    def make(*overrides: str) -> Stages:
+    def make(*overrides: str) -> Trainings:
         resolved = config.load(["task=toy", "preset=smoke", *overrides])
         store = Store(tmp_path / "cache")
-        return Stages(resolved, make_task(resolved, store), store, lambda *_: ([], []))
+        return Trainings(resolve(resolved, store))
 
     return make
 
@@ -53,7 +55,7 @@ def plan_of(augment: Plugin, method: Plugin, *terms: str, parameters=PARAMETERS,
 
 
 def training(folder, task=None, **specs: dict[str, Any]) -> Training:
-    return Training(replace(recipe("KD"), plugins=specs), task or Toy(), teacher_file(folder))
+    return Training(replace(recipe("KD"), plugins=toy_specs(**specs)), task or Toy(), {"teacher": teacher_file(folder)})
 
 
 def spec(name: str, **weights: float) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def spec(name: str, **weights: float) -> dict[str, Any]:
 @pytest.mark.parametrize("order", [("augment", "method"), ("method", "augment")])
 def test_a_fixed_teacher_keeps_its_graph_if_one_of_two_asks_for_it(order):
     both = {"augment": Hard(), "method": KD()}
-    assert merge_roles({owner: both[owner] for owner in order})["teacher"].grad == "input"
+    assert merge_roles({owner: both[owner].roles for owner in order})["teacher"].grad == "input"
 
 
 @pytest.mark.parametrize("augment", [Hard(), Greedy()])

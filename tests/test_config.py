@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from kdbench import config
 from kdbench.cache import Store
 from kdbench.errors import KDBenchError
-from kdbench.stages import make_task
+from kdbench.resolved import resolve
 from tests.cli import install
 
 
@@ -87,7 +87,7 @@ def test_an_unknown_key_in_an_open_mapping_is_refused_by_its_reader(tmp_path):
         ("method.bind.featre=neck", "method.bind.featre: unknown need: did you mean 'feature'"),
     ):
         with pytest.raises(KDBenchError, match=line):
-            make_task(config.load(["task=pointcloud", "method=fitnet", key]), Store(tmp_path))
+            resolve(config.load(["task=pointcloud", "method=fitnet", key]), Store(tmp_path))
 
 
 def test_names_of_the_users_own_replace_those_of_the_pair():

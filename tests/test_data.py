@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from joblib import Parallel, delayed
+from torch.utils.data import Dataset
 
-from kdbench.data import EpochSampler, SeededLoader
+from kdbench.data import EpochSampler, Key, SeededLoader
 from tests.toy import Patterns, collate
 
 
@@ -25,6 +32,35 @@ def test_an_epoch_has_its_own_order_which_does_not_depend_on_what_came_before():
     torch.rand(1)
     assert list(fresh) == third
     assert list(EpochSampler(50, seed=1)) != first
+
+
+class Careless(Dataset[Any]):
+    """Augments with numbers of the global generators, as many libraries do."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, key: Key) -> tuple[float, ...]:
+        return random.random(), float(np.random.rand()), float(torch.rand(1)), key.sample  # noqa: NPY002
+
+
+def careless(keys: Sequence[Any]) -> Any:
+    return list(keys)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_draws_from_global_generators_is_named_too(workers):
+    def epoch(number: int) -> dict[int, tuple[float, ...]]:
+        loader = SeededLoader(Careless(), 2, 4, careless, train=True, workers=workers)
+        sampler: Any = loader.sampler
+        sampler.set_epoch(number)
+        return {int(sample[-1]): tuple(sample[:3]) for batch in loader for sample in batch}
+
+    first = epoch(1)
+    assert len({value for sample in first.values() for value in sample}) == 18
+    random.random()
+    assert epoch(1) == first
+    assert not set(epoch(2).values()) & set(first.values())
 
 
 def test_evaluation_keeps_the_order_of_the_data_set():

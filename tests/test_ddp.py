@@ -40,7 +40,7 @@ from kdbench.weights import save_weights
 from tests import plugins
 from tests.cli import ROOT, CommandLine, install
 from tests.methods.harness import yaml
-from tests.toy import CLASSES, Data, Patterns, Toy, collate, recipe
+from tests.toy import CLASSES, Data, Patterns, Toy, collate, recipe, specs
 from tests.toy import training as toy_training
 
 CPU = torch.device("cpu")
@@ -171,8 +171,8 @@ def training(folder: Path, method: str | None = None, task: Any = None, **keys: 
     else:
         here = {"Projected": {"hint": 0.5}, "Drawn": {"kd": 1.0}, "DrawnAlone": {"kd": 1.0}}
         spec = {"_target_": f"{__name__}.{method}", "weights": here[method]} if method in here else yaml(method)
-        made = replace(recipe("KD", **keys), plugins={"method": spec})
-    return Training(made, task or Plain(), folder / "teacher.safetensors")
+        made = replace(recipe("KD", **keys), plugins=specs(method=spec))
+    return Training(made, task or Plain(), {"teacher": folder / "teacher.safetensors"})
 
 
 def state(folder: Path, trained: Any) -> dict[str, Tensor]:

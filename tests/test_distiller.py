@@ -118,7 +118,7 @@ def test_both_paths_clip_gradients_that_are_scaled_alike(tmp_path, monkeypatch):
 def test_an_owner_may_have_its_own_optimizer(tmp_path):
     frozen = {"_target_": "torch.optim.SGD", "lr": 0.0}
     trained = training(tmp_path, "Hint", optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-2})
-    trained.recipe.plugins["method"]["optimizer"] = frozen
+    trained.recipe.plugins["method"].given["optimizer"] = frozen
     distiller = trained.distiller()
     distiller.rehearse(trained.first_batch())
     assert not distiller.automatic_optimization
@@ -163,7 +163,7 @@ def test_a_frozen_teacher_runs_once_a_step_and_not_for_terms_that_weigh_nothing(
 
 def test_a_ramp_costs_no_teacher_before_it_starts(tmp_path):
     trained = training(tmp_path, "KD")
-    trained.recipe.plugins["method"]["weights"] = {"kd": {"value": 1.0, "ramp": 0.5}}
+    trained.recipe.plugins["method"].given["weights"] = {"kd": {"value": 1.0, "ramp": 0.5}}
     manifest = trained.run(tmp_path)
     assert manifest["cost"]["teacher_passes"] == 7 / 8
     assert manifest["terms"]["kd"]["weight"] == 1.0
@@ -208,10 +208,10 @@ def test_an_update_moves_and_sees_the_gradients_of_its_own_parameters_alone(tmp_
 
     plain, moved = Distiller._step, []
 
-    def checked(self, indices, losses):
+    def checked(self, indices, losses, batch_idx):
         mine = {p for i in indices for p in self.plan.updates[i].params}
         before = {n: (p.detach().clone(), None if p.grad is None else p.grad.clone()) for n, p in self._named.items()}
-        plain(self, indices, losses)
+        plain(self, indices, losses, batch_idx)
         changed = {n for n, p in self._named.items() if not torch.equal(p, before[n][0])}
         assert changed
         assert changed <= mine
@@ -338,12 +338,12 @@ class TwoHeads(Toy):
 
 def two_heads(folder, method, **keys):
     folder.mkdir(parents=True, exist_ok=True)
-    return Training(recipe(method, **keys), TwoHeads(), teacher_file(folder))
+    return Training(recipe(method, **keys), TwoHeads(), {"teacher": teacher_file(folder)})
 
 
 def test_terms_run_for_each_head_and_carry_its_name(tmp_path):
     trained = two_heads(tmp_path, "PerHead")
-    trained.recipe.plugins["method"]["weights"] = {"kd": 0.5, "kd.which": 2.0}
+    trained.recipe.plugins["method"].given["weights"] = {"kd": 0.5, "kd.which": 2.0}
     distiller, batch = trained.distiller(), trained.first_batch()
     terms = distiller.rehearse(batch)
     student, teacher = (trained.cast.model(r).eval()(batch.inputs) for r in ("student", "teacher"))

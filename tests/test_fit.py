@@ -338,7 +338,7 @@ def test_a_training_that_runs_out_of_time_is_scored_where_it_stands(tmp_path, va
 def test_a_tuning_trial_never_reads_the_test_set(tmp_path, monkeypatch):
     training(tmp_path, "KD")
     trial = recipe("KD").trial(0.3, seed=9, length=1.0)
-    trained = Training(trial, Toy(), tmp_path / "teacher.safetensors")
+    trained = Training(trial, Toy(), {"teacher": tmp_path / "teacher.safetensors"})
     monkeypatch.setattr(type(trained.data), "test_dataloader", lambda self: pytest.fail("the test set was read"))
     manifest = trained.run(tmp_path / "trial")
     assert set(manifest["scores"]) == {"val"}
@@ -386,7 +386,7 @@ class Attending(Toy):
 
 
 def test_a_step_within_a_step_goes_through_attention(tmp_path):
-    trained: Any = Training(recipe("Bilevel", epochs=1), Attending(), teacher_file(tmp_path))
+    trained: Any = Training(recipe("Bilevel", epochs=1), Attending(), {"teacher": teacher_file(tmp_path)})
     manifest = trained.run(tmp_path)
     assert manifest["cost"]["epochs"] == 1
     assert trained.plugins["method"].gate.item() != 0.0

@@ -333,7 +333,7 @@ def test_help_says_what_there_is(tmp_path):
 
 def test_records_are_read_without_torch(tmp_path):
     code = (
-        "import sys, kdbench.record, kdbench.stages, kdbench.cache, kdbench.recipe, kdbench.config, kdbench.run; "
+        "import sys, kdbench.record, kdbench.trainings, kdbench.cache, kdbench.recipe, kdbench.config, kdbench.run; "
         "print('torch' in sys.modules)"
     )
     ran = outside(folder=tmp_path, python=("-c", code))

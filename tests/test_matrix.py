@@ -18,7 +18,8 @@ from kdbench.errors import KDBenchError
 from kdbench.fit import Training
 from kdbench.matrix import AXES, Cell
 from kdbench.promises import check_promises
-from kdbench.stages import Stages, make_task
+from kdbench.resolved import resolve
+from kdbench.trainings import Trainings
 from tests import tiny
 from tests.cli import EXAMPLE, ROOT, CliToy, install
 
@@ -200,12 +201,12 @@ def test_green_cells_train_and_red_ones_are_refused(task, axis, name, found, ove
     store = Store(cache)
     if not cell.ok:
         with pytest.raises(KDBenchError, match=f"^{re.escape(cell.reason)}$"):
-            make_task(resolved, store)
+            resolve(resolved, store)
         return
-    made: Any = make_task(resolved, store)
+    run = resolve(resolved, store)
+    made: Any = run.task
     made.prepare()
-    recipe = Stages(resolved, made, store, lambda *_: ([], [])).student_recipe()
-    training = Training(recipe, made, untrained=True)
+    training = Training(Trainings(run).student_recipe(), made, untrained=True)
     check_promises(training, training.first_batch())
     manifest = training.run(tmp_path)
     assert manifest["cost"]["student_passes"] > 0

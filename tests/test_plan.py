@@ -99,7 +99,7 @@ def test_covers():
         (lambda: plan_of(Faulty("no parameter")), r"reaches no trainable parameter \(\('sudent',\)\)"),
         (lambda: plan_of(Faulty("orphan")), r"no update trains student.stem \(2 such parameters\)"),
         (lambda: plan_of(Faulty("group")), "share group 0, so one forward, but not batch and modes"),
-        (lambda: merge_roles({"augment": MeanTeacher(), "method": Swift()}), "these two do not compose"),
+        (lambda: merge_roles({"augment": MeanTeacher.roles, "method": Swift.roles}), "these two do not compose"),
         (lambda: merge_stages({"quant": Rounded(), "method": Rounded()}), "quant and method each bring their own"),
     ],
 )
@@ -110,7 +110,7 @@ def test_errors_are_one_line(make, line):
 
 
 def test_roles_and_stages_are_merged():
-    roles = merge_roles({"quant": Plugin(), "method": Mutual()})
+    roles = merge_roles({"quant": Plugin.roles, "method": Mutual.roles})
     assert list(roles) == ["student", "peer"]
     assert roles["peer"] == Role("train", side="teacher")
     assert [s.name for s in merge_stages({"quant": Rounded(), "method": KD()})] == ["float", "rounded"]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from kdbench import rng
 from kdbench.cache import Store
-from kdbench.deployment import load_deployed
+from kdbench.deployment import read_run
 from kdbench.predict import main
 from kdbench.record import find_records
 from kdbench.weights import load_weights
@@ -59,7 +59,7 @@ def test_what_a_method_keeps_at_inference_predicts(kdbench, image, capsys):
     config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     task, plain = CliToy(config["data"], Store(kdbench.cache)), Net(4)
     batch = task.read(image)
-    deployed = load_deployed(config, task, "student", run, batch, "student.safetensors")
+    deployed = read_run(run).model(batch)
     load_weights(plain, run / "student.safetensors")
     kept = {name: tensor for name, tensor in load_file(run / "deployed.safetensors").items() if "model" not in name}
     assert {tuple(tensor.shape) for tensor in kept.values()} == {(8, 4), (8,), (5, 8), (5,)}

@@ -39,7 +39,7 @@ class Kept(Toy):
 
 def training(folder: Any, method: str | None = "Hint", **changes: Any) -> Training:
     task = type("Changed", (Kept,), changes)()
-    return Training(recipe(method), task, teacher_file(folder))
+    return Training(recipe(method), task, {"teacher": teacher_file(folder)})
 
 
 def check(made: Training, **changes: Any) -> None:

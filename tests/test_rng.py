@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import torch
 
@@ -22,6 +24,24 @@ def test_scope_leaves_the_global_generator_where_it_was():
     torch.rand(5)
     with rng.scope(3, "init"):
         assert torch.equal(torch.rand(2), first)
+
+
+def test_named_streams_reach_the_generators_of_numpy_and_python():
+    def drawn() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(1))]  # noqa: NPY002
+
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    outside = drawn()
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    with rng.scope(3, "init"):
+        inside = drawn()
+    assert drawn()[:2] == outside[:2]
+    rng.seed_global(3, "init")
+    assert drawn() == inside
+    rng.seed_global(3, "other")
+    assert all(a != b for a, b in zip(drawn(), inside, strict=True))
 
 
 def test_numbers_of_many_samples_at_once_are_those_of_each_alone():

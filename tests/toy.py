@@ -18,6 +18,7 @@ from kdbench.data import Key, SeededLoader
 from kdbench.features import Feature, Grid, Logits, Vector
 from kdbench.fit import Training
 from kdbench.recipe import Recipe
+from kdbench.resolved import PluginSpec
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
 from kdbench.weights import save_weights
 from tests.plugins import WEIGHTS
@@ -133,7 +134,9 @@ def recipe(
         "val_every": 1,
         "optimizer": SGD,
         "scheduler": {"_target_": "kdbench.optim.cosine", "warmup": 0.2},
+        "optimizers": {},
         "clip": None,
+        "accumulate": 1,
         "precision": "32-true",
         "channels_last": True,
         "accelerator": "cpu",
@@ -146,7 +149,7 @@ def recipe(
     own = {k: keys.pop(k) for k in list(keys) if k not in trainer}
     plugins = {}
     if method is not None:
-        plugins["method"] = {"_target_": f"tests.plugins.{method}", "weights": WEIGHTS[method], **own}
+        plugins = specs(method={"_target_": f"tests.plugins.{method}", "weights": dict(WEIGHTS[method]), **own})
     config = {
         "task": {"_target_": "tests.toy.Toy"},
         "pair": {"name": "toy", **sides},
@@ -154,7 +157,13 @@ def recipe(
         "teacher": {},
         "trainer": trainer | keys,
     }
-    return Recipe("student", side, config, plugins, seed, "toy", "teacher" if plugins else None)
+    inputs = {"teacher": Recipe("teacher", "teacher", config, {}, 0, "toy")} if plugins else {}
+    return Recipe("student", side, config, plugins, seed, "toy", inputs)
+
+
+def specs(**given: Mapping[str, Any]) -> dict[str, PluginSpec]:
+    """Plugins by owner, from their configuration."""
+    return {owner: PluginSpec.of(owner, spec) for owner, spec in given.items()}
 
 
 def teacher_file(folder: Path, dropout: float = 0.2) -> Path:
@@ -174,7 +183,7 @@ def teacher_file(folder: Path, dropout: float = 0.2) -> Path:
 def training(folder: Path, method: str | None = None, **keys: Any) -> Any:
     """A :class:`Training` of :func:`recipe`, ready to run; untyped, because tests reach into its models by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Training(recipe(method, **keys), Toy(), teacher_file(folder))
+    return Training(recipe(method, **keys), Toy(), {"teacher": teacher_file(folder)})
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

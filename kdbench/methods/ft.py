@@ -96,6 +96,6 @@ class FT(Method):
     def stages(self) -> tuple[Stage, ...]:
         """Returns the paraphraser's stage and the student's."""
         return (
-            Stage("paraphraser", self.init_epochs, ("reconstruction",), ("method.paraphraser",), lr=0.2, constant=True),
-            Stage("distil", terms=("task", "factor"), trains=("student", "method.translator")),
+            Stage("paraphraser", self.init_epochs, ("reconstruction",), ("own.paraphraser",), lr=0.2, constant=True),
+            Stage("distil", terms=("task", "factor"), trains=("student", "own.translator")),
         )

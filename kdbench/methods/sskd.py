@@ -65,7 +65,7 @@ class SSKD(Method):
     def stages(self) -> tuple[Stage, ...]:
         """First the teacher's head, then the student."""
         return (
-            Stage("head", 0.25, terms=("ssl_teacher",), trains=("method.teacher_head*",)),
+            Stage("head", 0.25, terms=("ssl_teacher",), trains=("own.teacher_head*",)),
             Stage("distil", terms=("task", "kd", "kd_rotated", "ssl")),
         )
 

@@ -107,7 +107,7 @@ class TGeo(Method):
 
     def updates(self) -> tuple[Update, ...]:
         """Steps the controller, where it is learned, then the student."""
-        outer = Update({"outer": 1.0}, ("method",), batch="meta", modes={"student": "eval"})
+        outer = Update({"outer": 1.0}, ("own",), batch="meta", modes={"student": "eval"})
         inner = Update({"inner": 1.0}, ("student",), group=1)
         return (outer, inner) if self.control == "learned" else (inner,)
 

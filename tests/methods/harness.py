@@ -14,8 +14,8 @@ from torch import Tensor
 from kdbench import config, rng
 from kdbench.build import build
 from kdbench.features import Feature
-from kdbench.fit import ENGINE_KEYS
 from kdbench.plugin import State
+from kdbench.resolved import ENGINE_KEYS
 from kdbench.signals import EVERY, Cast, Context, Signals
 from kdbench.sources import Answer, Source
 from kdbench.task import Batch, Task

@@ -51,7 +51,7 @@ def activated(values: Tensor, role: str) -> Activated:
 def check_init_then_distil(name: str, task: Task, folder: Path) -> None:
     """The method's term trains its own layers and the student first, the supervised loss the student alone after it."""
     spec = {k: v for k, v in yaml(name).items() if k in ("_target_", "weights")}
-    training: Any = Training(recipe("KD", **spec), task, teacher_file(folder))
+    training: Any = Training(recipe("KD", **spec), task, {"teacher": teacher_file(folder)})
     assert training.stages == (
         Stage("init", 0.125, (name,), constant=True, owner="method"),
         Stage("distil", 1.0, ("task",), ("student",), owner="method"),

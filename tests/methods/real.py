@@ -14,9 +14,10 @@ from kdbench import rng
 from kdbench.build import build
 from kdbench.distiller import channels_last
 from kdbench.features import Logits, Values
-from kdbench.fit import ENGINE_KEYS, Training
+from kdbench.fit import Training
 from kdbench.optim import cosine, make_optimizer
 from kdbench.plugin import State
+from kdbench.resolved import ENGINE_KEYS
 from kdbench.signals import Cast, Context, Signals
 from kdbench.task import Batch, Task
 from tests import toy
@@ -62,8 +63,8 @@ class Cut:
 def training(folder: Path, name: str, options: Mapping[str, Any] | None = None, **trainer: Any) -> Any:
     """A :class:`Training` of the toy by a method of ``conf/method``; untyped, because tests reach into its models."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = replace(toy.recipe("KD", **trainer), plugins={"method": {**yaml(name), **(options or {})}})
-    return Training(recipe, toy.Toy(), toy.teacher_file(folder))
+    recipe = replace(toy.recipe("KD", **trainer), plugins=toy.specs(method={**yaml(name), **(options or {})}))
+    return Training(recipe, toy.Toy(), {"teacher": toy.teacher_file(folder)})
 
 
 def online_by_hand(

@@ -165,8 +165,8 @@ def test_empty_batch_and_low_precision():
 
 def test_trains_on_the_engine(tmp_path: Path):
     plugin = {key: value for key, value in yaml("crd").items() if key != "name"} | {"negatives": 20}
-    recipe = replace(toy.recipe(epochs=6), plugins={"method": plugin}, teacher="teacher")
-    training = Training(recipe, toy.Toy(), toy.teacher_file(tmp_path))
+    recipe = replace(toy.recipe("KD", epochs=6), plugins=toy.specs(method=plugin))
+    training = Training(recipe, toy.Toy(), {"teacher": toy.teacher_file(tmp_path)})
     manifest = training.run(tmp_path)
     method: Any = training.plugins["method"]
     assert manifest["terms"]["crd"]["last"] < manifest["terms"]["crd"]["first"]

@@ -191,7 +191,7 @@ def test_other_kinds_are_compared_row_by_row(kind):
     made = Bench("fitnet", {"feature": student}, {"feature": teacher}, regressor="conv1x1")
     weight, bias = (p.detach() for p in made.method.regressor.parameters())
     expected = sum(
-        float((weight[:, :, 0] @ s + bias - t).square().sum())
+        float((weight[:, :, 0] @ s.detach() + bias - t).square().sum())
         for s, t in zip(student.rows(), teacher.rows(), strict=True)
     )
     assert made.terms()["hint"].item() == pytest.approx(expected / (8 * len(teacher.rows())), rel=1e-5)

@@ -107,7 +107,7 @@ def test_the_paraphraser_is_trained_first_and_then_fixed(tmp_path):
         "init_epochs": 0.5,
         "weights": {"factor": 200.0, "reconstruction": 1.0},
     }
-    training: Any = Training(recipe("KD", **spec), Toy(), teacher_file(tmp_path))
+    training: Any = Training(recipe("KD", **spec), Toy(), {"teacher": teacher_file(tmp_path)})
     student, method = training.cast.model("student"), training.plugins["method"]
     states, before = [], training._fit
 

@@ -20,7 +20,7 @@ from kdbench.plugin import State
 from kdbench.signals import EVERY, Context
 from kdbench.task import Task
 from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal, yaml
-from tests.toy import Toy, recipe, teacher_file
+from tests.toy import Toy, recipe, specs, teacher_file
 
 NAMES = ["kd", "lskd", "ctkd"]
 OTHER: dict[str, dict[str, Any]] = {
@@ -178,8 +178,8 @@ def test_learned_temperature_ascends_the_loss():
 def test_learned_temperature_trains_in_the_engine(tmp_path):
     """From a first step at which its gradient is still zero."""
     spec = {k: v for k, v in yaml("ctkd").items() if k != "name"} | {"ramp": 0.1}
-    found = replace(recipe("KD"), plugins={"method": spec})
-    training = Training(found, Toy(), teacher_file(tmp_path))
+    found = replace(recipe("KD"), plugins=specs(method=spec))
+    training = Training(found, Toy(), {"teacher": teacher_file(tmp_path)})
     manifest = training.run(tmp_path)
     assert manifest["terms"].keys() == {"task", "kd"}
     assert manifest["cost"]["added_params"] == 1

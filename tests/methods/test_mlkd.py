@@ -15,15 +15,16 @@ from kdbench.build import build
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Logits
-from kdbench.fit import ENGINE_KEYS, Training
+from kdbench.fit import Training
 from kdbench.functional.mlkd import mlkd_losses
 from kdbench.methods.mlkd import MLKD
 from kdbench.plugin import State
+from kdbench.resolved import ENGINE_KEYS
 from kdbench.signals import EVERY, Cast, Context, Signals
 from kdbench.sources import Network
 from kdbench.task import Batch
 from tests.methods.harness import differ, knobs, normal, yaml
-from tests.toy import Net, Toy, recipe, teacher_file
+from tests.toy import Net, Toy, recipe, specs, teacher_file
 
 OTHER: dict[str, Any] = {"temperatures": [1.0, 4.0], "share": 0.2, "faithful": "paper"}
 
@@ -168,7 +169,7 @@ def test_no_rows_and_low_precision():
 
 def test_trains_in_the_engine(tmp_path):
     spec = {k: v for k, v in yaml("mlkd").items() if k != "name"}
-    training = Training(replace(recipe("KD"), plugins={"method": spec}), Views(), teacher_file(tmp_path))
+    training = Training(replace(recipe("KD"), plugins=specs(method=spec)), Views(), {"teacher": teacher_file(tmp_path)})
     manifest = training.run(tmp_path)
     assert manifest["terms"].keys() == spec["weights"].keys()
     assert manifest["cost"]["student_passes"] == manifest["cost"]["teacher_passes"] == 2

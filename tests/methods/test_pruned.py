@@ -12,10 +12,10 @@ from kdbench import config, rng
 from kdbench.build import build
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
-from kdbench.fit import ENGINE_KEYS
 from kdbench.functional.kd import kd_loss
 from kdbench.methods.pruned import Pruned
 from kdbench.plugin import State
+from kdbench.resolved import ENGINE_KEYS
 from kdbench.signals import EVERY, Cast, Context, Signals
 from kdbench.sources import Network
 from kdbench.task import Batch

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench import config
-from kdbench.build import build
 from kdbench.cache import Store
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
@@ -26,14 +25,15 @@ from kdbench.methods.cat_kd import CATKD
 from kdbench.methods.fitnet import FitNet
 from kdbench.methods.ofd import OFD
 from kdbench.methods.simkd import Reused, SimKD
-from kdbench.recipe import Recipe
+from kdbench.resolved import resolve
 from kdbench.signals import Cast
 from kdbench.sources import Answer, Tapped
 from kdbench.task import Batch
+from kdbench.trainings import Trainings
 from tasks.classification.task import Classification
 from tests.methods.harness import check_deterministic, check_gradients, differ, knobs, normal, yaml
 from tests.methods.parts import HandNetwork, PartBench
-from tests.toy import Net, Toy, recipe, same, teacher_file, weights
+from tests.toy import Net, Toy, recipe, same, specs, teacher_file, weights
 
 OTHER: dict[str, Any] = {"factor": 4}
 
@@ -84,7 +84,7 @@ def trained(folder: Path, **keys: Any) -> Training:
     """SimKD on the toy, ready to run; the deepest grid is the one that the classifiers pool."""
     folder.mkdir(parents=True, exist_ok=True)
     spec = {k: v for k, v in yaml("simkd").items() if k != "name"}
-    return Training(replace(recipe("KD", **keys), plugins={"method": spec}), Toy(), teacher_file(folder))
+    return Training(replace(recipe("KD", **keys), plugins=specs(method=spec)), Toy(), {"teacher": teacher_file(folder)})
 
 
 @pytest.mark.parametrize("method", [SimKD, CATKD])
@@ -189,11 +189,8 @@ def built(pair: str, *overrides: str, cache: Path) -> dict[str, Tensor]:
     """Rehearses a method on a pair, on a few digits, with an untrained teacher."""
     composed = config.load(["task=classification", f"pair={pair}", "preset=smoke", *overrides])
     composed["data"] |= {"train": 40, "labels": 20, "test": 20, "batch_size": 4}
-    task = build(
-        "task", {k: v for k, v in composed["task"].items() if k != "name"}, data=composed["data"], store=Store(cache)
-    )
-    made = Recipe("student", "student", composed, {"method": composed["method"]}, 0, "tiny", "teacher")
-    training = Training(made, task, untrained=True)
+    run = resolve(composed, Store(cache))
+    training = Training(Trainings(run).student_recipe(), run.task, untrained=True)
     return training.distiller().rehearse(training.first_batch())
 
 

@@ -16,16 +16,17 @@ from kdbench.build import build
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Logits, Vector
-from kdbench.fit import ENGINE_KEYS, Training
+from kdbench.fit import Training
 from kdbench.functional.kd import kd_loss
 from kdbench.functional.sskd import contrast_loss, contrast_similarities, contrast_transfer_loss, select_transfer
 from kdbench.methods.sskd import SSKD
 from kdbench.plugin import Stage, State
+from kdbench.resolved import ENGINE_KEYS
 from kdbench.signals import EVERY, Cast, Context, Signals
 from kdbench.sources import Network
 from kdbench.task import Batch
 from tests.methods.harness import differ, knobs, normal, yaml
-from tests.toy import TAPS, Net, Toy, recipe, teacher_file
+from tests.toy import TAPS, Net, Toy, recipe, specs, teacher_file
 
 OTHER: dict[str, Any] = {"temperature": 2.0, "ssl_temperature": 1.0, "keep_rotated": 0.3, "keep_ssl": 0.1}
 
@@ -197,7 +198,9 @@ def test_empty_batch_and_low_precision():
 def test_trains_on_the_engine(tmp_path: Path):
     """The head learns alone and for a quarter of the epochs, then stays as it is while the student learns."""
     spec = {k: v for k, v in yaml("sskd").items() if k != "name"}
-    training = Training(replace(recipe("KD", epochs=4), plugins={"method": spec}), Turning(), teacher_file(tmp_path))
+    training = Training(
+        replace(recipe("KD", epochs=4), plugins=specs(method=spec)), Turning(), {"teacher": teacher_file(tmp_path)}
+    )
     head, distil = training.stages
     assert (head.name, head.epochs, distil.epochs) == ("head", 0.25, 1.0)
     kept: dict[str, dict[str, Tensor]] = {}

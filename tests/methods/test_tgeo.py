@@ -13,10 +13,10 @@ from kdbench.build import build
 from kdbench.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits
-from kdbench.fit import ENGINE_KEYS
 from kdbench.functional.tgeo import fused_loss
 from kdbench.methods.tgeo import TGeo
 from kdbench.plugin import State
+from kdbench.resolved import ENGINE_KEYS
 from kdbench.signals import Cast, Context, Signals
 from kdbench.sources import Network
 from kdbench.task import Batch

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -12,7 +10,8 @@ from kdbench.cache import Store
 from kdbench.compat import bind
 from kdbench.distiller import Distiller
 from kdbench.fit import Training
-from kdbench.stages import Stages, make_task
+from kdbench.resolved import resolve
+from kdbench.trainings import Trainings
 from tasks.classification.networks import aligned, side
 from tasks.classification.task import Classification
 
@@ -68,10 +67,8 @@ def test_stages_of_networks_of_unlike_depth_meet_at_the_deepest():
 def test_methods_on_features_run_between_networks_named_by_the_user(tmp_path, method, student):
     overrides = ["task=classification", "preset=smoke", f"method={method}", f"cache={tmp_path}", "data.batch_size=4"]
     found = config.load([*overrides, f"student=timm/{student}", "teacher=timm/test_resnet"])
-    store = Store(tmp_path)
-    task: Any = make_task(found, store)
-    stages = Stages(found, task, store, lambda name, epochs: ([], []))
-    training = Training(stages.student_recipe(), task, untrained=True)
+    run = resolve(found, Store(tmp_path))
+    training = Training(Trainings(run).student_recipe(), run.task, untrained=True)
     distiller: Distiller = training.distiller()
     assert len(distiller.rehearse(training.first_batch())) > 1
 

@@ -13,15 +13,15 @@ import torch
 import yaml
 
 from kdbench import config, rng
-from kdbench.build import build
 from kdbench.cache import Store
 from kdbench.compat import bind
 from kdbench.features import Activated, Grid, Last, Tokens
 from kdbench.fit import Training
 from kdbench.methods.fitnet import FitNet
-from kdbench.recipe import Recipe
+from kdbench.resolved import resolve
 from kdbench.signals import total
 from kdbench.sources import Network, find_module
+from kdbench.trainings import Trainings
 from kdbench.weights import save_weights
 from tasks.classification.task import Classification
 from tasks.pointcloud.task import PointCloud
@@ -177,11 +177,10 @@ def test_a_pair_without_a_hint_of_its_own_has_the_deepest_grid():
 @pytest.mark.parametrize("name", ["resnet56_resnet20", "cnn_vit_small"])
 def test_the_paper_preset_takes_two_steps(name, tmp_path):
     composed = loaded(name, "preset=paper", "method=kd", "data.workers=0", "data.batch_size=8", "data.labels=50")
-    spec = {k: v for k, v in composed["task"].items() if k != "name"}
-    task = build("task", spec, data=composed["data"], store=Store(tmp_path / "cache"))
+    run = resolve(composed, Store(tmp_path / "cache"))
+    task: Any = run.task
     save_weights(task.build(composed["pair"]["teacher"]["architecture"]), tmp_path / "teacher.safetensors")
-    recipe = Recipe("student", "student", composed, {"method": composed["method"]}, 0, "tiny", "teacher")
-    training = Training(recipe, task, tmp_path / "teacher.safetensors")
+    training = Training(Trainings(run).student_recipe(), task, {"teacher": tmp_path / "teacher.safetensors"})
     distiller = training.distiller()
     batch = training.first_batch()
     distiller.rehearse(batch)

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kdbench import config
-from kdbench.build import build, check
+from kdbench.build import check
 from kdbench.cache import Store
 from kdbench.errors import KDBenchError
 from kdbench.fit import Training
-from kdbench.recipe import Recipe
 from kdbench.rehearsal import gradients
+from kdbench.resolved import resolve
 from kdbench.signals import total
+from kdbench.trainings import Trainings
 from kdbench.weights import save_weights
 from tasks.pointcloud.augment import Augment
 from tasks.pointcloud.task import PointCloud
@@ -127,7 +129,7 @@ def test_pointdistiller_reaches_the_pillar_encoder_alone(root, tmp_path):
     """192 of the default student's 308,680 parameters: a linear layer of 10 x 16, and scale and shift of its norm."""
     composed = config.load(["task=pointcloud", "method=pointdistiller", "preset=smoke", f"data.root={root}"])
     composed["pair"]["teacher"]["architecture"]["width"] = 0.25
-    recipe = Recipe("student", "student", composed, {"method": composed["method"]}, 0, "tiny", "teacher")
+    recipe = Trainings(resolve(composed, Store(tmp_path / "cache"))).student_recipe()
     training = Training(recipe, tiny.task(root, tmp_path), untrained=True)
     distiller = training.distiller()
     batch = training.first_batch()
@@ -163,14 +165,13 @@ def test_paper_preset_takes_two_steps(tmp_path):
         ["task=pointcloud", "method=pointdistiller", "preset=paper", f"data.root={root}", "data.workers=0"]
         + ["data.batch_size=2", "trainer.epochs=1", "method.points=200", "method.neighbours=16"]
     )
-    spec = {k: v for k, v in composed["task"].items() if k != "name"}
-    task = build("task", spec, data=composed["data"], store=Store(tmp_path / "cache"))
+    run = resolve(composed, Store(tmp_path / "cache"))
+    task: Any = run.task
     assert task.anchors.grid == (248, 216)
     teacher = task.build(composed["pair"]["teacher"]["architecture"])
     assert sum(p.numel() for p in teacher.parameters()) == pytest.approx(4.835e6, rel=1e-3)
     save_weights(teacher, tmp_path / "teacher.safetensors")
-    recipe = Recipe("student", "student", composed, {"method": composed["method"]}, 0, "tiny", "teacher")
-    training = Training(recipe, task, tmp_path / "teacher.safetensors")
+    training = Training(Trainings(run).student_recipe(), task, {"teacher": tmp_path / "teacher.safetensors"})
     distiller = training.distiller()
     batches = [training.first_batch(), training.first_batch()]
     distiller.rehearse(batches[0])
