@@ -282,6 +282,7 @@ class Training:
         history.write(work / "metrics.csv")
         seen = max(1, history.samples)
         return {
+            "role": self.recipe.side,
             "name": self.recipe.name,
             "params": count_params(model),
             "bytes": (work / (DEPLOYED if (work / DEPLOYED).exists() else MODEL)).stat().st_size,

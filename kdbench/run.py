@@ -185,9 +185,9 @@ class Run:
         made = {} if role == "student" else {"teacher": trainings.teacher()}
         tuning: Tuning | None = None
         if role != "teacher":
-            made["scratch"] = trainings.scratch()
-            tuning = trainings.tune()
-            made["student"] = trainings.student(tuning.factor if tuning else 1.0)
+            scratch, tuning = trainings.scratch(), trainings.tune()
+            student = scratch if not trainings.distils else trainings.student(tuning.factor if tuning else 1.0)
+            made |= {"scratch": scratch, "student": student}
         products = {name: product for name, product in made.items() if product is not None}
         main = products["teacher" if role == "teacher" else "student"]
         if not main.fresh:
