@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from kdbench.collectives import average, share
 from kdbench.distributed import average_gradients, check_same, share_buffers
 from kdbench.errors import KDBenchError
 from kdbench.onednn import keep_sound
-from kdbench.optim import make_optimizer, make_scheduler
+from kdbench.optim import Optimization, make_optimizer, make_scheduler
 from kdbench.plan import StepPlan, Weight, covers, make_plan
 from kdbench.plugin import Bindings, Plugin, Stage, State, Views, by_feature
 from kdbench.rehearsal import check_reach, gradients
@@ -27,30 +27,6 @@ from kdbench.sources import Answer
 from kdbench.task import Batch, move
 
 CONSTANT = {"_target_": "kdbench.optim.constant"}
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How parameters step.
-
-    Attributes:
-        optimizer: ``_target_`` and options, of every parameter that has no other.
-        scheduler: ``_target_`` and options.
-        others: Further optimizers by a glob of the parameters that they step (``peer``, ``student.*.points``); the
-            first that covers one has it.
-        clip: Largest gradient norm of an update, or None.
-        accumulate: Batches whose gradients are averaged before a step.
-        channels_last: Lays 4-D tensors out channel last, which is faster on CPU and on tensor cores.
-        manual: Forces the manual path for a single update (both paths give the same weights).
-    """
-
-    optimizer: Mapping[str, Any]
-    scheduler: Mapping[str, Any]
-    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    clip: float | None = None
-    accumulate: int = 1
-    channels_last: bool = True
-    manual: bool = False
 
 
 class Distiller(LightningModule):
@@ -229,7 +205,11 @@ class Distiller(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Makes one optimizer for each set of parameters that always step together."""
-        return self._optimizers(int(self.trainer.estimated_stepping_batches))
+        batches = int(self.trainer.estimated_stepping_batches)
+        if not self.automatic_optimization:  # else Lightning knows that several share a step
+            epochs = max(1, int(self.trainer.max_epochs or 1))
+            batches = epochs * -(-(batches // epochs) // self.optimization.accumulate)
+        return self._optimizers(batches)
 
     def _optimizers(self, batches: int) -> list[Any]:
         assert self.plan is not None, "rehearse() comes first"

@@ -19,12 +19,13 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 
 from kdbench import rng
-from kdbench.distiller import Distiller, Optimization, deploy
+from kdbench.distiller import Distiller, deploy
 from kdbench.errors import KDBenchError
 from kdbench.history import Diverged, History
 from kdbench.measure import PeakMemory, count_params
 from kdbench.memory import keep_freed
 from kdbench.models import make
+from kdbench.optim import Optimization
 from kdbench.plan import merge_roles, merge_stages, of_owner
 from kdbench.plugin import Bindings, Plugin, Role, Stage
 from kdbench.processes import Place, Shared, group, helped, threads

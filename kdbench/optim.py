@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.optim import Optimizer
@@ -12,6 +13,31 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from kdbench.build import converted, locate
 from kdbench.errors import KDBenchError, nearest
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How parameters step.
+
+    Attributes:
+        optimizer: ``_target_`` and options, of every parameter that has no other.
+        scheduler: ``_target_`` and options.
+        others: Further optimizers by a glob of the parameters that they step (``peer``, ``student.*.points``); the
+            first that covers one has it.
+        clip: Largest gradient norm of an update, or None.
+        accumulate: Batches whose gradients are averaged before a step. Of several groups of updates a later one sees
+            the step of an earlier one with the last of these batches.
+        channels_last: Lays 4-D tensors out channel last, which is faster on CPU and on tensor cores.
+        manual: Forces the manual path for a single update (both paths give the same weights).
+    """
+
+    optimizer: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    clip: float | None = None
+    accumulate: int = 1
+    channels_last: bool = True
+    manual: bool = False
 
 
 def make_optimizer(spec: Mapping[str, Any], groups: list[dict[str, Any]]) -> Optimizer:

@@ -115,9 +115,11 @@ class Trainings:
 
     def student_recipe(self, factor: float = 1.0) -> Recipe:
         """The distilled student, or where nothing is distilled the scratch student."""
-        if not self.distils:
-            return self.scratch_recipe
-        return self._with_inputs(replace(self._alone("student", "student"), factor=factor))
+        if self.distils:
+            return self._with_inputs(replace(self._alone("student", "student"), factor=factor))
+        if self.no_twin:
+            raise KDBenchError(f"method=none trains the student alone, which cannot be: {self.no_twin}")
+        return self.scratch_recipe
 
     @functools.cached_property
     def distils(self) -> bool:

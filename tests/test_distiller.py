@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import weakref
 from typing import Any
 
@@ -10,13 +11,15 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 from kdbench import rng
+from kdbench.data import SeededLoader
 from kdbench.distiller import channels_last, follow
 from kdbench.features import Logits
 from kdbench.fit import Training
 from kdbench.optim import cosine
 from kdbench.sources import Table
+from kdbench.weights import save_weights
 from tests.plugins import kl
-from tests.toy import Toy, recipe, same, teacher_file, training, weights
+from tests.toy import Data, Net, Patterns, Toy, collate, recipe, same, teacher_file, training, weights
 
 
 class Each(Callback):
@@ -113,6 +116,81 @@ def test_both_paths_clip_gradients_that_are_scaled_alike(tmp_path, monkeypatch):
     )
     for name, tensor in automatic.items():
         torch.testing.assert_close(manual[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_parameters_may_have_an_optimizer_of_their_own_by_glob(tmp_path):
+    frozen = {"_target_": "torch.optim.SGD", "lr": 0.0}
+    trained = training(tmp_path, "Mutual", optimizers={"student.head": frozen, "peer": frozen})
+    student, peer = (trained.cast.model(role) for role in ("student", "peer"))
+    before = dict(weights(student)), {name: p.detach().clone() for name, p in peer.named_parameters()}
+    trained.run(tmp_path)
+    after = weights(student)
+    assert all(torch.equal(p, before[1][name]) for name, p in peer.named_parameters())
+    assert {name for name, value in after.items() if torch.equal(value, before[0][name])} == {
+        "head.weight",
+        "head.bias",
+    }
+
+
+class Smooth(Net):
+    """Without batch norm and dropout, so that two halves of a batch are the batch."""
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__(width, 0.0)
+        for block in (self.stem, self.body):
+            block[1] = nn.Identity()
+
+
+class SmoothToy(Toy):
+    batch = 16
+
+    def build(self, architecture):
+        return Smooth(**architecture)
+
+    def data(self, seed):
+        loader = SeededLoader(Patterns(64, "train", seed), self.batch, seed, collate, train=True)
+        data = Data(seed)
+        data.train_dataloader = lambda without_meta=False: loader  # type: ignore[method-assign]
+        return data
+
+
+class HalfBatches(SmoothToy):
+    batch = 8
+
+
+@pytest.mark.parametrize(("method", "manual"), [(None, False), ("KD", False), ("KD", True), ("Balanced", True)])
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, method, manual, clip):
+    found = []
+    for task, accumulate in ((SmoothToy(), 1), (HalfBatches(), 2)):
+        folder = tmp_path / str(accumulate)
+        folder.mkdir()
+        with rng.scope(7, "teacher"):
+            save_weights(Smooth(8), folder / "teacher.safetensors")
+        made = recipe(method, accumulate=accumulate, clip=clip, manual=manual, precision="64-true")
+        trained = Training(made, task, {"teacher": folder / "teacher.safetensors"})
+        trained.run(folder)
+        found.append(weights(trained.cast.model("student")))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_period_and_a_moving_average_count_steps_and_not_batches(tmp_path):
+    trained = training(tmp_path, "Adversary", epochs=1, accumulate=2)
+    shifts: list[torch.Tensor] = []
+    trained.run(tmp_path, [Each(lambda d, i: shifts.append(trained.plugins["method"].shift.detach().clone()))])
+    moved = [
+        i
+        for i, (a, b) in enumerate(itertools.pairwise([torch.full_like(shifts[0], 0.01), *shifts]))
+        if not torch.equal(a, b)
+    ]
+    assert moved == [1]  # of two steps of two batches the first, with its last batch
+    averaged = training(tmp_path / "ema", "MeanTeacher", epochs=1, accumulate=2)
+    average = averaged.cast.model("ema").head.weight
+    seen: list[torch.Tensor] = []
+    averaged.run(tmp_path / "ema", [Each(start=lambda d, i: seen.append(average.detach().clone()))])
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
 
 
 def test_an_owner_may_have_its_own_optimizer(tmp_path):
