@@ -41,6 +41,7 @@ def test_a_teacher_is_named_as_a_student_is(override):
     assert loaded["teacher"] == {
         "seed": 0,
         "init_from": None,
+        "answers": None,
         "expect": None,
         "tolerance": 1.0,
         "trainer": {},

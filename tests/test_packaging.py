@@ -96,7 +96,18 @@ def test_metadata_of_the_wheel(wheel: Path) -> None:
     assert (about["Name"], about["Version"]) == ("kdbench", kdbench.__version__)
     assert (about["Requires-Python"], about["License-Expression"]) == (">=3.11", "Apache-2.0")
     extras = set(about.get_all("Provides-Extra") or ())
-    assert extras == {"pointcloud", "detection", "launch", "optuna", "ray", "export", "all", "dev"}
+    assert extras == {
+        "pointcloud",
+        "detection",
+        "launch",
+        "optuna",
+        "ray",
+        "tensorboard",
+        "mlflow",
+        "export",
+        "all",
+        "dev",
+    }
     requires = about.get_all("Requires-Dist") or []
     assert any(line.startswith("lightning>=2.6.6") for line in requires)
     with zipfile.ZipFile(wheel) as file:

@@ -156,7 +156,7 @@ def test_parallel_jobs_train_what_they_share_once(tmp_path):
     assert (table.count(" ok "), table.count(" failed ")) == (2, 1)
     assert "Mixed requires mixable, which task toy lacks" in " ".join(table.replace("│", " ").split())
     (folder,) = folders(tmp_path / "results")
-    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["0", "1", "2"]
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == [".jobs", "0", "1", "2"]
 
 
 @pytest.mark.slow

@@ -103,5 +103,5 @@ def test_random_pruning_needs_no_proxy_and_is_nested(tmp_path):
     assert [i.sizes["train"] for i in (whole, half, fifth)] == [300, 150, 60]
     assert set(fifth.train.rows) < set(half.train.rows) < set(whole.train.rows)
     assert not list(tmp_path.iterdir())
-    one = open_with(tmp_path, source="digits", keep={"fraction": 1e-6})
-    assert one.sizes["train"] == 1
+    few = open_with(tmp_path, source="digits", labels=300, keep={"fraction": 0.04})
+    assert few.sizes["train"] == 12

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.data import Key
+from kdbench.data import Key, Streams
 from kdbench.errors import KDBenchError
 from kdbench.splits import cut
 from kdbench.task import Batch, move
@@ -163,9 +163,10 @@ def test_a_cut_pastes_objects_of_its_own_frames_alone(frames, root):
         (made.train_dataloader(without_meta=True), rest),
         (made.meta_dataloader(), set(split.meta)),
     ):
-        assert isinstance(loader.dataset, Scans)
-        assert loader.dataset.database is not None
-        assert set(loader.dataset.database.frames) == names
+        assert isinstance(loader.dataset, Streams)
+        assert isinstance(loader.dataset.dataset, Scans)
+        assert loader.dataset.dataset.database is not None
+        assert set(loader.dataset.dataset.database.frames) == names
 
 
 def test_the_database_is_read_once_for_all_loaders(frames, root, monkeypatch):
