@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import engine, methods, pointcloud
 from benchmarks.report import MISSED, Row, as_json, machine, table
-from kdbench.terminal import terminal
+from kdbench.base.terminal import terminal
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "overhead": engine.overhead,

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from benchmarks.images import ALPHA, DECAY, LR, MOMENTUM, TEMPERATURE, digits, noise, recipe
 from benchmarks.report import MORE, Row
 from benchmarks.turns import DROPPED, Gate, take_turns
-from kdbench.fit import MODEL, Training
+from kdbench.training.fit import MODEL, Training
 
 
 class Loop:

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from kdbench.configuration.resolved import PluginSpec
 from kdbench.data import Key, SeededLoader
 from kdbench.features import Feature, Kind, Logits
-from kdbench.recipe import Recipe
-from kdbench.resolved import PluginSpec
 from kdbench.task import Batch, Task
+from kdbench.training.recipe import Recipe
 
 TEMPERATURE, ALPHA = 4.0, 0.9
 LR, MOMENTUM, DECAY = 0.05, 0.9, 5e-4

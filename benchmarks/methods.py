@@ -12,13 +12,14 @@ import numpy as np
 
 from benchmarks.report import Row
 from benchmarks.turns import DROPPED, Gate, take_turns
-from kdbench import matrix, rng
-from kdbench.cache import Store
-from kdbench.config import load
-from kdbench.fit import Training
-from kdbench.plugin import Stage
-from kdbench.resolved import resolve
-from kdbench.trainings import Trainings
+from kdbench import matrix
+from kdbench.base import rng
+from kdbench.base.store import Store
+from kdbench.configuration.config import load
+from kdbench.configuration.resolved import resolve
+from kdbench.needs import Stage
+from kdbench.runs.trainings import Trainings
+from kdbench.training.fit import Training
 
 #: Images of the training set: a batch of 64 a step, and one more class of negatives than CRD asks for.
 TRAIN, TEST = 1280, 100

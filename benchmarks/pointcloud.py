@@ -16,12 +16,12 @@ from torch import Tensor
 
 from benchmarks.report import Row
 from benchmarks.turns import DROPPED, Gate, Times, alternate, peak_mib, take_turns
-from kdbench.cache import Store
-from kdbench.config import load
-from kdbench.fit import Training
+from kdbench.base.store import Store
+from kdbench.configuration.config import load
+from kdbench.configuration.resolved import resolve
 from kdbench.methods.pointdistiller import as_points
-from kdbench.resolved import resolve
-from kdbench.trainings import Trainings
+from kdbench.runs.trainings import Trainings
+from kdbench.training.fit import Training
 from tasks.pointcloud.boxes import rotated_nms
 from tasks.pointcloud.detector import PointPillars
 from tasks.pointcloud.kitti import Objects

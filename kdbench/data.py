@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdbench import endings, rng
-from kdbench.collectives import share
+from kdbench.base import endings, rng
+from kdbench.base.collectives import share
 from kdbench.errors import KDBenchError
 from kdbench.task import Batch
 

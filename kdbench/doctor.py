@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kdbench.base.terminal import terminal
 from kdbench.errors import KDBenchError
-from kdbench.provenance import OPTIONAL, PACKAGES, version
-from kdbench.recipe import MODEL
-from kdbench.terminal import terminal
+from kdbench.records.provenance import OPTIONAL, PACKAGES, version
+from kdbench.training.recipe import MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdbench.distiller import Distiller
+    from kdbench.training.distiller import Distiller
 
 #: What Open3D loads from the system, by Debian package.
 LIBRARIES = {
@@ -52,7 +52,7 @@ def environment() -> list[Check]:
     missing = [package for library, package in LIBRARIES.items() if not _loads(library)]
     checks.append(("system libraries", not missing, "apt-get install " + " ".join(missing) if missing else "all there"))
     checks.append(_try("accelerator", _accelerator))
-    from kdbench.cache import default_root
+    from kdbench.base.store import default_root
 
     root = default_root()
     existing = next(p for p in (root, *root.parents) if p.exists())
@@ -98,15 +98,15 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
     Returns:
         Whether all is well.
     """
-    from kdbench import config as configuration
-    from kdbench.counts import table as counts_table
-    from kdbench.fit import Training
-    from kdbench.onednn import Watch
-    from kdbench.promises import check_promises
-    from kdbench.recipe import Recipe
-    from kdbench.rehearsal import overfit, reach
-    from kdbench.resolved import resolve
-    from kdbench.trainings import Trainings
+    from kdbench.base.onednn import Watch
+    from kdbench.configuration import config as configuration
+    from kdbench.configuration.resolved import resolve
+    from kdbench.runs.counts import table as counts_table
+    from kdbench.runs.trainings import Trainings
+    from kdbench.training.diagnosis import overfit, reach
+    from kdbench.training.fit import Training
+    from kdbench.training.promises import check_promises
+    from kdbench.training.recipe import Recipe
 
     resolved = resolve(configuration.load(overrides))
     resolved.task.prepare()
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from kdbench.__main__ import lenient_output, own_imports
+    from kdbench.base.startup import lenient_output, own_imports
 
     lenient_output()
     own_imports()

@@ -22,11 +22,11 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from kdbench.cache import write_atomic
+from kdbench.base.store import write_atomic
 from kdbench.errors import KDBenchError
 
 if TYPE_CHECKING:
-    from kdbench.deployment import RecordedRun
+    from kdbench.runs.deployment import RecordedRun
     from kdbench.task import ExportPlan
 
 Format = Literal["onnx", "pt2"]
@@ -44,7 +44,7 @@ def export(found: RecordedRun, form: Format = "onnx", out: Path | None = None) -
     The file is read back and run on the task's example before it takes its name.
 
     Args:
-        found: What :func:`kdbench.deployment.read_run` reads.
+        found: What :func:`kdbench.runs.deployment.read_run` reads.
         form: ``onnx``, or ``pt2`` for :func:`torch.export.save`.
         out: The file; ``<run>/student.<form>`` by default.
 
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the file (default: student.FORMAT in the record's folder)")
     options = parser.parse_args(arguments)
     try:
-        from kdbench.deployment import read_run
+        from kdbench.runs.deployment import read_run
 
         run = read_run(options.run)
         path, gap = export(run, options.format, options.out)
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from kdbench.__main__ import lenient_output, own_imports
+    from kdbench.base.startup import lenient_output, own_imports
 
     own_imports()
     lenient_output()

@@ -16,11 +16,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from kdbench import config as configuration
-from kdbench.cache import Store
-from kdbench.digest import digest, digest_files, source_digest
+from kdbench.base.digest import digest, digest_files, source_digest
+from kdbench.base.store import Store
+from kdbench.configuration import config as configuration
+from kdbench.configuration.packages import CONF_GROUP, folders
 from kdbench.errors import KDBenchError
-from kdbench.packages import CONF_GROUP, folders
 
 AXES = ("method", "augment", "quant")
 
@@ -71,8 +71,8 @@ def compute() -> list[Cell]:
 
 def _serving(spec: Mapping[str, Any], default: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     """Returns the first pair of a task with which a plugin can run; raises the error of the first where none can."""
-    from kdbench.build import locate
-    from kdbench.resolved import PluginSpec
+    from kdbench.base.build import locate
+    from kdbench.configuration.resolved import PluginSpec
 
     pairs = {default["pair"]["name"]: default["pair"]}
     for pair in others:
@@ -167,7 +167,7 @@ def _show(found: list[Cell], tasks: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from kdbench.terminal import terminal
+    from kdbench.base.terminal import terminal
 
     table = Table()
     for column in ("axis", "name", *tasks):
@@ -180,7 +180,7 @@ def _show(found: list[Cell], tasks: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from kdbench.__main__ import lenient_output, own_imports
+    from kdbench.base.startup import lenient_output, own_imports
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this quietly
     lenient_output()

@@ -15,7 +15,7 @@ from PIL import Image
 from kdbench.errors import KDBenchError, absent
 
 if TYPE_CHECKING:
-    from kdbench.deployment import RecordedRun
+    from kdbench.runs.deployment import RecordedRun
     from kdbench.task import Task
 
 SHOWN = 24
@@ -28,7 +28,7 @@ def predict(run: RecordedRun, inputs: Sequence[Path], out: Path | None = None) -
     """Runs a recorded student on inputs, one after the other.
 
     Args:
-        run: What :func:`kdbench.deployment.read_run` reads.
+        run: What :func:`kdbench.runs.deployment.read_run` reads.
         inputs: Files that the task reads (``.bin`` scan, image, …).
         out: Where the picture of the inputs goes, once the last one is done; none is drawn without it.
 
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="data.KEY=VALUE", help="how inputs are laid out")
     options = parser.parse_args(arguments)
     try:
-        from kdbench.deployment import read_run
+        from kdbench.runs.deployment import read_run
 
         run = read_run(options.run, options.set)
         inputs = find_inputs(run.task, options.input)
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from kdbench.__main__ import lenient_output, own_imports
+    from kdbench.base.startup import lenient_output, own_imports
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this quietly
     lenient_output()

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from kdbench import config
+from kdbench.configuration import config
 
 #: Groups in the order of the page; what is beside them is composed by those.
 GROUPS = (*config.GROUPS, "preset/task", "recipe", "recipe/preset")

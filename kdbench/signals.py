@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from kdbench import rng
-from kdbench.collectives import average, share
-from kdbench.distributed import whole_batch, whole_feature
+from kdbench.base import rng
+from kdbench.base.collectives import average, share
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature
-from kdbench.plugin import Bindings, Role, State, Views
-from kdbench.sources import Answer, Network, Source, find_module
+from kdbench.needs import Bindings, State, Views
+from kdbench.roles.cast import Cast
+from kdbench.roles.gathering import whole_batch, whole_feature
+from kdbench.roles.sources import Answer, Network, find_module
 from kdbench.task import Batch, Task
 
 #: In :attr:`Context.wanted`: every term.
@@ -24,34 +25,6 @@ EVERY = "*"
 
 #: A view by its name, or a batch that a plugin made.
 View: TypeAlias = str | Batch
-
-
-@dataclass
-class Cast:
-    """The networks of a run and how they take part.
-
-    Attributes:
-        task: The task.
-        roles: How each role takes part.
-        sources: Who answers for it.
-        parts: Path of each part, by role and part name (from the pair's configuration).
-        seed: Names the random streams of the forwards (dropout, stochastic depth).
-        passes: Samples that each network has been run on in all processes, since it was last cleared.
-    """
-
-    task: Task
-    roles: Mapping[str, Role]
-    sources: Mapping[str, Source]
-    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    seed: int = 0
-    passes: dict[str, int] = field(default_factory=dict)
-
-    def model(self, role: str) -> nn.Module:
-        """Returns the plain model of a role."""
-        source = self.sources[role]
-        if not isinstance(source, Network):
-            raise KDBenchError(f"role {role!r} is a {type(source).__name__} without a network, where one is needed")
-        return source.model
 
 
 class Signals:

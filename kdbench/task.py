@@ -12,13 +12,36 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from kdbench.counts import Counts
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Kind
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
     from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a split holds.
+
+    Attributes:
+        samples: Its samples.
+        labels: What of its labels a model can learn from, by class.
+        scored: What of them the primary metric counts, by class; all by default.
+        reason: Why a class has none, and the nearest fix; for the end of an error line.
+        unit: What is labelled.
+    """
+
+    samples: int
+    labels: Mapping[str, int]
+    scored: Mapping[str, int] | None = None
+    reason: str = ""
+    unit: str = "samples"
+
+    @property
+    def judged(self) -> Mapping[str, int]:
+        """What the primary metric counts, by class."""
+        return self.labels if self.scored is None else self.scored
 
 
 @dataclass
@@ -105,7 +128,7 @@ class Task:
     Attributes:
         name: As in ``task=``.
         capabilities: What methods may rely on. Where one does, these are checked before anything trains
-            (:mod:`kdbench.promises`):
+            (:mod:`kdbench.training.promises`):
 
             * ``sample_id``: ids of training samples are 0 to N - 1, where N is ``dataset().sizes["train"]``;
             * ``single_label``: class scores are a softmax's and come with the one true class of each row;

@@ -14,9 +14,9 @@ from pathlib import Path
 import yaml
 
 from kdbench.errors import KDBenchError
-from kdbench.record import CONFIG, RUN, find_records, read_record
-from kdbench.schema import Record
-from kdbench.wandb_run import CONTENT, STEP, RunInfo, offline_reason, one_line, replay, send, start
+from kdbench.mirror.wandb_run import CONTENT, STEP, RunInfo, offline_reason, one_line, replay, send, start
+from kdbench.records.record import CONFIG, RUN, find_records, read_record
+from kdbench.records.schema import Record
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,7 +109,7 @@ def _folders(results: list[Path]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    from kdbench.__main__ import lenient_output, own_imports
+    from kdbench.base.startup import lenient_output, own_imports
 
     own_imports()
     lenient_output()

@@ -57,7 +57,7 @@ def site(words: Sequence[str]) -> int:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from kdbench.cache import default_root
+    from kdbench.base.store import default_root
     from kdbench.matrix import cells
     from leaderboard import anchors
     from leaderboard.boards import build as join
@@ -106,7 +106,7 @@ def schema(words: Sequence[str]) -> int:
         prog="python -m leaderboard schema", description="Prints the JSON schema of run.json."
     ).parse_args(words)
 
-    from kdbench.schema import json_schema
+    from kdbench.records.schema import json_schema
 
     print(json.dumps(json_schema(), indent=1))
     return 0

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from kdbench.digest import digest
-from kdbench.schema import SCHEMA_VERSION
+from kdbench.base.digest import digest
+from kdbench.records.schema import SCHEMA_VERSION
 from leaderboard.row import FIELDS, Interner, Metrics, Row, values_of
 
 #: Raised whenever rows of the same records would come out otherwise.

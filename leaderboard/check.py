@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from kdbench import config
-from kdbench.digest import digest
+from kdbench.base.digest import digest
+from kdbench.configuration import config
 from kdbench.errors import KDBenchError, nearest
-from kdbench.record import CONFIG, spec_hash
-from kdbench.schema import Record
+from kdbench.records.record import CONFIG, spec_hash
+from kdbench.records.schema import Record
 from leaderboard.boards import lower_is_better
 from leaderboard.groups import setting_of
 from leaderboard.row import Row

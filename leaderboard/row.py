@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from kdbench.configuration.network import identity
 from kdbench.errors import KDBenchError
-from kdbench.network import identity
-from kdbench.schema import Cost, Record, RoleScores, Sizes, StudentModel, TeacherModel
+from kdbench.records.schema import Cost, Record, RoleScores, Sizes, StudentModel, TeacherModel
 
 #: Longest name, longest text, largest number that makes sense anywhere.
 LABEL, TEXT, LARGEST = 200, 20_000, 1e30

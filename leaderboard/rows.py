@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from kdbench.configuration.network import architectures
 from kdbench.errors import KDBenchError
-from kdbench.network import architectures
-from kdbench.record import CONFIG, RUN, parse_record, read_record
-from kdbench.schema import Record
+from kdbench.records.record import CONFIG, RUN, parse_record, read_record
+from kdbench.records.schema import Record
 from leaderboard.cache import RowCache
 from leaderboard.row import CONTROL, Interner, Metrics, Row, flatten, refuse_markup, values_of
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from kdbench.digest import digest
+from kdbench.base.digest import digest
 from kdbench.matrix import Cell
 from leaderboard.across import Across, across
 from leaderboard.anchors import Anchor

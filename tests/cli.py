@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kdbench.build import build, check
-from kdbench.cache import Store
+from kdbench.base.build import build, check
+from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 from kdbench.plugin import Method
-from kdbench.record import find_records, read_record
-from kdbench.schema import Record
+from kdbench.records.record import find_records, read_record
+from kdbench.records.schema import Record
 from kdbench.task import Batch
 from tests.toy import Toy, collate
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from kdbench.plugin import Plugin, Stage, State, Update, Views
+from kdbench.base.weights import plain
+from kdbench.needs import Stage, State, Update, Views
+from kdbench.plugin import Plugin
 from kdbench.signals import Context, Signals
-from kdbench.weights import plain
 from tests.plugins import KD, Adversary, Halves
 from tests.toy import CLASSES
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import config as configuration
+from kdbench.configuration import config as configuration
 from kdbench.errors import nearest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

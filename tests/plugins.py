@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from kdbench.features import Grid, Logits, Vector
 from kdbench.functional.numerics import weighted_mean
-from kdbench.plugin import PEER, STUDENT, Method, Need, Part, Plugin, Role, Stage, State, Update, Views
+from kdbench.needs import PEER, STUDENT, Need, Part, Role, Stage, State, Update, Views
+from kdbench.plugin import Method, Plugin
+from kdbench.roles.sources import Tapped
 from kdbench.signals import Context, Signals
-from kdbench.sources import Tapped
 
 LOGITS = Need("logits", Logits)
 

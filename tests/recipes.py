@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.features import Logits
-from kdbench.plugin import STUDENT, TEACHER, Asked, Method, Need, Plugin, Role, Views
+from kdbench.needs import STUDENT, TEACHER, Asked, Need, Role, Views
+from kdbench.plugin import Method, Plugin
 from kdbench.signals import Context, Signals
 from tests.plugins import KD, LOGITS, kl
 from tests.toy import CLASSES

@@ -13,15 +13,16 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchmetrics import MeanMetric, MetricCollection
 
-from kdbench import rng
+from kdbench.base import rng
+from kdbench.base.weights import save_weights
 from kdbench.data import Key, SeededLoader
 from kdbench.features import Feature, Logits, Vector
-from kdbench.fit import Training
-from kdbench.plugin import STUDENT, TEACHER, Method, Need, Role, Update
-from kdbench.recipe import Recipe
+from kdbench.needs import STUDENT, TEACHER, Need, Role, Update
+from kdbench.plugin import Method
 from kdbench.signals import Context, Signals
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
-from kdbench.weights import save_weights
+from kdbench.training.fit import Training
+from kdbench.training.recipe import Recipe
 from tests.toy import specs
 
 MEAN, SPREAD, NOISE = 3.0, 0.5, 1.0

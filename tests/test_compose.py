@@ -9,16 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench import config
-from kdbench.cache import Store
+from kdbench.base.store import Store
+from kdbench.configuration import config
+from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
-from kdbench.fit import Training
-from kdbench.plan import StepPlan, make_plan, merge_roles, merge_stages
-from kdbench.plugin import Plugin, Stage
-from kdbench.recipe import DEPLOYED, MODEL
-from kdbench.record import find_records
-from kdbench.resolved import resolve
-from kdbench.trainings import Trainings
+from kdbench.needs import Stage
+from kdbench.plugin import Plugin
+from kdbench.records.record import find_records
+from kdbench.runs.trainings import Trainings
+from kdbench.training.fit import Training
+from kdbench.training.plan import StepPlan, make_plan, merge_roles, merge_stages
+from kdbench.training.recipe import DEPLOYED, MODEL
 from tests import compositions, plugins
 from tests.cli import CommandLine, install
 from tests.compositions import Greedy, Hard, Late, Marks, Quantised

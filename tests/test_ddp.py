@@ -25,18 +25,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kdbench import config, processes, rng
-from kdbench.build import locate
-from kdbench.collectives import average, normalizer, share
-from kdbench.compat import bind
+from kdbench.base import rng
+from kdbench.base.build import locate
+from kdbench.base.collectives import average, normalizer, share
+from kdbench.base.weights import save_weights
+from kdbench.configuration import config
+from kdbench.configuration.compat import bind
 from kdbench.data import SeededLoader
 from kdbench.errors import KDBenchError
 from kdbench.features import Activated, Feature, Grid, Kind, Logits, Points, Tokens
-from kdbench.fit import Training
-from kdbench.recipe import MODEL
 from kdbench.signals import Context, Signals
 from kdbench.task import Batch
-from kdbench.weights import save_weights
+from kdbench.training import processes
+from kdbench.training.fit import Training
+from kdbench.training.recipe import MODEL
 from tests import plugins
 from tests.cli import ROOT, CommandLine, install
 from tests.methods.harness import yaml
@@ -301,7 +303,7 @@ def test_a_run_with_several_processes_leaves_one_record(kdbench):
     (record,) = kdbench.records()
     assert record.status == "ok"
     assert len(kdbench.manifests()) == 3
-    assert {path.name for path in kdbench.cache.iterdir()} == {"model", "locks"}
+    assert {path.name for path in kdbench.base.store.iterdir()} == {"model", "locks"}
     again = kdbench("method=crd", "method.embed_dim=8", "trainer=ddp", "trainer.accelerator=cpu")
     assert "This run has its record" in again.out
 

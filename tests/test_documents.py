@@ -17,9 +17,9 @@ from hydra import compose
 from hydra.errors import HydraException
 from markdown_it import MarkdownIt
 
-from kdbench import config
+from kdbench.configuration import config
 from kdbench.errors import KDBenchError
-from kdbench.record import find_records, read_record
+from kdbench.records.record import find_records, read_record
 from tests.cli import EXAMPLE, ROOT, install
 from tests.tasks.classification import layouts
 from tests.tasks.pointcloud import tiny

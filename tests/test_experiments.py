@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from kdbench import config
+from kdbench.configuration import config
 from kdbench.errors import KDBenchError
 from kdbench.matrix import cells
 

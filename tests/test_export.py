@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdbench import rng
-from kdbench.deployment import read_run
+from kdbench.base import rng
 from kdbench.export import export, main
-from kdbench.record import find_records
+from kdbench.records.record import find_records
+from kdbench.runs.deployment import read_run
 from kdbench.task import ExportPlan
 from tests.cli import CliToy, CommandLine
 

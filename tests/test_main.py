@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdbench.__main__ import own_imports, written_over
-from kdbench.history import History
+from kdbench.base.startup import own_imports, written_over
+from kdbench.training.history import History
 from tests import toy
 from tests.cli import ROOT, CliToy, CommandLine, install
 
@@ -333,7 +333,8 @@ def test_help_says_what_there_is(tmp_path):
 
 def test_records_are_read_without_torch(tmp_path):
     code = (
-        "import sys, kdbench.record, kdbench.trainings, kdbench.cache, kdbench.recipe, kdbench.config, kdbench.run; "
+        "import sys, kdbench.records.record, kdbench.runs.trainings, kdbench.base.store, kdbench.training.recipe; "
+        "import kdbench.configuration.config, kdbench.runs.run; "
         "print('torch' in sys.modules)"
     )
     ran = outside(folder=tmp_path, python=("-c", code))
@@ -403,7 +404,7 @@ def test_a_package_that_another_distribution_wrote_over_is_one_line(tmp_path, mo
         file.write_text("# of another distribution\n")
         assert written_over(tmp_path) == [file]
         assert written_over(ROOT) == []  # what is installed elsewhere is not what runs
-    monkeypatch.setattr("kdbench.__main__.written_over", lambda _: [file])
+    monkeypatch.setattr("kdbench.base.startup.written_over", lambda _: [file])
     with pytest.raises(SystemExit, match=f"kdbench: error: {file} is not the file that kdbench installed"):
         own_imports()
 

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from kdbench import config, matrix
-from kdbench import digest as module
-from kdbench.cache import Store
+from kdbench import matrix
+from kdbench.base import digest as module
+from kdbench.base.store import Store
+from kdbench.configuration import config
+from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
-from kdbench.fit import Training
 from kdbench.matrix import AXES, Cell
-from kdbench.promises import check_promises
-from kdbench.resolved import resolve
-from kdbench.trainings import Trainings
+from kdbench.runs.trainings import Trainings
+from kdbench.training.fit import Training
+from kdbench.training.promises import check_promises
 from tests import tiny
 from tests.cli import EXAMPLE, ROOT, CliToy, install
 

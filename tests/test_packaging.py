@@ -20,7 +20,7 @@ import kdbench
 ROOT = Path(__file__).resolve().parents[1]
 
 COMPOSE_ALL = """
-from kdbench import config
+from kdbench.configuration import config
 
 tasks, presets = config.options("task"), config.options("preset")
 for task in tasks:

@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
-from kdbench import rng
-from kdbench.cache import Store
-from kdbench.deployment import read_run
+from kdbench.base import rng
+from kdbench.base.store import Store
+from kdbench.base.weights import load_weights
 from kdbench.predict import main
-from kdbench.record import find_records
-from kdbench.weights import load_weights
+from kdbench.records.record import find_records
+from kdbench.runs.deployment import read_run
 from tests.cli import ROOT, CliToy, CommandLine
 from tests.toy import Net
 
@@ -57,7 +57,7 @@ def test_what_a_method_keeps_at_inference_predicts(kdbench, image, capsys):
     kdbench("method=toy_reuse")
     (run,) = find_records(kdbench.results)
     config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    task, plain = CliToy(config["data"], Store(kdbench.cache)), Net(4)
+    task, plain = CliToy(config["data"], Store(kdbench.base.store)), Net(4)
     batch = task.read(image)
     deployed = read_run(run).model(batch)
     load_weights(plain, run / "student.safetensors")

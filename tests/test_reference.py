@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from kdbench import config, reference
+from kdbench import reference
+from kdbench.configuration import config
 from kdbench.errors import KDBenchError
 from tests.cli import ROOT
 

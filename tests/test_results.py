@@ -15,8 +15,9 @@ from rich.console import Console
 from scipy import stats
 
 from kdbench import results
-from kdbench.record import CONFIG, read_record, write_record
-from kdbench.schema import Primary, Record, RoleScores
+from kdbench.records.record import CONFIG, read_record, write_record
+from kdbench.records.schema import Primary, Record, RoleScores
+from kdbench.runs import summary
 from tests.cli import ROOT, CommandLine
 
 
@@ -43,9 +44,9 @@ def seeded(record: Record, seed: int, scratch: float, student: float, higher: bo
     return record.model_copy(update={**own, **changes})
 
 
-def printed(found: list[results.Row]) -> str:
+def printed(found: list[summary.Row]) -> str:
     text = io.StringIO()
-    Console(width=300, file=text).print(results.table(found, "means"))
+    Console(width=300, file=text).print(summary.table(found, "means"))
     return text.getvalue()
 
 
@@ -54,7 +55,7 @@ def test_seeds_of_one_specification_are_a_mean_with_its_interval(record):
     runs = [(Path(str(s)), seeded(record, s, *pair)) for s, pair in enumerate(pairs)]
     other = (Path("other"), seeded(record, 0, 60.0, 59.0, spec_hash="other"))
     failed = (Path("f"), seeded(record, 7, 0, 0, status="failed", reason="x"))
-    row, alone = sorted(results.rows([*runs, other, failed]), key=lambda row: -len(row.seeds))
+    row, alone = sorted(summary.rows([*runs, other, failed]), key=lambda row: -len(row.seeds))
     assert (row.seeds, row.ended) == ((0, 1, 2), {"failed": 1})
     for found, values in ((row.score, [p[1] for p in pairs]), (row.gain, [p[1] - p[0] for p in pairs])):
         assert found is not None
@@ -64,7 +65,7 @@ def test_seeds_of_one_specification_are_a_mean_with_its_interval(record):
     assert shlex.split(row.command)[-1] == "seed=0,1,2,7"
     assert shlex.split(row.command)[:4] == ["python", "-m", "kdbench", "-m"]
     assert "pair.student.taps.a=x y" in shlex.split(row.command)
-    assert alone.score == results.Mean(59.0)
+    assert alone.score == summary.Mean(59.0)
     text = printed([row, alone])
     assert "52.50 ± 1.24" in text
     assert "3 seeds, 1 failed" in text
@@ -76,7 +77,7 @@ def test_seeds_of_one_specification_are_a_mean_with_its_interval(record):
 def test_more_of_an_error_is_no_gain(record):
     worse = [(Path(str(s)), seeded(record, s, 0.5, 0.62, False)) for s in range(2)]
     better = [(Path(str(s)), seeded(record, s, 0.5, 0.4, False, spec_hash="b")) for s in range(2)]
-    text = printed(results.rows([*worse, *better]))
+    text = printed(summary.rows([*worse, *better]))
     assert "rmse (lower is better)" in text
     assert "+0.1200 ± 0.0000 worse" in text
     assert "-0.1000 ± 0.0000 better" in text
@@ -87,8 +88,8 @@ def test_of_two_runs_of_a_seed_the_newest_that_ended_well_counts(record):
     later = record.provenance.model_copy(update={"finished": record.provenance.finished + timedelta(hours=1)})
     old, new = seeded(record, 0, 1.0, 2.0), seeded(record, 0, 1.0, 3.0, provenance=later)
     failed = seeded(record, 0, 1.0, 4.0, provenance=later, status="failed", reason="x")
-    (row,) = results.rows([(Path("a"), new), (Path("b"), old), (Path("c"), failed)])
-    assert (row.seeds, row.score, row.ended, row.folders) == ((0,), results.Mean(3.0), {}, ("a",))
+    (row,) = summary.rows([(Path("a"), new), (Path("b"), old), (Path("c"), failed)])
+    assert (row.seeds, row.score, row.ended, row.folders) == ((0,), summary.Mean(3.0), {}, ("a",))
 
 
 def test_the_list_of_a_folder(record, kdbench, capsys):

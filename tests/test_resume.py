@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.record import find_records, read_record
-from kdbench.schema import Record
+from kdbench.records.record import find_records, read_record
+from kdbench.records.schema import Record
 from tests.cli import ROOT, install
 from tests.toy import same
 
@@ -54,7 +54,9 @@ class Whole:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     # Forked from a server that holds the imports, so that a kill falls into a run and not into `import torch`.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kdbench.run", "kdbench.fit", "kdbench.measure", "tests.cli", "tests.test_resume"])
+    context.set_forkserver_preload(
+        ["kdbench.runs.run", "kdbench.training.fit", "kdbench.training.measure", "tests.cli", "tests.test_resume"]
+    )
     site = install(tmp_path_factory.mktemp("site"))
 
     def start(folder: Path) -> Any:

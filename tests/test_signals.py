@@ -8,9 +8,10 @@ from torch import nn
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Vector
-from kdbench.plugin import STUDENT, TEACHER, Role, State
-from kdbench.signals import EVERY, Cast, Context, Signals, total
-from kdbench.sources import Network, Table
+from kdbench.needs import STUDENT, TEACHER, Role, State
+from kdbench.roles.cast import Cast
+from kdbench.roles.sources import Network, Table
+from kdbench.signals import EVERY, Context, Signals, total
 from kdbench.task import Batch, Task
 
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from kdbench import config
-from kdbench.run import Run
+from kdbench.configuration import config
+from kdbench.runs.run import Run
 from kdbench.task import Task
 from tests import tiny
 from tests.cli import EXAMPLE, install

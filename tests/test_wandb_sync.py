@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from kdbench.wandb_logger import open_logger
+from kdbench.mirror.wandb_logger import open_logger
 from kdbench.wandb_sync import main as sync
 from tests.wandb_server import RUN, Received, assert_whole, closed_port, logged_in, made, no_account
 

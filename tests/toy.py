@@ -13,14 +13,14 @@ from torch.utils.data import Dataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from kdbench import rng
+from kdbench.base import rng
+from kdbench.base.weights import save_weights
+from kdbench.configuration.resolved import PluginSpec
 from kdbench.data import Key, SeededLoader
 from kdbench.features import Feature, Grid, Logits, Vector
-from kdbench.fit import Training
-from kdbench.recipe import Recipe
-from kdbench.resolved import PluginSpec
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
-from kdbench.weights import save_weights
+from kdbench.training.fit import Training
+from kdbench.training.recipe import Recipe
 from tests.plugins import WEIGHTS
 
 CLASSES = 5

@@ -22,10 +22,10 @@ import yaml
 from PIL import Image
 from wandb.proto import wandb_internal_pb2 as protocol
 
-from kdbench.provenance import provenance
-from kdbench.record import read_record, write_record
-from kdbench.schema import Record
-from kdbench.wandb_run import CONTENT, STEP, RunInfo, teacher_hash
+from kdbench.mirror.wandb_run import CONTENT, STEP, RunInfo, teacher_hash
+from kdbench.records.provenance import provenance
+from kdbench.records.record import read_record, write_record
+from kdbench.records.schema import Record
 
 BLOCK = 32 * 1024
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4

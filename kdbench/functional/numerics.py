@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from kdbench.collectives import normalizer, share
+from kdbench.base.collectives import normalizer, share
 from kdbench.errors import KDBenchError, nearest
 
 #: Which form of a loss, where the paper and its released code differ.

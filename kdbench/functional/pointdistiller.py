@@ -80,7 +80,9 @@ def select(
     key = score
     if mode == "random":
         if generator is None:
-            raise KDBenchError("select: mode='random' was given no generator, expected one from kdbench.rng.generator")
+            raise KDBenchError(
+                "select: mode='random' was given no generator, expected one from kdbench.base.rng.generator"
+            )
         key = torch.rand(len(score), generator=generator, device=generator.device).to(score.device)
     order = key.argsort(descending=True, stable=True)
     rank = torch.arange(len(order), device=order.device)

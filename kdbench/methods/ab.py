@@ -18,13 +18,12 @@ from typing import ClassVar
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from kdbench.features import Activated
+from kdbench import Activated, Context, Method, Need, Signals, Stage
 from kdbench.functional.ab import activation_boundary_loss
 from kdbench.functional.numerics import Faithful
 from kdbench.functional.pool import pool_to_smaller
 from kdbench.methods.blocks import connector, conv_regressor, levels
-from kdbench.plugin import Method, Need, Stage
-from kdbench.signals import Context, Signals, total
+from kdbench.signals import total
 
 
 class AB(Method):

@@ -12,12 +12,11 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.features import Grid
+from kdbench import Context, Grid, Method, Need, Signals
 from kdbench.functional.at import attention_transfer_loss
 from kdbench.functional.numerics import Faithful
 from kdbench.methods.blocks import levels
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals, total
+from kdbench.signals import total
 
 
 class AT(Method):

@@ -17,12 +17,10 @@ from typing import ClassVar, Literal
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from kdbench.features import Logits
+from kdbench import PEER, STUDENT, Context, Logits, Method, Need, Role, Signals, Update
 from kdbench.functional.bdkd import balanced_loss
 from kdbench.functional.divergence import divergence
 from kdbench.functional.numerics import weighted_mean
-from kdbench.plugin import PEER, STUDENT, Method, Need, Role, Update
-from kdbench.signals import Context, Signals
 
 
 class BDKD(Method):

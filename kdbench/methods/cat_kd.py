@@ -14,11 +14,9 @@ from typing import ClassVar
 from pydantic import PositiveInt
 from torch import Tensor
 
-from kdbench.features import Grid, Last, Logits
+from kdbench import Context, Grid, Last, Logits, Method, Need, Part, Signals
 from kdbench.functional.cat_kd import class_activation_maps, class_attention_loss
 from kdbench.methods.blocks import check_pooled
-from kdbench.plugin import Method, Need, Part
-from kdbench.signals import Context, Signals
 
 
 class CATKD(Method):

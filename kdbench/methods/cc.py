@@ -16,11 +16,9 @@ from typing import ClassVar
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from kdbench.features import Vector
+from kdbench import Context, Method, Need, Signals, Vector
 from kdbench.functional.cc import correlation_congruence_loss, neighbour_product_loss
 from kdbench.functional.numerics import Faithful
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class CC(Method):

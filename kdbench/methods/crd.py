@@ -18,12 +18,9 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from kdbench.errors import KDBenchError
-from kdbench.features import Feature, Logits, Vector
+from kdbench import Context, Feature, KDBenchError, Logits, Method, Need, Signals, State, Vector
 from kdbench.functional.crd import contrast_logits, draw_negatives, log_normalizer, momentum_update, nce_loss
 from kdbench.functional.numerics import unit, upcast
-from kdbench.plugin import Method, Need, State
-from kdbench.signals import Context, Signals
 
 
 class CRD(Method):

@@ -14,10 +14,8 @@ from typing import ClassVar
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from kdbench.features import Logits, Values
+from kdbench import PEER, STUDENT, Context, Logits, Method, Need, Role, Signals, Update, Values
 from kdbench.functional.kd import kd_loss
-from kdbench.plugin import PEER, STUDENT, Method, Need, Role, Update
-from kdbench.signals import Context, Signals
 
 
 class DML(Method):

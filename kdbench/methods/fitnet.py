@@ -14,13 +14,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kdbench.errors import KDBenchError
-from kdbench.features import Feature, Grid, Nodes, Points, Tokens, Vector
+from kdbench import Context, Feature, Grid, KDBenchError, Method, Need, Nodes, Points, Signals, Tokens, Vector
 from kdbench.functional.fitnet import hint_loss
 from kdbench.functional.pool import pool_to_smaller
 from kdbench.methods.blocks import conv, conv_regressor
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class FitNet(Method):

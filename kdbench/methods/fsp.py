@@ -17,11 +17,9 @@ from typing import ClassVar
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from kdbench.features import Grid
+from kdbench import Context, Grid, Method, Need, Signals, Stage
 from kdbench.functional.fsp import fsp_loss
 from kdbench.methods.blocks import levels, projectors
-from kdbench.plugin import Method, Need, Stage
-from kdbench.signals import Context, Signals
 
 
 class FSP(Method):

@@ -16,13 +16,11 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from kdbench.features import Grid
+from kdbench import Context, Grid, Method, Need, Signals, Stage
 from kdbench.functional.fitnet import hint_loss
 from kdbench.functional.ft import factor_loss
 from kdbench.functional.numerics import Faithful
 from kdbench.methods.blocks import BatchNorm, conv, deconv
-from kdbench.plugin import Method, Need, Stage
-from kdbench.signals import Context, Signals
 
 
 class Paraphraser(nn.Module):

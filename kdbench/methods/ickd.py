@@ -13,11 +13,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from kdbench.features import Grid
+from kdbench import Context, Grid, Method, Need, Signals
 from kdbench.functional.ickd import channel_correlation_loss
 from kdbench.methods.blocks import BatchNorm, conv
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class ICKD(Method):

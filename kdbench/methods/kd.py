@@ -19,11 +19,8 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from kdbench.errors import KDBenchError
-from kdbench.features import Logits, Values
+from kdbench import Context, KDBenchError, Logits, Method, Need, Signals, Values
 from kdbench.functional.kd import adversarial_temperature, cosine_ramp, kd_loss
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class KD(Method):

@@ -16,11 +16,9 @@ from typing import ClassVar
 from pydantic import PositiveInt
 from torch import Tensor
 
-from kdbench.features import Grid
+from kdbench import Context, Grid, Method, Need, Signals
 from kdbench.functional.kdsvd import kdsvd_loss
 from kdbench.methods.blocks import levels, projectors
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class KDSVD(Method):

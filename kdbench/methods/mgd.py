@@ -15,12 +15,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.features import Grid
+from kdbench import Context, Grid, Method, Need, Signals
 from kdbench.functional.mgd import mgd_loss, random_mask
 from kdbench.functional.pool import average_pool
 from kdbench.methods.blocks import conv
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class MGD(Method):

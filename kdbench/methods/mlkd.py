@@ -17,12 +17,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from kdbench.features import Logits
+from kdbench import Context, Logits, Method, Need, Signals, Views
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.mlkd import mlkd_losses
 from kdbench.functional.numerics import Faithful
-from kdbench.plugin import Method, Need, Views
-from kdbench.signals import Context, Signals
 
 
 class MLKD(Method):

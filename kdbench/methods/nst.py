@@ -10,11 +10,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.features import Grid
+from kdbench import Context, Grid, Method, Need, Signals
 from kdbench.functional.nst import nst_loss
 from kdbench.methods.blocks import levels
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals, total
+from kdbench.signals import total
 
 
 class NST(Method):

@@ -23,12 +23,11 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from kdbench.features import Feature, Grid, Logits, Tokens
+from kdbench import Context, Feature, Grid, Logits, Method, Need, Signals, Tokens
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.ofa import ofa_loss
 from kdbench.methods.blocks import BatchNorm, conv
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals, total
+from kdbench.signals import total
 
 #: Global pooling by the number of spatial axes.
 _POOL: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}

@@ -17,12 +17,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdbench.features import Activated
+from kdbench import Activated, Context, Method, Need, Signals, State
 from kdbench.functional.ofd import gaussian_margin, partial_distance
 from kdbench.functional.pool import pool_to_smaller
 from kdbench.methods.blocks import connector, levels
-from kdbench.plugin import Method, Need, State
-from kdbench.signals import Context, Signals, total
+from kdbench.signals import total
 
 
 class OFD(Method):

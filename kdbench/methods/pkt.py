@@ -13,11 +13,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.features import Vector
+from kdbench import Context, Method, Need, Signals, Vector
 from kdbench.functional.numerics import Faithful
 from kdbench.functional.pkt import pkt_loss
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class PKT(Method):

@@ -25,8 +25,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from kdbench.errors import KDBenchError
-from kdbench.features import Feature, Grid, Points
+from kdbench import Context, Feature, Grid, KDBenchError, Method, Need, Points, Signals
 from kdbench.functional.graph import batch_norm_edges, edge_distances, gather_edges, knn, project_edges
 from kdbench.functional.numerics import Faithful
 from kdbench.functional.pointdistiller import (
@@ -37,8 +36,6 @@ from kdbench.functional.pointdistiller import (
     select,
     weigh_distances,
 )
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 #: Points that a voxel or pillar of the paper's detectors holds at most. Our pillars hold all of theirs, several hundred
 #: near the sensor, and a softmax over such counts would leave one graph a scan.

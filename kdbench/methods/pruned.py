@@ -16,10 +16,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from kdbench.features import Logits
+from kdbench import Context, Logits, Method, Need, Signals
 from kdbench.functional.pruned import distillation_weight, pruned_loss
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class Pruned(Method):

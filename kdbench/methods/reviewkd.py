@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from kdbench.features import Activated, Grid, Vector
+from kdbench import Activated, Context, Grid, Method, Need, Signals, Vector
 from kdbench.functional.reviewkd import hierarchical_context_loss
 from kdbench.methods.blocks import BatchNorm, conv
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals, total
+from kdbench.signals import total
 
 
 def resize(feature: Tensor, space: Sequence[int]) -> Tensor:

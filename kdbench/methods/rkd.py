@@ -12,10 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.features import Vector
+from kdbench import Context, Method, Need, Signals, Vector
 from kdbench.functional.rkd import angle_loss, distance_loss
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class RKD(Method):

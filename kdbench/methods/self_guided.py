@@ -16,11 +16,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from kdbench.features import Logits
+from kdbench import STUDENT, Context, Logits, Method, Need, Role, Signals, Stage
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.self_guided import self_guided_loss
-from kdbench.plugin import STUDENT, Method, Need, Role, Stage
-from kdbench.signals import Context, Signals
 
 _FIRST = "generation_0"
 

@@ -21,13 +21,11 @@ from typing import Any, ClassVar
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from kdbench.features import Grid, Last, Logits
+from kdbench import Context, Grid, Last, Logits, Method, Need, Part, Signals
 from kdbench.functional.pool import average_pool, global_average
 from kdbench.functional.simkd import simkd_loss
 from kdbench.methods.blocks import BatchNorm, check_pooled, conv
-from kdbench.plugin import Method, Need, Part
-from kdbench.signals import Context, Signals
-from kdbench.sources import Tapped
+from kdbench.roles.sources import Tapped
 
 
 class Projector(nn.Module):

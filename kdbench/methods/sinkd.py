@@ -17,13 +17,11 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from kdbench.features import Logits
+from kdbench import Context, Logits, Method, Need, Signals
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.divergence import categorical_kl
 from kdbench.functional.numerics import weighted_mean
 from kdbench.functional.sinkd import sinkhorn_loss
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class SinKD(Method):

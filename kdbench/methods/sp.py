@@ -9,10 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.features import Grid, Tokens, Vector
+from kdbench import Context, Grid, Method, Need, Signals, Tokens, Vector
 from kdbench.functional.sp import similarity_preserving_loss
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class SP(Method):

@@ -14,11 +14,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdbench.features import Grid, Vector
+from kdbench import Context, Grid, Method, Need, Part, Signals, Vector
 from kdbench.functional.srrl import srrl_losses
 from kdbench.methods.blocks import BatchNorm, conv
-from kdbench.plugin import Method, Need, Part
-from kdbench.signals import Context, Signals
 
 
 class SRRL(Method):

@@ -17,13 +17,9 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from kdbench.errors import KDBenchError
-from kdbench.features import Logits, Vector
+from kdbench import Batch, Context, KDBenchError, Logits, Method, Need, Signals, Stage, Vector, Views
 from kdbench.functional.kd import kd_loss
 from kdbench.functional.sskd import contrast_loss, contrast_similarities, contrast_transfer_loss, select_transfer
-from kdbench.plugin import Method, Need, Stage, Views
-from kdbench.signals import Context, Signals
-from kdbench.task import Batch
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -19,12 +19,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.errors import KDBenchError
-from kdbench.features import Logits
+from kdbench import Context, KDBenchError, Logits, Method, Need, Signals, Stage, State
 from kdbench.functional.numerics import upcast, weighted_mean
 from kdbench.functional.ssld import Divergence, label_free_divergence, surest
-from kdbench.plugin import Method, Need, Stage, State
-from kdbench.signals import Context, Signals
 
 DISTIL, FINETUNE = "distil", "finetune"
 

@@ -17,12 +17,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from kdbench.features import Logits
+from kdbench import STUDENT, Context, Logits, Method, Need, Role, Signals, Stage
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.numerics import Faithful
 from kdbench.functional.tf_kd import self_training_loss, virtual_teacher_loss
-from kdbench.plugin import STUDENT, Method, Need, Role, Stage
-from kdbench.signals import Context, Signals
 
 
 class TfKD(Method):

@@ -19,12 +19,10 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from kdbench.features import Logits
+from kdbench import Context, Logits, Method, Need, Signals, Stage, State, Update
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.numerics import upcast
 from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
-from kdbench.plugin import Method, Need, Stage, State, Update
-from kdbench.signals import Context, Signals
 
 
 class TGeo(Method):

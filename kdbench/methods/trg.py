@@ -18,14 +18,11 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from kdbench.errors import KDBenchError
-from kdbench.features import Grid, Logits, Tokens
+from kdbench import Context, Grid, KDBenchError, Logits, Method, Need, Signals, Tokens
 from kdbench.functional.kd import kd_loss
 from kdbench.functional.numerics import unit, upcast
 from kdbench.functional.pool import average_pool
 from kdbench.functional.trg import token_context_loss, token_global_loss, token_local_loss
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class TRG(Method):

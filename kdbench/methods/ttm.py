@@ -11,11 +11,9 @@ from typing import ClassVar
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from kdbench.features import Logits
+from kdbench import Context, Logits, Method, Need, Signals
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.ttm import ttm_loss
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals
 
 
 class TTM(Method):

@@ -14,13 +14,11 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from kdbench.errors import KDBenchError
-from kdbench.features import Grid
+from kdbench import Context, Grid, KDBenchError, Method, Need, Signals
 from kdbench.functional.pool import pool_to_smaller
 from kdbench.functional.vid import softplus_inverse, vid_loss
 from kdbench.methods.blocks import conv, levels
-from kdbench.plugin import Method, Need
-from kdbench.signals import Context, Signals, total
+from kdbench.signals import total
 
 
 class VID(Method):

@@ -8,7 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Container, Iterable
 
-from kdbench.schema import idle_terms
+from kdbench.records.schema import idle_terms
 from leaderboard.boards import Board, lower_is_better
 from leaderboard.charts import Dot, short
 from leaderboard.exports import NONE, Cell, Column, Direction

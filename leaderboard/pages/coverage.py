@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdbench import matrix
-from kdbench.network import SIDES, names_networks
+from kdbench.configuration.network import SIDES, names_networks
 from leaderboard.boards import TRIALS, Board
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.groups import Group

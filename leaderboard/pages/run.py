@@ -13,8 +13,8 @@ from typing import Any
 from markupsafe import Markup
 
 from kdbench.errors import KDBenchError
-from kdbench.record import CONFIG, RUN
-from kdbench.schema import Record, idle_terms
+from kdbench.records.record import CONFIG, RUN
+from kdbench.records.schema import Record, idle_terms
 from leaderboard import charts
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.groups import Group

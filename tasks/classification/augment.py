@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 
 #: Sides of a resized crop, width over height (Szegedy et al., 2015; torchvision's RandomResizedCrop).

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 
 

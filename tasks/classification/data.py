@@ -14,11 +14,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kdbench import rng
-from kdbench.build import check
-from kdbench.cache import Store
+from kdbench.base import rng
+from kdbench.base.build import check
+from kdbench.base.digest import digest, source_digest
+from kdbench.base.store import Store
 from kdbench.data import Key, SeededLoader
-from kdbench.digest import digest, source_digest
 from kdbench.errors import KDBenchError
 from kdbench.splits import SHARE, cut
 from kdbench.task import Batch

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdbench import rng
+from kdbench.base import rng
 
 Score = Literal["el2n", "forgetting"]
 #: Epochs of a proxy; EL2N is taken early, forgetting over a whole training.

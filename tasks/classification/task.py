@@ -19,15 +19,14 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from kdbench import rng
-from kdbench.build import build, locate
-from kdbench.cache import Store
-from kdbench.collectives import normalizer
-from kdbench.counts import Counts
+from kdbench.base import rng
+from kdbench.base.build import build, locate
+from kdbench.base.collectives import normalizer
+from kdbench.base.store import Store
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Activated, Feature, Grid, Kind, Last, Logits, Tokens, Vector
 from kdbench.functional.numerics import upcast
-from kdbench.task import Batch, DatasetInfo, ExportPlan, Task, move, scalars
+from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task, move, scalars
 from tasks.classification import networks, picture
 from tasks.classification.data import Cut, Images, open_images
 from tasks.classification.metrics import Scores, fit_temperature

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdbench.counts import Counts
+from kdbench.task import Counts
 from tasks.pointcloud.frames import Contents, within
 from tasks.pointcloud.kitti import MIN_HEIGHT
 

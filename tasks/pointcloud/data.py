@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.data import Key, SeededLoader
 from kdbench.errors import KDBenchError
 from kdbench.splits import SHARE, cut

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdbench.cache import write_atomic
+from kdbench.base.store import write_atomic
 from kdbench.errors import KDBenchError
 
 MIN_POINTS = 5

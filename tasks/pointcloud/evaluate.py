@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from kdbench.base.files import listed
+from kdbench.base.terminal import terminal
 from kdbench.errors import KDBenchError
-from kdbench.files import listed
-from kdbench.terminal import terminal
 from tasks.pointcloud.kitti import MIN_HEIGHT, Objects, Oddities, read_frames, read_objects
 from tasks.pointcloud.kitti_ap import (
     CLASSES,

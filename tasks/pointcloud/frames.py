@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.cache import Store, write_atomic
-from kdbench.digest import digest, digest_files
+from kdbench.base.digest import digest, digest_files
+from kdbench.base.store import Store, write_atomic
 from kdbench.errors import KDBenchError
 from tasks.pointcloud import kitti
 from tasks.pointcloud.augment import fit_ground
@@ -308,7 +308,7 @@ def _contents(frames: Frames, name: str, points: np.ndarray) -> Contents:
 def content_digest(root: Path, names: Sequence[str], store: Store) -> str:
     """Digests a real data set: labels, calibrations and scans by content, images by width and height.
 
-    Scans are read once, for as long as they stay as they are (:meth:`~kdbench.cache.Store.of_files`).
+    Scans are read once, for as long as they stay as they are (:meth:`~kdbench.base.store.Store.of_files`).
 
     Raises:
         KDBenchError: A file cannot be read.

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from kdbench.base.files import listed, read_text, reason
 from kdbench.errors import KDBenchError
-from kdbench.files import listed, read_text, reason
 
 DEFAULT_IMAGE_SIZE = (1242, 375)
 IMAGE_SUFFIXES = tuple(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from kdbench.collectives import normalizer
+from kdbench.base.collectives import normalizer
 from tasks.pointcloud.anchors import IGNORED, YAWS, Anchors, encode, heading_bin
 from tasks.pointcloud.detector import PillarOutputs
 

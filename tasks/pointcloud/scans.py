@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat
 
+from kdbench.base.files import reason
 from kdbench.errors import KDBenchError
-from kdbench.files import reason
 
 FARTHEST = 500.0  # m; no LiDAR of a car reaches further
 STRAYS = 0.01  # share of the points that may lie beyond, as echoes do

@@ -17,7 +17,7 @@ import numpy as np
 from rich.progress import track
 from scipy.spatial.transform import Rotation
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError, nearest
 from tasks.pointcloud import kitti
 from tasks.pointcloud.scans import write_points

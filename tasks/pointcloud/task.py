@@ -21,15 +21,14 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from kdbench import rng
-from kdbench.build import build, check
-from kdbench.cache import SCRATCH, Store
-from kdbench.collectives import normalizer
-from kdbench.counts import Counts
-from kdbench.digest import digest, source_digest
+from kdbench.base import rng
+from kdbench.base.build import build, check
+from kdbench.base.collectives import normalizer
+from kdbench.base.digest import digest, source_digest
+from kdbench.base.store import SCRATCH, Store
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature, Grid, Kind, Logits, Points
-from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
+from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task
 from tasks.pointcloud import kitti, picture
 from tasks.pointcloud.anchors import IGNORED, KITTI_ANCHORS, AnchorClass, Anchors, assign_per_class
 from tasks.pointcloud.augment import Augment

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_diabetes
 
-from kdbench.cache import Store
+from kdbench.base.store import Store
 from kdbench.features import Values
-from kdbench.record import find_records
+from kdbench.records.record import find_records
 from kdbench.task import Batch
 from tests.cli import EXAMPLE, CommandLine, install
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.ab import activation_boundary_loss
 from tests.functional.checks import check_empty, check_low_precision

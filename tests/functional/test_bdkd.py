@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.bdkd import balanced_loss, entropy
 from tests.functional.checks import check_empty, check_low_precision

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.cc import correlation_congruence_loss, correlation_matrix, neighbour_product_loss
 from tests.functional.checks import check_low_precision

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.functional import crd as module
 from kdbench.functional.crd import contrast_logits, draw_negatives, log_normalizer, momentum_update, nce_loss
 from tests.functional.checks import check_empty, check_low_precision

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdbench import functional as K
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.functional.numerics import Faithful, spread, unit
 from kdbench.signals import total
 

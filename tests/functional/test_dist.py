@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.dist import inter_class_loss, intra_class_loss, pearson_correlation
 from tests.functional.checks import check_empty, check_low_precision

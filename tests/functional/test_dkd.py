@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.divergence import categorical_kl
 from kdbench.functional.dkd import nckd_loss, tckd_loss

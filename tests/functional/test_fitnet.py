@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.fitnet import hint_loss
 from tests.functional.checks import check_empty, check_low_precision

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.fsp import fsp_loss, fsp_matrix
 from tests.functional.checks import check_autocast, check_empty, check_low_precision

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.ft import factor_loss
 from tests.functional.checks import check_low_precision, check_zero

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional import graph as module
 from kdbench.functional.graph import batch_norm_edges, edge_distances, gather_edges, knn, project_edges

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.mgd import mgd_loss, random_mask
 from tests.functional.checks import check_empty, check_low_precision

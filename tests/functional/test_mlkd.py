@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional import mlkd as module
 from kdbench.functional.mlkd import gram_loss, least_confident, mlkd_losses

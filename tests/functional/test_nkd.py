@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.nkd import nkd_non_target_loss, nkd_target_loss
 from tests.functional.checks import check_empty, check_low_precision

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.nst import nst_loss
 from tests.functional.checks import check_autocast, check_low_precision, check_zero

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.ofd import gaussian_margin, partial_distance
 from tests.functional.checks import check_empty, check_low_precision

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.graph import batch_norm_edges, edge_distances, gather_edges, knn, project_edges
 from kdbench.functional.pointdistiller import importance, local_graph_loss, reweight, select, weigh_distances

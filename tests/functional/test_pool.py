@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.pool import average_pool, global_average, pool_to_smaller
 

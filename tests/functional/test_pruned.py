@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.functional.pruned import distillation_weight, pruned_loss
 from tests.functional.checks import check_empty, check_low_precision
 

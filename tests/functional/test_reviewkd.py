@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.reviewkd import hierarchical_context_loss
 from tests.functional.checks import check_empty, check_low_precision

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional import rkd as module
 from kdbench.functional.rkd import angle_loss, distance_loss

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.self_guided import self_guided_loss
 from tests.functional.checks import check_empty, check_low_precision

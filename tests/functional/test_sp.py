@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.sp import similarity_preserving_loss
 from tests.functional.checks import check_autocast, check_empty, check_low_precision

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.tf_kd import self_training_loss, virtual_teacher, virtual_teacher_loss
 from tests.functional.checks import check_empty, check_low_precision

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
 from tests.functional.checks import check_empty, check_low_precision

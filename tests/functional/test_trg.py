@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.trg import neighbour_mask, token_context_loss, token_global_loss, token_local_loss
 from tests.functional.checks import check_low_precision

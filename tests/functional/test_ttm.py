@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.divergence import categorical_kl
 from kdbench.functional.ttm import ttm_loss

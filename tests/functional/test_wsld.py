@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.functional.wsld import soft_label_weight, wsld_loss
 from tests.functional.checks import check_empty, check_low_precision

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from kdbench.record import content_hash
-from kdbench.schema import Record
+from kdbench.records.record import content_hash
+from kdbench.records.schema import Record
 from tests.leaderboard.make_records import records, write
-from tests.test_record import fields
+from tests.records.test_record import fields
 
 #: Of records among which every status occurs.
 SEED = 8

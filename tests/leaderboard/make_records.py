@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.digest import digest
-from kdbench.record import CONFIG, RUN, content_hash, spec_hash
-from kdbench.schema import Record
+from kdbench.base.digest import digest
+from kdbench.records.record import CONFIG, RUN, content_hash, spec_hash
+from kdbench.records.schema import Record
 
 STARTED = datetime(2026, 5, 1, 12, tzinfo=UTC)
 KITTI = [
@@ -107,7 +107,7 @@ def records(
 
 
 def write(out: Path, found: Iterable[Record]) -> int:
-    """Writes records and their ``config.yaml`` as :func:`kdbench.record.write_record` does, but for a power cut."""
+    """Writes records and their ``config.yaml`` as ``write_record`` does, but for a power cut."""
     made = 0
     for record in found:
         folder = out / record.task / record.method / record.run_id

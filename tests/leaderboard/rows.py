@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from leaderboard.row import Interner, Row, flatten
-from tests.test_record import make
+from tests.records.test_record import make
 
 INTERN = Interner()
 BASE = flatten(make().model_copy(update={"content_hash": "c" * 32}), "run.json", INTERN)

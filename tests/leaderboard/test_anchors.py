@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import config
+from kdbench.configuration import config
 from kdbench.errors import KDBenchError
 from leaderboard.anchors import ANCHORS, load
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from kdbench import config
-from kdbench.digest import digest
-from kdbench.record import content_hash
-from kdbench.schema import Record
+from kdbench.base.digest import digest
+from kdbench.configuration import config
+from kdbench.records.record import content_hash
+from kdbench.records.schema import Record
 from leaderboard.check import check, percent
 from leaderboard.rows import RECORDS
 from tests.leaderboard.make_records import config as config_of

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdbench import matrix
-from kdbench.schema import json_schema
+from kdbench.records.schema import json_schema
 from leaderboard import rows
 from leaderboard.__main__ import main
 from tests.leaderboard.make_records import records, write

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from kdbench.record import content_hash, read_record
-from kdbench.schema import Record
+from kdbench.records.record import content_hash, read_record
+from kdbench.records.schema import Record
 from leaderboard import rows as rows_module
 from leaderboard.row import FIELDS, Interner, Metrics, flatten, values_of
 from leaderboard.rows import RECORDS, Problem, find, full_record, read
-from tests.test_record import make, write
+from tests.records.test_record import make, write
 
 Save = Callable[..., Path]
 SCRIPT = "<script>alert(1)</script>"
@@ -315,7 +315,7 @@ def test_a_command_runs_nothing_else(tmp_path: Path, save: Save) -> None:
 
 
 def test_every_quoted_command_is_taken(tmp_path: Path, save: Save) -> None:
-    from kdbench.config import command_line
+    from kdbench.configuration.config import command_line
 
     words = ["task=pointcloud", "data.classes=[Car, Pedestrian]", "a='b c'", 'x="it\'s"', "k=ä", "t=$(id); rm *"]
     save(command=command_line(words))

@@ -11,13 +11,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from kdbench import config, rng
-from kdbench.build import build
+from kdbench.base import rng
+from kdbench.base.build import build
+from kdbench.configuration import config
+from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.features import Feature
-from kdbench.plugin import State
-from kdbench.resolved import ENGINE_KEYS
-from kdbench.signals import EVERY, Cast, Context, Signals
-from kdbench.sources import Answer, Source
+from kdbench.needs import State
+from kdbench.roles.cast import Cast
+from kdbench.roles.sources import Answer, Source
+from kdbench.signals import EVERY, Context, Signals
 from kdbench.task import Batch, Task
 
 Features = Mapping[str, Feature]

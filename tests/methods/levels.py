@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Activated, Feature, Grid
-from kdbench.fit import Training
-from kdbench.plugin import Method, Stage
+from kdbench.needs import Stage
+from kdbench.plugin import Method
 from kdbench.task import Batch, Task
+from kdbench.training.fit import Training
 from tests.methods.harness import Bench, Invariants, normal, yaml
 from tests.toy import Toy, recipe, teacher_file
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdbench.signals import Cast
-from kdbench.sources import Answer, Network
+from kdbench.roles.cast import Cast
+from kdbench.roles.sources import Answer, Network
 from kdbench.task import Batch, Task
 from tests.methods.harness import Bench, Features, by_hand
 

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench import rng
-from kdbench.build import build
-from kdbench.distiller import channels_last
+from kdbench.base import rng
+from kdbench.base.build import build
+from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.features import Logits, Values
-from kdbench.fit import Training
+from kdbench.needs import State
 from kdbench.optim import cosine, make_optimizer
-from kdbench.plugin import State
-from kdbench.resolved import ENGINE_KEYS
-from kdbench.signals import Cast, Context, Signals
+from kdbench.roles.cast import Cast
+from kdbench.signals import Context, Signals
 from kdbench.task import Batch, Task
+from kdbench.training.distiller import channels_last
+from kdbench.training.fit import Training
 from tests import toy
 from tests.methods.harness import Hand, yaml
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits
 from kdbench.plugin import Method

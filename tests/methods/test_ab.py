@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.functional.ab import activation_boundary_loss
 from kdbench.functional.pool import pool_to_smaller

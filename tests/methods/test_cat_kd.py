@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid
 from kdbench.functional.cat_kd import class_activation_maps, class_attention_loss

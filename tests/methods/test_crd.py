@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits, Vector
-from kdbench.fit import Training
 from kdbench.functional.crd import contrast_logits, momentum_update, nce_loss
 from kdbench.methods.crd import CRD
-from kdbench.plugin import State
+from kdbench.needs import State
 from kdbench.task import DatasetInfo, Task
+from kdbench.training.fit import Training
 from tests import toy
 from tests.methods import harness
 from tests.methods.harness import Bench, check_deterministic, differ, knobs, normal, yaml

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits, Values
 from kdbench.methods.dml import DML

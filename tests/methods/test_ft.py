@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid
-from kdbench.fit import Training
 from kdbench.functional.ft import factor_loss
 from kdbench.methods.ft import FT
-from kdbench.plugin import State
+from kdbench.needs import State
 from kdbench.signals import Context
+from kdbench.training.fit import Training
 from tests.methods.harness import Bench, differ, knobs, normal, yaml
 from tests.toy import Toy, recipe, teacher_file, weights
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.features import Grid
 from kdbench.functional.ickd import channel_correlation_loss
 from kdbench.methods.ickd import ICKD

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Logits, Values
-from kdbench.fit import Training
 from kdbench.functional.divergence import gaussian_kl
 from kdbench.functional.kd import kd_loss
 from kdbench.methods.dml import DML
 from kdbench.methods.kd import CTKD, KD, LSKD
-from kdbench.plugin import State
+from kdbench.needs import State
 from kdbench.signals import EVERY, Context
 from kdbench.task import Task
+from kdbench.training.fit import Training
 from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal, yaml
 from tests.toy import Toy, recipe, specs, teacher_file
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid
 from kdbench.functional.mgd import mgd_loss

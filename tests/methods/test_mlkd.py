@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdbench import rng
-from kdbench.build import build
-from kdbench.compat import bind
+from kdbench.base import rng
+from kdbench.base.build import build
+from kdbench.configuration.compat import bind
+from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Logits
-from kdbench.fit import Training
 from kdbench.functional.mlkd import mlkd_losses
 from kdbench.methods.mlkd import MLKD
-from kdbench.plugin import State
-from kdbench.resolved import ENGINE_KEYS
-from kdbench.signals import EVERY, Cast, Context, Signals
-from kdbench.sources import Network
+from kdbench.needs import State
+from kdbench.roles.cast import Cast
+from kdbench.roles.sources import Network
+from kdbench.signals import EVERY, Context, Signals
 from kdbench.task import Batch
+from kdbench.training.fit import Training
 from tests.methods.harness import differ, knobs, normal, yaml
 from tests.toy import Net, Toy, recipe, specs, teacher_file
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench import rng
-from kdbench.compat import bind
+from kdbench.base import rng
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Grid, Logits, Tokens
 from kdbench.functional.ofa import ofa_loss

@@ -6,7 +6,7 @@ import torch
 from kdbench.errors import KDBenchError
 from kdbench.functional.ofd import gaussian_margin, partial_distance
 from kdbench.methods.ofd import OFD
-from kdbench.plugin import State
+from kdbench.needs import State
 from tests.methods.harness import normal
 from tests.methods.levels import Active, LevelInvariants, activated
 

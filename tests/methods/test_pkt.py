@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.features import Vector
 from kdbench.functional.pkt import pkt_loss
 from kdbench.methods.pkt import PKT

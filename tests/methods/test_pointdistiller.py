@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import config, rng
-from kdbench.compat import bind
+from kdbench.base import rng
+from kdbench.configuration import config
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid, Points
 from kdbench.functional.pointdistiller import reweight

@@ -8,16 +8,18 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdbench import config, rng
-from kdbench.build import build
-from kdbench.compat import bind
+from kdbench.base import rng
+from kdbench.base.build import build
+from kdbench.configuration import config
+from kdbench.configuration.compat import bind
+from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.errors import KDBenchError
 from kdbench.functional.kd import kd_loss
 from kdbench.methods.pruned import Pruned
-from kdbench.plugin import State
-from kdbench.resolved import ENGINE_KEYS
-from kdbench.signals import EVERY, Cast, Context, Signals
-from kdbench.sources import Network
+from kdbench.needs import State
+from kdbench.roles.cast import Cast
+from kdbench.roles.sources import Network
+from kdbench.signals import EVERY, Context, Signals
 from kdbench.task import Batch
 from tests.methods.harness import knobs, normal, yaml
 from tests.toy import Net, Toy

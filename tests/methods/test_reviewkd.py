@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.features import Activated, Grid, Vector
 from kdbench.functional.reviewkd import hierarchical_context_loss
 from kdbench.methods.reviewkd import ReviewKD

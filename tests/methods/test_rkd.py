@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.features import Vector
 from kdbench.functional.rkd import angle_loss, distance_loss
 from kdbench.methods.rkd import RKD
-from kdbench.plugin import State
+from kdbench.needs import State
 from kdbench.signals import Context
 from tests.methods.harness import Bench, knobs, normal, yaml
 from tests.toy import Toy

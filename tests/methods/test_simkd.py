@@ -14,22 +14,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdbench import config
-from kdbench.cache import Store
-from kdbench.compat import bind
+from kdbench.base.store import Store
+from kdbench.configuration import config
+from kdbench.configuration.compat import bind
+from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid, Last, Logits
-from kdbench.fit import MODEL, Training
 from kdbench.functional.pool import global_average
 from kdbench.methods.cat_kd import CATKD
 from kdbench.methods.fitnet import FitNet
 from kdbench.methods.ofd import OFD
 from kdbench.methods.simkd import Reused, SimKD
-from kdbench.resolved import resolve
-from kdbench.signals import Cast
-from kdbench.sources import Answer, Tapped
+from kdbench.roles.cast import Cast
+from kdbench.roles.sources import Answer, Tapped
+from kdbench.runs.trainings import Trainings
 from kdbench.task import Batch
-from kdbench.trainings import Trainings
+from kdbench.training.fit import MODEL, Training
 from tasks.classification.task import Classification
 from tests.methods.harness import check_deterministic, check_gradients, differ, knobs, normal, yaml
 from tests.methods.parts import HandNetwork, PartBench

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.features import Feature, Grid, Tokens, Vector
 from kdbench.functional.sp import similarity_preserving_loss
 from kdbench.methods.sp import SP

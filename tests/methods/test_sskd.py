@@ -11,20 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdbench import rng
-from kdbench.build import build
-from kdbench.compat import bind
+from kdbench.base import rng
+from kdbench.base.build import build
+from kdbench.configuration.compat import bind
+from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Logits, Vector
-from kdbench.fit import Training
 from kdbench.functional.kd import kd_loss
 from kdbench.functional.sskd import contrast_loss, contrast_similarities, contrast_transfer_loss, select_transfer
 from kdbench.methods.sskd import SSKD
-from kdbench.plugin import Stage, State
-from kdbench.resolved import ENGINE_KEYS
-from kdbench.signals import EVERY, Cast, Context, Signals
-from kdbench.sources import Network
+from kdbench.needs import Stage, State
+from kdbench.roles.cast import Cast
+from kdbench.roles.sources import Network
+from kdbench.signals import EVERY, Context, Signals
 from kdbench.task import Batch
+from kdbench.training.fit import Training
 from tests.methods.harness import differ, knobs, normal, yaml
 from tests.toy import TAPS, Net, Toy, recipe, specs, teacher_file
 

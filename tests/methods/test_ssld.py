@@ -8,13 +8,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from kdbench import config
-from kdbench.compat import bind
+from kdbench.configuration import config
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits
 from kdbench.functional.ssld import label_free_divergence
 from kdbench.methods.ssld import SSLD
-from kdbench.plugin import Stage, State
+from kdbench.needs import Stage, State
 from kdbench.signals import EVERY, Context
 from kdbench.task import DatasetInfo, Task
 from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, knobs, normal

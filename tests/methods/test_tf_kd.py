@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning import Callback
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits
 from kdbench.functional.tf_kd import self_training_loss, virtual_teacher_loss

@@ -8,17 +8,18 @@ import torch
 from lightning import Callback
 from torch import nn
 
-from kdbench import rng
-from kdbench.build import build
-from kdbench.compat import bind
+from kdbench.base import rng
+from kdbench.base.build import build
+from kdbench.configuration.compat import bind
+from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits
 from kdbench.functional.tgeo import fused_loss
 from kdbench.methods.tgeo import TGeo
-from kdbench.plugin import State
-from kdbench.resolved import ENGINE_KEYS
-from kdbench.signals import Cast, Context, Signals
-from kdbench.sources import Network
+from kdbench.needs import State
+from kdbench.roles.cast import Cast
+from kdbench.roles.sources import Network
+from kdbench.signals import Context, Signals
 from kdbench.task import Batch
 from tests.methods.harness import knobs, normal, yaml
 from tests.methods.real import Cut, training

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.compat import bind
+from kdbench.configuration.compat import bind
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Grid, Logits, Tokens
 from kdbench.functional.kd import kd_loss
 from kdbench.functional.trg import token_context_loss
 from kdbench.methods.trg import TRG, common
-from kdbench.plugin import State
+from kdbench.needs import State
 from kdbench.signals import EVERY, Context
 from tests.methods.harness import Bench, knobs, normal, yaml
 from tests.toy import Toy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kdbench.cache import Store
+from kdbench.base.store import Store
 from kdbench.errors import KDBenchError, nearest, reading
 from tasks.classification.sources.base import Source
 from tasks.classification.sources.cifar import cifar10, cifar100

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.digest import digest
+from kdbench.base.digest import digest
 from kdbench.errors import KDBenchError
 from tasks.classification.sources.files import ImageFiles
 

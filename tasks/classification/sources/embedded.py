@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from kdbench import rng
-from kdbench.digest import digest
+from kdbench.base import rng
+from kdbench.base.digest import digest
 from tasks.classification.choice import balanced, keys_of
 from tasks.classification.sources.base import Source, Split, array_digest, split_digest, statistics
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.cache import Store
-from kdbench.digest import digest_json, source_digest
+from kdbench.base.digest import digest_json, source_digest
+from kdbench.base.store import Store
 from kdbench.errors import KDBenchError, nearest, printable, reading
 from kdbench.splits import cut
 from tasks.classification.sources.base import Source, Split
@@ -67,7 +67,7 @@ def image_folder(root: Path, store: Store | None = None, table: str | None = Non
 
     Args:
         root: Holds ``train/CLASS`` and ``val/CLASS`` (or ``test/CLASS``), or ``CLASS`` alone, or what ``table`` names.
-        store: Keeps what was found out about the files (:meth:`~kdbench.cache.Store.of_files`); None keeps nothing.
+        store: Keeps what was found out about the files (``Store.of_files``); None keeps nothing.
         table: CSV file of the columns ``path``, ``label`` and, where the splits are given, ``split``.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kdbench.cache import Store
+from kdbench.base.store import Store
 from tasks.classification.data import Images, open_images
 
 

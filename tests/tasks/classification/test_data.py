@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from kdbench import config
+from kdbench.configuration import config
 from kdbench.data import EpochSampler, SeededLoader
 from kdbench.errors import KDBenchError
 from kdbench.task import Batch

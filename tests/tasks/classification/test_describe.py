@@ -9,7 +9,7 @@ import torch
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Activated, Grid, Last, Logits, Tokens, Vector
-from kdbench.sources import Network
+from kdbench.roles.sources import Network
 from tasks.classification.task import Classification, Outputs
 from tests.tasks.classification import tiny
 

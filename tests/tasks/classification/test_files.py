@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from tasks.classification.sources.files import ImageFiles, Reader, Resize, UnreadableImage, examine
 from tasks.classification.sources.pixels import ORIENTATION, Facts, natural_range, to_size

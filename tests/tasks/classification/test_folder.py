@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdbench import cache
-from kdbench.cache import Store
+from kdbench.base import store as cache
+from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 from tasks.classification.sources import folder, open_source
 from tasks.classification.sources.base import Source

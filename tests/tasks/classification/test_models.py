@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from tasks.classification import models
 from tasks.classification.models import hub

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench import config
-from kdbench.cache import Store
-from kdbench.compat import bind
-from kdbench.distiller import Distiller
-from kdbench.fit import Training
-from kdbench.resolved import resolve
-from kdbench.trainings import Trainings
+from kdbench.base.store import Store
+from kdbench.configuration import config
+from kdbench.configuration.compat import bind
+from kdbench.configuration.resolved import resolve
+from kdbench.runs.trainings import Trainings
+from kdbench.training.distiller import Distiller
+from kdbench.training.fit import Training
 from tasks.classification.networks import aligned, side
 from tasks.classification.task import Classification
 

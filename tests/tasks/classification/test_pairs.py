@@ -12,17 +12,18 @@ import pytest
 import torch
 import yaml
 
-from kdbench import config, rng
-from kdbench.cache import Store
-from kdbench.compat import bind
+from kdbench.base import rng
+from kdbench.base.store import Store
+from kdbench.base.weights import save_weights
+from kdbench.configuration import config
+from kdbench.configuration.compat import bind
+from kdbench.configuration.resolved import resolve
 from kdbench.features import Activated, Grid, Last, Tokens
-from kdbench.fit import Training
 from kdbench.methods.fitnet import FitNet
-from kdbench.resolved import resolve
+from kdbench.roles.sources import Network, find_module
+from kdbench.runs.trainings import Trainings
 from kdbench.signals import total
-from kdbench.sources import Network, find_module
-from kdbench.trainings import Trainings
-from kdbench.weights import save_weights
+from kdbench.training.fit import Training
 from tasks.classification.task import Classification
 from tasks.pointcloud.task import PointCloud
 from tests.tasks.classification import tiny

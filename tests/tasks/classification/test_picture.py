@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from kdbench import rng
+from kdbench.base import rng
 from tasks.classification import picture
 
 CLASSES = ["aquarium_fish", "crab", "lawn_mower"]

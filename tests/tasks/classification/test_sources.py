@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.interpolate import interp1d
 from scipy.ndimage import gaussian_filter
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from tasks.classification.sources import LAYOUTS, REAL, embedded, open_source
 from tasks.classification.sources.cifar import read_batch

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from kdbench import config, rng
-from kdbench.build import build
-from kdbench.counts import check
+from kdbench.base import rng
+from kdbench.base.build import build
+from kdbench.base.weights import load_weights, save_weights
+from kdbench.configuration import config
 from kdbench.errors import KDBenchError
 from kdbench.features import Logits
+from kdbench.runs.counts import check
 from kdbench.task import Batch
-from kdbench.weights import load_weights, save_weights
 from tasks.classification.task import Classification, rotate
 from tests.tasks.classification import tiny
 

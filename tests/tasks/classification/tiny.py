@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from kdbench import config, rng
-from kdbench.cache import Store
+from kdbench.base import rng
+from kdbench.base.store import Store
+from kdbench.configuration import config
 from kdbench.task import Batch, DatasetInfo
 from tasks.classification.preprocess import Preprocess
 from tasks.classification.sources.files import ImageFiles

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from tasks.pointcloud.anchors import (
     BACKGROUND,

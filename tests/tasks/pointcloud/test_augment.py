@@ -11,7 +11,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from tasks.pointcloud import kitti, scans
 from tasks.pointcloud.augment import (

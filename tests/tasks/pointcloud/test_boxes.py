@@ -7,7 +7,7 @@ import pytest
 import torch
 from shapely import Polygon
 
-from kdbench import rng
+from kdbench.base import rng
 from tasks.pointcloud import boxes as B
 
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdbench.counts import check
 from kdbench.errors import KDBenchError
+from kdbench.runs.counts import check
 from tasks.pointcloud import scans
 from tests.tasks.pointcloud import tiny
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from tasks.pointcloud import kitti, scans
 from tasks.pointcloud.database import Database, Sample, points_in_boxes, spans

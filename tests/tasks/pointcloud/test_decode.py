@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from kdbench import rng
+from kdbench.base import rng
 from tasks.pointcloud import anchors as coding
 from tasks.pointcloud.anchors import Anchors, assign_per_class, heading_bin
 from tasks.pointcloud.boxes import iou_3d, rotated_iou_bev, to_bev

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kdbench import rng
-from kdbench.deployment import RecordedRun, read_run
+from kdbench.base import rng
+from kdbench.base.weights import save_weights
 from kdbench.export import export
-from kdbench.measure import count_macs
 from kdbench.predict import predict
-from kdbench.record import find_records
-from kdbench.weights import save_weights
+from kdbench.records.record import find_records
+from kdbench.runs.deployment import RecordedRun, read_run
+from kdbench.training.measure import count_macs
 from tasks.pointcloud import script
 from tasks.pointcloud.boxes import rotated_iou_bev, to_bev
 from tasks.pointcloud.decode import decode

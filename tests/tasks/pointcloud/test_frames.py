@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdbench import cache, rng
-from kdbench.cache import Store
+from kdbench.base import rng
+from kdbench.base import store as cache
+from kdbench.base.store import Store
 from kdbench.data import Key
 from tasks.pointcloud import frames as module
 from tasks.pointcloud import kitti, scans

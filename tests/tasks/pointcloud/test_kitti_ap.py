@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from tasks.pointcloud.kitti import Objects, read_objects
 from tasks.pointcloud.kitti_ap import CLASSES, DIFFICULTIES, INTERPOLATIONS, METRICS, evaluate, mean_ap, valid_counts

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench import rng
+from kdbench.base import rng
 from tasks.pointcloud.anchors import BACKGROUND, IGNORED, Anchors, assign_per_class
 from tasks.pointcloud.detector import PillarOutputs, PointPillars
 from tasks.pointcloud.loss import detection_loss

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from tasks.pointcloud.kitti_ap import evaluate, mean_ap
 from tasks.pointcloud.metrics import KittiAP

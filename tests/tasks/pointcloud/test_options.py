@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench import config
-from kdbench.build import check
-from kdbench.cache import Store
+from kdbench.base.build import check
+from kdbench.base.store import Store
+from kdbench.base.weights import save_weights
+from kdbench.configuration import config
+from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
-from kdbench.fit import Training
-from kdbench.rehearsal import gradients
-from kdbench.resolved import resolve
+from kdbench.runs.trainings import Trainings
 from kdbench.signals import total
-from kdbench.trainings import Trainings
-from kdbench.weights import save_weights
+from kdbench.training.fit import Training
+from kdbench.training.reach import gradients
 from tasks.pointcloud.augment import Augment
 from tasks.pointcloud.task import PointCloud
 from tests.tasks.pointcloud import tiny

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from kdbench import rng
+from kdbench.base import rng
 from tasks.pointcloud import picture
 
 CLASSES = ["Pedestrian", "Cyclist", "Car"]

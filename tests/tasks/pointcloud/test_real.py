@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import config
-from kdbench.build import build
-from kdbench.cache import Store
+from kdbench.base.build import build
+from kdbench.base.store import Store
+from kdbench.configuration import config
 from tasks.pointcloud import kitti
 from tasks.pointcloud.data import KittiData
 from tasks.pointcloud.database import points_in_boxes

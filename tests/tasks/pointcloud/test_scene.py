@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdbench import rng
+from kdbench.base import rng
 from tasks.pointcloud.scene import CLASSES, SENSOR_HEIGHT, _overlaps, build
 from tasks.pointcloud.shapes import GLASS, shapes
 

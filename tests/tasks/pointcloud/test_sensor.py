@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("open3d", reason="the simulator needs Open3D: pip install 'kdbench[pointcloud]'")
 
-from kdbench import rng
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from tasks.pointcloud.hdl64 import ELEVATIONS
 from tasks.pointcloud.scene import Scene

@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kdbench import rng
-from kdbench.counts import check as check_counts
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid, Logits, Points
-from kdbench.measure import count_macs, latency_ms
-from kdbench.plugin import STUDENT, TEACHER
-from kdbench.signals import Cast, Signals
-from kdbench.sources import Network
+from kdbench.needs import STUDENT, TEACHER
+from kdbench.roles.cast import Cast
+from kdbench.roles.sources import Network
+from kdbench.runs.counts import check as check_counts
+from kdbench.signals import Signals
 from kdbench.task import Batch, scalars
+from kdbench.training.measure import count_macs, latency_ms
 from tasks.pointcloud import scans
 from tasks.pointcloud import task as module
 from tasks.pointcloud.decode import Detections
@@ -444,7 +445,7 @@ def test_an_interrupted_simulation_is_made_again(simulated, monkeypatch):
         raise KeyboardInterrupt
 
     # After the scans are whole and before the product is.
-    monkeypatch.setattr("kdbench.cache._write_manifest", killed)
+    monkeypatch.setattr("kdbench.base.store._write_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         simulated.prepare()
     (work,) = (simulated.store.root / "kitti-simulated").iterdir()

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from kdbench import config, rng
-from kdbench.cache import Store
+from kdbench.base import rng
+from kdbench.base.store import Store
+from kdbench.configuration import config
 from tasks.pointcloud import kitti, scans
 from tasks.pointcloud.task import PointCloud
 

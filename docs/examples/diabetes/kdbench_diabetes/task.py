@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 
-from kdbench.build import build
-from kdbench.cache import Store
+from kdbench.base.build import build
+from kdbench.base.digest import digest
+from kdbench.base.store import Store
 from kdbench.data import Key, SeededLoader
-from kdbench.digest import digest
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Kind, ValueLaw, Values, Vector
 from kdbench.splits import cut

@@ -1,0 +1,1 @@
+"""Runs shown elsewhere while they train: Weights & Biases, TensorBoard, MLflow."""

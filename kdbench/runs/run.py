@@ -1,0 +1,372 @@
+"""One run: the stages that its configuration asks for, and the record that they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.text import Text
+
+from kdbench.base import endings
+from kdbench.base.digest import digest, source_digest
+from kdbench.base.store import Product
+from kdbench.base.terminal import terminal
+from kdbench.configuration.network import architectures
+from kdbench.configuration.resolved import resolve
+from kdbench.errors import KDBenchError
+from kdbench.records.provenance import files_of, provenance
+from kdbench.records.record import PREVIEW, RUN, read_record, spec_hash, write_record
+from kdbench.records.schema import (
+    Cost,
+    Dataset,
+    Models,
+    Primary,
+    Record,
+    RoleScores,
+    Scores,
+    StudentModel,
+    TeacherModel,
+    Term,
+    Tuning,
+)
+from kdbench.runs.report import show
+from kdbench.runs.trainings import Trainings
+from kdbench.training.recipe import DEPLOYED, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdbench.task import Task
+
+
+#: Class of the ``wandb`` module for each kind of ``Task.media``.
+MEDIA = {"object3d": "Object3D"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        status: ``ok``, ``failed`` or ``diverged``.
+        path: Folder of the record.
+        record: Its content.
+    """
+
+    status: str
+    path: Path
+    record: Record
+
+
+class Run:
+    """A configuration on its way to a record.
+
+    Args:
+        config: Resolved and checked.
+        command: The command that composes it.
+        console: Where to report.
+        job: Who reports, where several do.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], command: str, console: Console | None = None, job: str | None = None
+    ) -> None:
+        self.config = config
+        self.command = command
+        self.console = console or terminal()
+        self.label = f"{job} · " if job else ""
+        self.started = datetime.now(UTC)
+        resolved = resolve(config)
+        self.task = resolved.task
+        self.trainings = Trainings(resolved, self._follow)
+        self.loggers: list[Any] = []
+        self.media: dict[str, Callable[[ModuleType], Any]] = {}
+
+    @functools.cached_property
+    def spec(self) -> str:
+        """Digest that joins the seeds of one specification on one data set."""
+        return spec_hash({**self.config, "dataset": self.task.dataset().digest})
+
+    def execute(self) -> Outcome:
+        """Trains what is missing, scores, and writes the record; a run that has its record is not run again.
+
+        Raises:
+            KDBenchError: Bad input; nothing is written.
+        """
+        self.task.prepare()
+        run_id = f"{self.spec[:10]}-s{self.config['seed']}-{self.trainings.main_recipe.key[:8]}"
+        folder = self._folder(run_id)
+        if not self.config["rerun"] and (folder / RUN).is_file():
+            record = read_record(folder)
+            if record.status == "ok":
+                self.console.print(f"{self.label}This run has its record (rerun=true runs it again):")
+                show(record, folder, self.console)
+                return Outcome("ok", folder, record)
+        from kdbench.training.processes import threads
+
+        # Also what is found in the store is measured with the threads that the record names.
+        with self._logging(run_id), threads(self.config["trainer"]["threads"], 1):
+            outcome = self._attempt(run_id)
+            self._publish(outcome)
+        if outcome.status == "ok":
+            show(outcome.record, outcome.path, self.console)
+        return outcome
+
+    def _folder(self, run_id: str) -> Path:
+        return Path(self.config["results"]).joinpath(self.config["task"]["name"], self.config["method"]["name"], run_id)
+
+    def _succeeded(self, run_id: str) -> bool:
+        """Says whether an earlier run left its record."""
+        folder = self._folder(run_id)
+        return (folder / RUN).is_file() and read_record(folder).status == "ok"
+
+    def _attempt(self, run_id: str) -> Outcome:
+        from kdbench.training.history import Diverged
+
+        try:
+            record, files = self._record(run_id)
+        except Diverged as error:
+            return self._failed(run_id, "diverged", str(error))
+        except KDBenchError:
+            raise
+        except Exception as error:
+            endings.check(endings.LATE)
+            self.console.print(traceback.format_exc())
+            return self._failed(run_id, "failed", f"{type(error).__name__}: {error}")
+        path = write_record(Path(self.config["results"]), record, files, replace=True)
+        return Outcome("ok", path, record)
+
+    def _follow(self, name: str, epochs: int) -> tuple[list[Any], list[Any]]:
+        from kdbench.runs.progress import Bar
+
+        main = self.config["role"] or "student"
+        if main == "student" and not self.trainings.distils:
+            main = "scratch"
+        return [Bar(self.label + name, epochs, self.task.selection, self.console)], self.loggers if name == main else []
+
+    @contextlib.contextmanager
+    def _logging(self, run_id: str) -> Iterator[None]:
+        from kdbench.mirror.loggers import opened
+        from kdbench.mirror.wandb_run import RunInfo
+
+        directions = {f"val/{self.task.primary}": self.task.higher_is_better}
+        info = RunInfo.of(self.config, run_id=run_id, spec_hash=self.spec, directions=directions)
+        with opened(self.config["logger"], info, Path(self.config["results"])) as self.loggers:
+            yield
+
+    def _publish(self, outcome: Outcome) -> None:
+        """Shows the record where the run was logged; one that failed ends there as failed."""
+        from kdbench.mirror.loggers import publish
+
+        for logger in self.loggers:
+            publish(logger, outcome.record, outcome.path, self.media)
+
+    # ---- the record -------------------------------------------------------------------------------------------
+
+    def _record(self, run_id: str) -> tuple[Record, dict[str, Path | bytes | str]]:
+        role = self.config["role"]
+        self.trainings.check_data()
+        for key, seen_through in self.trainings.rehearse().items():
+            self.console.print(f"{self.label}{key}: {seen_through}", soft_wrap=True)
+        _check_machine(self.trainings.main_recipe.trainer)
+        _check_writable(Path(self.config["results"]))
+        trainings = self.trainings.chosen() if role != "teacher" else self.trainings
+        made = {} if role == "student" else {"teacher": trainings.teacher()}
+        tuning: Tuning | None = None
+        if role != "teacher":
+            scratch, tuning = trainings.scratch(), trainings.tune()
+            student = scratch if not trainings.distils else trainings.student(tuning.factor if tuning else 1.0)
+            made |= {"scratch": scratch, "student": student}
+        products = {name: product for name, product in made.items() if product is not None}
+        main = products["teacher" if role == "teacher" else "student"]
+        if not main.fresh:
+            self._replay(main)
+        self.console.print(f"{self.label}scores: drawing the picture, measuring the student")
+        models, preview, compared = self._look(products, trainings)
+        absent = trainings.absent
+        gap, reason, flags = gap_closed(products, self.task, self.config["task"].get("noise"), absent)
+        info = self.task.dataset()
+        config = OmegaConf.to_yaml(OmegaConf.create(dict(trainings.config)))
+        method = self.config["method"]
+        record = Record(
+            run_id=run_id,
+            spec_hash=self.spec,
+            code_digest=source_digest(trainings.main_recipe.modules),
+            status="ok",
+            flags=[*flags, *main.manifest["flags"], *info.notes],
+            **self._names(),
+            options={k: v for k, v in method.items() if k not in ("name", "_target_")},
+            fidelity=self._fidelity(),
+            origin="measured",
+            command=self.command,
+            tuning=tuning,
+            dataset=Dataset(
+                name=info.name,
+                embedded=info.embedded,
+                digest=info.digest,
+                fold=info.fold,
+                sizes=dict(info.sizes),  # type: ignore[arg-type]
+                classes=list(info.classes),
+                inputs=dict(info.inputs),
+            ),
+            primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better, unit=self.task.unit),
+            scores=Scores(**{n: _scores(p, compared.get(n, {})) for n, p in products.items()}, peer=_peer(main)),
+            gap_closed=gap,
+            gap_reason=reason,
+            cost=Cost(**main.manifest["cost"]),
+            models=models,
+            terms={name: Term(**term) for name, term in main.manifest["terms"].items()},
+            provenance=provenance(digest(dict(trainings.config)), self.started, files_of(self.config)),
+        )
+        files: dict[str, Path | bytes | str] = {
+            "config.yaml": config,
+            "metrics.csv": main.path / "metrics.csv",
+            ("teacher" if role == "teacher" else "student") + ".safetensors": trainings.weights(main),
+            PREVIEW: preview,
+        }
+        if role is None and (main.path / DEPLOYED).is_file():
+            files[DEPLOYED] = main.path / DEPLOYED
+        return record, files
+
+    def _replay(self, product: Product) -> None:
+        """Logs the epochs of a training that an earlier run did."""
+        if self.loggers:
+            from kdbench.mirror.wandb_run import replay
+
+            for logger in self.loggers:
+                replay(product.path / "metrics.csv", logger.log_metrics)
+
+    def _fidelity(self) -> str:
+        method = self.trainings.resolved.plugins.get("method")
+        return method.plugin.fidelity if method else "equations"
+
+    def _names(self) -> dict[str, Any]:
+        return {g: self.config[g]["name"] for g in ("task", "method", "pair", "augment", "quant", "preset")} | {
+            "seed": self.config["seed"],
+            "networks": architectures(self.config["pair"]),
+        }
+
+    def _look(
+        self, products: Mapping[str, Product], trainings: Trainings
+    ) -> tuple[Models, bytes, Mapping[str, Mapping[str, float]]]:
+        """Measures the models, draws the preview with all of them side by side, and compares them."""
+        from kdbench.runs.deployment import load_product
+        from kdbench.task import move
+        from kdbench.training.fit import pick_device
+        from kdbench.training.measure import count_macs, latency_ms
+
+        tests = self.task.data(int(self.config["seed"])).test_dataloader()
+        batch = next(iter(tests))
+        networks: dict[str, nn.Module] = {}
+        for name, product in products.items():
+            recipe = {"teacher": trainings.teacher_recipe, "student": trainings.student_recipe()}.get(name)
+            recipe = recipe or trainings.scratch_recipe
+            assert isinstance(recipe, Recipe)
+            networks[name] = load_product(recipe, self.task, product.path, batch)
+        sizes: dict[str, Any] = {}
+        for name in {"teacher", "student"} & networks.keys():
+            plan = self.task.measured(networks[name])
+            facts = {k: products[name].manifest[k] for k in ("params", "bytes")} | {"macs": count_macs(plan)}
+            sizes[name] = (
+                TeacherModel(**facts) if name == "teacher" else StudentModel(**facts, latency_ms=latency_ms(plan))
+            )
+        stream = io.BytesIO()
+        self.task.picture(batch, networks).save(stream, format="png")
+        if self.loggers:
+            media = self.task.media(batch, networks)
+            self.media = {k: functools.partial(_medium, MEDIA[k], v) for k, v in media.items()}
+        device = pick_device(self.config["trainer"]["accelerator"])
+        on_device = {name: network.to(device) for name, network in networks.items()}
+        compared = self.task.compare(on_device, (move(batch, device) for batch in tests))
+        return Models(**sizes), stream.getvalue(), compared
+
+    def _failed(self, run_id: str, status: str, reason: str) -> Outcome:
+        if self._succeeded(run_id):
+            run_id += "-failed"  # what was there stays
+        record = Record(
+            run_id=run_id,
+            spec_hash=self.spec,
+            code_digest="",
+            status=status,  # type: ignore[arg-type]
+            reason=" ".join(reason.split())[:1000],
+            **self._names(),
+            fidelity=self._fidelity(),
+            origin="measured",
+            command=self.command,
+            provenance=provenance(digest(dict(self.config)), self.started, files_of(self.config)),
+        )
+        config = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
+        path = write_record(Path(self.config["results"]), record, {"config.yaml": config}, replace=True)
+        self.console.print(
+            Text.assemble(self.label, (status, "bold red"), f": {reason}\nrecord: {path}"), soft_wrap=True
+        )
+        return Outcome(status, path, record)
+
+
+def _check_machine(trainer: Mapping[str, Any]) -> None:
+    """Refuses what Lightning would do in another way without a word."""
+    from kdbench.training.fit import pick_device
+
+    if trainer["precision"] == "16-mixed" and pick_device(trainer["accelerator"]).type == "cpu":
+        raise KDBenchError("trainer.precision=16-mixed needs a GPU: on a CPU take bf16-mixed or 32-true")
+
+
+def _check_writable(results: Path) -> None:
+    """Finds out before anything trains whether a record can be written."""
+    there = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise KDBenchError(f"results={results}: no record can be written there: {error.strerror}") from None
+
+
+def _medium(name: str, content: Any, wandb: ModuleType) -> Any:
+    return getattr(wandb, name)(content)
+
+
+def gap_closed(
+    products: Mapping[str, Product], task: Task, noise: float | None, absent: str = "one role was trained alone"
+) -> tuple[float | None, str | None, list[str]]:
+    """Computes which share of the gap between scratch student and teacher the distilled student closes.
+
+    Args:
+        products: ``teacher``, ``scratch`` and ``student`` where the run has them.
+        task: Names the primary metric and its direction.
+        noise: Differences below this are not told from chance (``task.noise``).
+        absent: Why one of the three is not there.
+
+    Returns:
+        The share or None, the reason where it is None, and flags.
+    """
+    if not {"teacher", "scratch", "student"} <= products.keys():
+        return None, absent, []
+    scores = {name: p.manifest["scores"]["test"][task.primary] for name, p in products.items()}
+    sign = 1.0 if task.higher_is_better else -1.0
+    gap = sign * (scores["teacher"] - scores["scratch"])
+    if noise is None:
+        noise = task.standard_error(scores["teacher"], scores["scratch"])
+    if gap <= noise:
+        return None, f"teacher - scratch is {gap:.2f}, not above the noise of {noise:.2g}", ["no_headroom"]
+    return sign * (scores["student"] - scores["scratch"]) / gap, None, []
+
+
+def _scores(product: Product, compared: Mapping[str, float]) -> RoleScores:
+    scores = product.manifest["scores"]
+    return RoleScores(test={**scores["test"], **compared}, best_on_val=scores["best_on_val"])
+
+
+def _peer(product: Product) -> RoleScores | None:
+    peers = product.manifest["scores"].get("peers") or {}
+    return RoleScores(test=next(iter(peers.values()))) if peers else None

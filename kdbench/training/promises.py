@@ -1,0 +1,271 @@
+"""Promises: what a task declares of its features and capabilities, checked on one real batch before anything trains."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdbench.base import rng
+from kdbench.errors import KDBenchError
+from kdbench.features import Feature, Grid, Kind, Last, Logits, Tokens, Values, Vector
+from kdbench.roles.sources import Network
+from kdbench.signals import Signals
+from kdbench.task import Batch, Task, move
+from kdbench.training.fit import Training
+from kdbench.training.models import in_one_line
+
+#: What every run asks of a task at its end.
+METHODS = ("dataset", "export", "picture")
+SPLITS = {"train", "val", "test"}
+#: Number of axes and meaning of kinds whose first axis is the batch.
+SHAPES: dict[Kind, tuple[range, str]] = {
+    Grid: (range(3, 6), "(B, C, *space)"),
+    Last: (range(3, 6), "(B, C, *space)"),
+    Tokens: (range(3, 4), "(B, L, D)"),
+    Vector: (range(2, 3), "(B, D)"),
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a check looks at.
+
+    Attributes:
+        training: The training that is rehearsed.
+        batch: Its first batch.
+        signals: Answers of its networks, in eval mode and without gradient.
+    """
+
+    training: Training
+    batch: Batch
+    signals: Signals
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.training.task
+
+
+def check_promises(training: Training, batch: Batch) -> None:
+    """Checks what a task declares against what it gives for its first training batch; changes nothing that trains.
+
+    Raises:
+        KDBenchError: A method of the task is missing, a feature that is read is of another kind or shape than declared,
+            a capability that a plugin requires is not kept, or a plugin reads a batch that the task does not offer.
+    """
+    task = training.task
+    for complaint in _of_task(training, batch):
+        raise _broken(task, complaint)
+    views = {role: {"main": batch} for role in training.cast.roles}
+    with training.distiller(training.stages[0]).rehearsal(), torch.no_grad():
+        seen = Seen(training, batch, Signals(training.cast, views))
+        for complaint in (*_of_features(seen), *_of_loss(seen)):
+            raise _broken(task, complaint)
+        required = {capability for plugin in training.plugins.values() for capability in plugin.requires}
+        for capability in sorted(CHECKS.keys() & required):
+            found = CHECKS[capability](seen)
+            if found is not None:
+                raise _broken(task, f"it declares the capability {capability!r}, but {found}")
+
+
+def _of_task(training: Training, batch: Batch) -> Iterator[str]:
+    """Yields what is wrong without asking a network."""
+    task = training.task
+    if not isinstance(batch.ids, Tensor) or batch.ids.dim() != 1:
+        yield f"a training batch has the ids {_described(batch.ids)}, expected a tensor (B,)"
+    for name in METHODS:
+        if getattr(type(task), name) is getattr(Task, name):
+            yield f"it does not implement {name}(), which every run asks for"
+    sizes = task.dataset().sizes
+    if sizes.keys() != SPLITS:
+        yield f"dataset() gives the sizes of {', '.join(sizes) or 'nothing'}, expected those of train, val and test"
+    for plugin in training.plugins.values():
+        if "meta" not in task.capabilities and any(update.batch == "meta" for update in plugin.updates()):
+            yield f"{type(plugin).__name__} reads a meta batch, a capability that this task does not declare"
+
+
+def _broken(task: Task, what: str) -> KDBenchError:
+    return KDBenchError(f"task {getattr(task, 'name', type(task).__name__)}: {what}")
+
+
+def _described(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+# ---- features and losses ----------------------------------------------------------------------------------------
+
+
+def _of_features(seen: Seen) -> Iterator[str]:
+    """Yields what is wrong with the features that are read, and with predictions."""
+    read = {("student", name) for name in seen.signals.answer("student").features if not seen.training.plugins}
+    for owner, plugin in seen.training.plugins.items():
+        for need in plugin.needs:
+            bound = seen.training.bindings[owner].get(need.name, [])
+            read |= {(role, n) for role in need.roles for n in ([bound] if isinstance(bound, str) else bound)}
+    for role, name in sorted(read):
+        feature = seen.signals.answer(role).features.get(name)
+        kind = seen.task.kinds(seen.training.pair[seen.training.cast.roles[role].side])[name]
+        where = f"{name!r} of the {role}"
+        if not isinstance(feature, kind):
+            found = "nothing" if feature is None else feature.signature()
+            yield f"kinds() says that {where} is {kind.__name__}, but describe() gives {found}: tap another module"
+        elif isinstance(feature, Logits | Values):
+            yield from _of_rows(where, feature)
+        else:
+            yield from _of_shape(where, feature, len(seen.batch))
+
+
+def _of_shape(where: str, feature: Feature, batch: int) -> Iterator[str]:
+    for kind, (axes, meaning) in SHAPES.items():
+        if isinstance(feature, kind) and (feature.values.dim() not in axes or len(feature.values) != batch):
+            yield f"{where} is {feature.signature()}, expected {meaning} of a batch of {batch}"
+
+
+def _of_rows(where: str, feature: Logits | Values) -> Iterator[str]:
+    """Yields which of mask, weight and target is not of the shape of the rows."""
+    shape = list(feature.values.shape)
+    axis = feature.class_dim if isinstance(feature, Logits) else feature.value_dim
+    width = shape.pop(axis)
+    for part in ("mask", "weight", "target"):
+        value = getattr(feature, part, None)
+        if value is not None and list(value.shape) != shape:
+            yield f"the {part} of {where} is {_described(value)}, expected the shape {tuple(shape)}"
+            return
+    if isinstance(feature, Logits) and feature.target is not None:
+        classes = feature.target if feature.mask is None else feature.target[feature.mask]
+        if classes.is_floating_point() or classes.dtype == torch.bool:
+            yield f"the target of {where} is {classes.dtype}, expected integer classes"
+        elif classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < width:
+            yield f"the target of {where} holds {int(classes.min())} to {int(classes.max())}, expected 0 to {width - 1}"
+
+
+def _of_loss(seen: Seen) -> Iterator[str]:
+    """Yields which supervised term is no scalar."""
+    for name, value in seen.signals.loss().items():
+        if not isinstance(value, Tensor) or value.shape != ():
+            yield f"loss() gives {name!r} as {_described(value)}, expected a scalar tensor"
+
+
+# ---- capabilities -----------------------------------------------------------------------------------------------
+
+
+def _sample_id(seen: Seen) -> str | None:
+    ids, size = seen.batch.ids, seen.task.dataset().sizes["train"]
+    if ids.is_floating_point():
+        return f"the ids of a training batch are {ids.dtype}, expected integers"
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        return (
+            f"a training batch holds the ids {int(ids.min())} to {int(ids.max())}, expected 0 to {size - 1} for the "
+            f"{size} training samples that dataset() counts"
+        )
+    if len(ids.unique()) != len(ids):
+        return "a training batch holds one id twice"
+    return None
+
+
+def _single_label(seen: Seen) -> str | None:
+    for name, feature in seen.signals.answer("student").features.items():
+        if isinstance(feature, Logits):
+            if feature.law != "categorical":
+                return f"{name!r} has the law {feature.law}, expected the softmax of categorical"
+            if feature.target is None and seen.batch.supervised is None:
+                return f"{name!r} comes without the target of each row"
+    return None
+
+
+def _differentiable_input(seen: Seen) -> str | None:
+    inputs = seen.batch.inputs
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return f"the inputs of a batch are {_described(inputs)}, expected a floating-point tensor"
+    leaf = inputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        answer = seen.signals.cast.sources["student"].answer(seen.batch.with_inputs(leaf))
+        reached = [f.values.sum() for f in answer.features.values() if f.values.requires_grad]
+        grads = torch.autograd.grad(reached, [leaf], allow_unused=True) if reached else (None,)
+    return None if grads[0] is not None else "no gradient of a feature reaches the inputs"
+
+
+def _rotate(seen: Seen) -> str | None:
+    rotate, inputs = seen.task.ops().get("rotate"), seen.batch.inputs
+    if rotate is None:
+        return "ops() has no 'rotate'"
+    if isinstance(inputs, Tensor) and not torch.equal(rotate(rotate(inputs, 1), 3), inputs):
+        return "ops()['rotate'] by one and by three quarters does not give the inputs back"
+    return None
+
+
+def _strong_view(seen: Seen) -> str | None:
+    strong, inputs = seen.task.ops().get("strong"), seen.batch.inputs
+    if strong is None:
+        return "ops() has no 'strong'"
+    first, again = (strong(inputs, rng.generator(0, "promises")) for _ in range(2))
+    if isinstance(inputs, Tensor):
+        if _described(first) != _described(inputs):
+            return f"ops()['strong'] makes {_described(first)} of {_described(inputs)}"
+        if not torch.equal(first, again):
+            return "ops()['strong'] gives two views for one state of its generator"
+    return None
+
+
+def _meta(seen: Seen) -> str | None:
+    data: Any = seen.training.data
+    if not hasattr(data, "meta_dataloader"):
+        return "its data module has no meta_dataloader()"
+    if "without_meta" not in inspect.signature(data.train_dataloader).parameters:
+        return "its train_dataloader() has no argument without_meta"
+    for loader in (data.meta_dataloader(), data.train_dataloader(without_meta=True)):
+        if not len(loader):
+            return "one of meta_dataloader() and train_dataloader(without_meta=True) is empty"
+    return None
+
+
+#: By capability, what is wrong with it, or None. Other names are between a task and plugins of its own package.
+CHECKS: dict[str, Callable[[Seen], str | None]] = {
+    "sample_id": _sample_id,
+    "single_label": _single_label,
+    "differentiable_input": _differentiable_input,
+    "rotate": _rotate,
+    "strong_view": _strong_view,
+    "meta": _meta,
+}
+
+
+# ---- networks ----
+
+
+def try_out(training: Training, batch: Batch, device: torch.device) -> None:
+    """Runs the networks of a training once as it will, those that train in train mode too.
+
+    Running statistics change; the training is one that is made to be tried.
+
+    Raises:
+        KDBenchError: One fails, or has nothing to train.
+    """
+    task, seed, batch = training.task, training.recipe.seed, move(batch, device)
+    for name, source in training.cast.sources.items():
+        if not isinstance(source, Network):  # stored answers
+            continue
+        role = training.cast.roles[name]
+        model, side = training.cast.model(name), training.recipe.side if role.side == "student" else role.side
+        trains = role.mode == "train" and not training.recipe.given
+        if trains and not any(parameter.requires_grad for parameter in model.parameters()):
+            raise KDBenchError(f"the {side} {type(model).__name__} has no parameter that trains")
+        kinds = set()
+        for mode in (False, True) if trains else (False,):
+            samples = f"{len(batch)} sample{'s' if len(batch) > 1 else ''}"
+            what = (
+                f"the {side} {type(model).__name__} fails in {'train' if mode else 'eval'} mode on a batch of {samples}"
+            )
+            with rng.scope(seed, "try", name), torch.no_grad():
+                with in_one_line(what):
+                    outputs = task.forward(model.to(device).train(mode), batch.inputs)
+                kinds.add(type(outputs))
+                if len(kinds) > 1:  # a loss that fails on what the model always gives is the task's own
+                    with in_one_line(what):
+                        task.loss(model, outputs, batch)
+        model.to("cpu").train()
