@@ -16,6 +16,7 @@ ORDER = (
     *("optim", "methods", "configuration", "training", "records", "mirror", "runs"),
     *("reference", "wandb_sync", "results", "predict", "export", "matrix", "doctor", "__main__"),
 )
+HOME: dict[str, str] = vars(kdbench)["_HOME"]
 PACKAGE = ROOT / "kdbench"
 FILES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")
@@ -31,7 +32,7 @@ def imports(path: Path) -> Iterator[str]:
             for alias in node.names:
                 module = f"{node.module}.{alias.name}"
                 if node.module == "kdbench" and module not in FILES and alias.name in kdbench.__all__:
-                    module = kdbench._HOME.get(alias.name, "kdbench")
+                    module = HOME.get(alias.name, "kdbench")
                 yield module if module in FILES else str(node.module)
 
 
@@ -79,4 +80,4 @@ def test_authors_need_one_import():
         assert getattr(kdbench, name) is not None
     stub = (PACKAGE / "__init__.pyi").read_text()
     declared = {a.name: n.module for n in ast.parse(stub).body if isinstance(n, ast.ImportFrom) for a in n.names}
-    assert declared == kdbench._HOME
+    assert declared == HOME

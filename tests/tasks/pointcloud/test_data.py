@@ -17,28 +17,10 @@ from tasks.pointcloud import kitti
 from tasks.pointcloud.augment import Augment, overlap_bev
 from tasks.pointcloud.data import Collate, KittiData, Scans, Split
 from tasks.pointcloud.database import Database
-from tasks.pointcloud.frames import DATABASE, Frame, Frames, prepare
+from tasks.pointcloud.frames import DATABASE, Frame, Frames
 from tests.tasks.pointcloud import tiny
 
-CLASSES = ("Pedestrian", "Cyclist", "Car")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("kitti") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def frames(root, tmp_path_factory) -> Frames:
-    return prepared(root, tmp_path_factory.mktemp("prepared"))
-
-
-def prepared(root: Path, work: Path) -> Frames:
-    work.mkdir(exist_ok=True)
-    split = Split.of(root)
-    manifest = prepare(root, [*split.train, *split.val, *split.test], split.train, CLASSES, work)
-    assert manifest["frames"] == 9
-    return Frames(root, work, CLASSES)
+CLASSES = tiny.CLASSES
 
 
 def loaders(frames: Frames, root: Path, seed: int = 0, workers: int = 0) -> KittiData:

@@ -21,25 +21,7 @@ from tasks.pointcloud.database import Database, points_in_boxes
 from tasks.pointcloud.frames import DATABASE, Frames, Sensors, content_digest, prepare
 from tests.tasks.pointcloud import tiny
 
-CLASSES = ("Pedestrian", "Cyclist", "Car")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("kitti") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def frames(root, tmp_path_factory) -> Frames:
-    return prepared(root, tmp_path_factory.mktemp("prepared"))
-
-
-def prepared(root: Path, work: Path) -> Frames:
-    work.mkdir(exist_ok=True)
-    split = Split.of(root)
-    manifest = prepare(root, [*split.train, *split.val, *split.test], split.train, CLASSES, work)
-    assert manifest["frames"] == 9
-    return Frames(root, work, CLASSES)
+CLASSES = tiny.CLASSES
 
 
 def test_scans_are_cropped_to_the_image(root, frames):
@@ -102,7 +84,7 @@ def test_text_as_windows_writes_it_and_names_in_lower_case_are_the_same_data(roo
         path.write_bytes(b"\xef\xbb\xbf" + path.read_text().lower().replace("\n", "\r\n").encode())
     split = Split.of(other)
     assert split == Split.of(root)
-    again = prepared(other, tmp_path / "prepared")
+    again = tiny.prepared(other, tmp_path / "prepared")
     for name in (split.train[0], split.test[0]):
         ours, theirs = again.read(name), frames.read(name)
         assert np.array_equal(ours.points, theirs.points)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from kdbench.features import Grid, Logits, Points
 from kdbench.needs import STUDENT, TEACHER
 from kdbench.roles.cast import Cast
 from kdbench.roles.sources import Network
-from kdbench.runs.counts import check as check_counts
 from kdbench.signals import Signals
 from kdbench.task import Batch, scalars
 from kdbench.training.measure import count_macs, latency_ms
@@ -35,25 +32,9 @@ ANCHORS = (tiny.GRID // 2) ** 2 * 3 * 2
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("kitti") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def made(root, tmp_path_factory) -> PointCloud:
-    return tiny.task(root, tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
 def model(made) -> Any:
     with rng.scope(0, "detector"):
         return made.build(tiny.NET).eval()
-
-
-def first(task: PointCloud, split: str = "test") -> Batch:
-    batch = next(iter(getattr(task.data(0), f"{split}_dataloader")()))
-    assert isinstance(batch, Batch)
-    return batch
 
 
 def answer(task: PointCloud, model: Any, batch: Batch) -> Any:
@@ -83,7 +64,7 @@ def test_home_is_found(root, monkeypatch, tmp_path):
 
 
 def test_describe_gives_kinds_shapes_and_places(made, model):
-    batch = first(made)
+    batch = tiny.first(made)
     features = answer(made, model, batch).features
     assert set(features) == {"pillars", "bev", "neck", "logits"}
     for name, kind in PointCloud.kinds({"taps": TAPS}).items():
@@ -118,14 +99,14 @@ def cell_of(points: torch.Tensor) -> torch.Tensor:
 
 
 def test_coordinates_survive_bfloat16(made, model):
-    batch = first(made)
+    batch = tiny.first(made)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = answer(made, model, batch).features["pillars"]
     assert low.coords.equal(answer(made, model, batch).features["pillars"].coords)
 
 
 def test_foreground_and_background_weigh_the_same(made, model):
-    batch = first(made)
+    batch = tiny.first(made)
     weight = answer(made, model, batch).features["logits"].weight
     foreground = batch.memo["matched"] >= 0
     assert weight.shape == foreground.shape
@@ -140,7 +121,7 @@ def test_foreground_and_background_weigh_the_same(made, model):
 
 
 def test_no_point_in_range(made, model):
-    batch = first(made)
+    batch = tiny.first(made)
     empty = batch.with_inputs({**batch.inputs, **{k: batch.inputs[k][:0] for k in ("points", "batch")}})
     found = answer(made, model, empty)
     assert found.features["pillars"].values.shape == (0, 8)
@@ -156,7 +137,7 @@ def test_anchors_are_assigned_once_a_batch(made, model, monkeypatch):
         return original(*args)
 
     monkeypatch.setattr(module, "assign_per_class", counted)
-    batch = first(made)
+    batch = tiny.first(made)
     cast = Cast(
         made,
         {"student": STUDENT, "teacher": TEACHER},
@@ -195,7 +176,7 @@ def test_the_distilled_mask_chooses_the_rows_of_the_logits(tmp_path):
 
 
 def test_loss_weights_and_terms(made, model):
-    batch = first(made)
+    batch = tiny.first(made)
     terms = made.loss(model, made.forward(model, batch.inputs), batch)
     assert set(terms) == set(made.loss_weights()) == {"cls", "box", "dir"}
     assert made.loss_weights() == {"cls": 1.0, "box": 2.0, "dir": 0.2}
@@ -206,7 +187,7 @@ def test_loss_weights_and_terms(made, model):
 
 
 def test_samples_without_supervision_do_not_count(made, model):
-    batch = first(made)
+    batch = tiny.first(made)
     outputs = made.forward(model, batch.inputs)
     half = replace(batch, supervised=torch.tensor([True, False]), memo={})
     alone = Batch(batch.inputs, {k: v[batch.targets["batch"] == 0] for k, v in batch.targets.items()}, batch.ids)
@@ -222,7 +203,7 @@ def test_samples_without_supervision_do_not_count(made, model):
 def test_the_loss_falls_on_one_batch(made):
     with rng.scope(1, "detector"):
         net = made.build(tiny.NET)
-    batch = first(made, "train")
+    batch = tiny.first(made, "train")
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
     losses = []
     for _ in range(12):
@@ -239,31 +220,8 @@ def test_the_loss_falls_on_one_batch(made):
 # ---- scores -------------------------------------------------------------------------------------------------------
 
 
-def perfect(task: PointCloud, batch: Batch, drop: int = 0) -> list[Detections]:
-    """The ground truth of each sample as detections; ``drop`` leaves out the last so many."""
-    found = []
-    for sample in range(len(batch)):
-        own = batch.targets["batch"] == sample
-        boxes, labels = batch.targets["boxes"][own], batch.targets["labels"][own]
-        kept = len(boxes) - drop
-        found.append(Detections(boxes[:kept], torch.linspace(0.9, 0.5, kept), labels[:kept]))
-    return found
-
-
-NOTHING: Any = None  # the detections are given
-
-
-def scored(task: PointCloud, model: Any, monkeypatch: pytest.MonkeyPatch, drop: int = 0) -> dict[str, float]:
-    metrics = task.metrics("test")
-    for batch in task.data(0).test_dataloader():
-        with monkeypatch.context() as patch:
-            patch.setattr(task, "decode", lambda _, batch=batch: perfect(task, batch, drop))
-            task.score(metrics, model, NOTHING, batch)
-    return scalars(metrics)
-
-
 def test_perfect_detections_score_100(made, model, monkeypatch):
-    values = scored(made, model, monkeypatch)
+    values = tiny.scored(made, model, monkeypatch)
     assert made.primary in values
     assert made.selection in values
     for metric in ("3d", "bev", "2d", "aos"):
@@ -278,7 +236,7 @@ def test_detections_of_vans_are_not_scored(made, model, monkeypatch):
 
     def with_vans(batch: Batch) -> list[Detections]:
         found = []
-        for name, detections in zip(batch.memo["names"], perfect(made, batch), strict=True):
+        for name, detections in zip(batch.memo["names"], tiny.perfect(made, batch), strict=True):
             van = torch.from_numpy(tiny.scene(name)[1][3:]).float()
             boxes = torch.cat([van, detections.boxes])
             labels = torch.cat([torch.tensor([2]), detections.labels])
@@ -288,12 +246,12 @@ def test_detections_of_vans_are_not_scored(made, model, monkeypatch):
     metrics = made.metrics("test")
     for batch in made.data(0).test_dataloader():
         monkeypatch.setattr(made, "decode", lambda _, batch=batch: with_vans(batch))
-        made.score(metrics, model, NOTHING, batch)
+        made.score(metrics, model, tiny.NOTHING, batch)
     assert scalars(metrics)["car_3d_moderate_all"] == pytest.approx(100)
 
 
 def test_what_is_missed_costs(made, model, monkeypatch):
-    values = scored(made, model, monkeypatch, drop=1)
+    values = tiny.scored(made, model, monkeypatch, drop=1)
     assert 0 < values["map_3d_moderate_all"] < 100
 
 
@@ -305,7 +263,7 @@ def test_an_untrained_detector_scores_next_to_nothing(made, model):
 
 def test_metrics_cover_the_detected_classes_alone(root, tmp_path, monkeypatch):
     cars = tiny.task(root, tmp_path, classes=["Car"])
-    values = scored(cars, None, monkeypatch)
+    values = tiny.scored(cars, None, monkeypatch)
     assert values["map_3d_moderate_all"] == pytest.approx(100)
     assert not [name for name in values if name.startswith("pedestrian")]
 
@@ -335,7 +293,7 @@ def test_a_detector_of_another_class_is_measured_whole(made, model):
 def test_the_measured_part_exports_and_equals_the_model(made, model):
     plan = made.measured(model)
     exported = torch.export.export(plan.module, plan.example)
-    batch = first(made)
+    batch = tiny.first(made)
     one = made.forward(model, batch.inputs)
     canvas = model.scatter(one.pillars, one.coords, 2)[:1]
     cls, box, direction = exported.module()(canvas)
@@ -346,7 +304,7 @@ def test_the_measured_part_exports_and_equals_the_model(made, model):
 
 
 def test_picture_and_media_show_the_busiest_scan(made, model):
-    batch = first(made)
+    batch = tiny.first(made)
     batch.targets = {k: v[batch.targets["batch"].argsort(descending=True)] for k, v in batch.targets.items()}
     keep = torch.arange(len(batch.targets["batch"])) != len(batch.targets["batch"]) - 1  # one fewer in the first scan
     batch.targets = {k: v[keep] for k, v in batch.targets.items()}
@@ -400,8 +358,8 @@ def test_read_without_calibration_keeps_all_round(made, root, tmp_path):
 
 
 def test_predictions_are_json(made, model, root, monkeypatch):
-    batch = first(made)
-    monkeypatch.setattr(made, "decode", lambda _: perfect(made, batch))
+    batch = tiny.first(made)
+    monkeypatch.setattr(made, "decode", lambda _: tiny.perfect(made, batch))
     found = json.loads(json.dumps(made.predictions(model, batch)))
     assert len(found) == 2
     assert [o["class"] for o in found[0]["objects"]] == ["Car", "Pedestrian", "Cyclist"]
@@ -414,7 +372,7 @@ def test_predictions_of_wild_codes_are_json(made, root):
         wild = made.build(tiny.NET).eval()
     torch.nn.init.constant_(wild.head.cls.bias, 0.0)
     torch.nn.init.constant_(wild.head.box.bias, 100.0)
-    found = made.predictions(wild, first(made))
+    found = made.predictions(wild, tiny.first(made))
     assert found[0]["objects"]
     json.dumps(found, allow_nan=False)
 
@@ -432,7 +390,7 @@ def simulated(tmp_path) -> PointCloud:
 def test_embedded_data_takes_the_same_way(simulated):
     info = simulated.dataset()
     assert (info.name, info.embedded, dict(info.sizes)) == ("kitti-simulated", True, {"train": 2, "val": 1, "test": 1})
-    batch = first(simulated, "train")
+    batch = tiny.first(simulated, "train")
     assert len(batch.inputs["points"]) > 2000
     assert len(batch.targets["boxes"]) > 0
     (root,) = (simulated.store.root / "kitti-simulated").iterdir()
@@ -471,99 +429,3 @@ def test_disk_full_while_simulating(simulated, monkeypatch):
     monkeypatch.undo()
     simulated.prepare()
     assert simulated.dataset().sizes["test"] == 1
-
-
-# ---- without a camera, and other sensors --------------------------------------------------------------------------
-
-
-def without_boxes(root: Path) -> Path:
-    """Labels as a LiDAR alone gives them: no 2-D box, occlusion and truncation unknown; a camera of zeros."""
-    for path in (root / "training" / "label_2").glob("*.txt"):
-        rows = [line.split() for line in path.read_text().splitlines() if not line.startswith("DontCare")]
-        path.write_text("".join(" ".join([r[0], "-1", "-1", r[3], "0", "0", "0", "0", *r[8:]]) + "\n" for r in rows))
-    for path in (root / "training" / "calib").glob("*.txt"):
-        path.write_text(re.sub("P2: .*", "P2: " + "0 " * 12, path.read_text()))
-    return root
-
-
-def test_without_a_camera_perfect_detections_score_100_in_space_alone(tmp_path, monkeypatch, made):
-    root = without_boxes(tiny.write(tmp_path / "kitti"))
-    task = tiny.task(root, tmp_path / "cache", {"camera": False})
-    check_counts(task)
-    assert task.dataset().name == "kitti-no-camera"
-    values = scored(task, None, monkeypatch)
-    for name in ("map", "car", "pedestrian", "cyclist"):
-        for metric in ("3d", "bev"):
-            assert values[f"{name}_{metric}_moderate_all"] == pytest.approx(100)
-            assert f"{name}_{metric}_easy_r40" not in values
-    assert task.primary in values
-    assert not [name for name in values if "_2d_" in name or "aos" in name]
-    assert scored(task, None, monkeypatch, drop=1)["map_3d_moderate_all"] < 100
-    batch = first(task)
-    assert len(batch.inputs["points"]) > len(first(made).inputs["points"])
-
-
-def test_without_a_camera_what_lies_outside_the_range_is_neither_missed_nor_learnt(tmp_path, monkeypatch):
-    root = without_boxes(tiny.write(tmp_path / "kitti"))
-    near = tiny.task(root, tmp_path / "cache", {"camera": False}, point_range=[0.0, -5.12, -3.0, 10.24, 5.12, 1.0])
-    assert near.counts()["test"].judged == {"Pedestrian": 3, "Cyclist": 0, "Car": 3}
-    assert scored(near, None, monkeypatch)["map_3d_moderate_all"] == pytest.approx(100)
-
-
-def test_what_recorded_the_data_is_part_of_what_it_is(root, made, tmp_path):
-    digests = {made.dataset().digest}
-    for options in ({"camera": False}, {"image_size": [1224, 370]}):
-        digests.add(tiny.task(root, tmp_path, options).dataset().digest)
-    assert len(digests) == 3
-    assert tiny.task(root, tmp_path, {"scan": {"columns": 4, "unit": 1.0}}).dataset().digest == made.dataset().digest
-    with pytest.raises(KDBenchError, match=r"data.scan.colums: unknown key: did you mean 'columns'"):
-        tiny.task(root, tmp_path, {"scan": {"colums": 5}})
-    with pytest.raises(KDBenchError, match=r"data.scan.dtype: found 'int8'; input should be 'float32' or 'float64'"):
-        tiny.task(root, tmp_path, {"scan": {"dtype": "int8"}})
-
-
-def test_scans_of_another_layout_train_and_are_predicted_by_the_same_option(root, made, tmp_path):
-    other = shutil.copytree(root, tmp_path / "kitti")
-    for path in (other / "training" / "velodyne").glob("*.bin"):
-        points = scans.read_points(path)
-        table = np.column_stack([points[:, :3] * 1000, points[:, 3] * 255, np.arange(len(points)) % 64])
-        table.astype("<f8").tofile(path)
-    with pytest.raises(KDBenchError, match="with data.scan.columns=5 data.scan.dtype=float64 data.scan.unit"):
-        tiny.task(other, tmp_path / "cache").prepare()
-    layout = {"columns": 5, "dtype": "float64", "unit": 0.001, "intensity": 255}
-    task = tiny.task(other, tmp_path / "cache", {"scan": layout})
-    for ours, theirs in (
-        (first(task), first(made)),
-        (task.read(other / "training/velodyne/000001.bin"), made.read(root / "training/velodyne/000001.bin")),
-    ):
-        torch.testing.assert_close(ours.inputs["points"], theirs.inputs["points"], rtol=1e-5, atol=1e-5)
-    with pytest.raises(KDBenchError, match="read as 4 float32 a point"):
-        made.read(other / "training" / "velodyne" / "000001.bin")
-
-
-def test_a_scan_beside_another_sensors_calibration_is_not_predicted(made, root, tmp_path):
-    for folder, name in (("velodyne", "000001.bin"), ("calib", "000001.txt")):
-        (tmp_path / folder).mkdir()
-        shutil.copy(root / "training" / folder / name, tmp_path / folder)
-    path = tmp_path / "velodyne" / "000001.bin"
-    scans.write_points(path, scans.read_points(path) * np.array([-1, 1, 1, 1], np.float32))
-    with pytest.raises(KDBenchError, match=r"no point lies in the camera's view by .*calib/000001.txt"):
-        made.read(path)
-
-
-def test_a_camera_that_sees_next_to_nothing_is_said(tmp_path, caplog):
-    root = tiny.write(tmp_path / "kitti")
-    for path in (root / "training" / "calib").glob("*.txt"):
-        path.write_text(re.sub("P2: .*", "P2: 9000 0 600 0 0 9000 180 0 0 0 1 0", path.read_text()))
-    tiny.task(root, tmp_path / "cache").prepare()
-    assert re.search(r"0\.\d\d% of all points lie in the camera's view; are P2 and Tr_velo_to_cam", caplog.text)
-
-
-def test_odd_labels_are_said_in_every_run(tmp_path, caplog):
-    root = tiny.write(tmp_path / "kitti")
-    path = root / "training" / "label_2" / "000007.txt"
-    path.write_text(re.sub(r"(?m)^(Car .*) \S+$", r"\1 90", path.read_text()))
-    for _ in range(2):
-        caplog.clear()
-        tiny.task(root, tmp_path / "cache").prepare()
-        assert caplog.messages == [f"{path}:1: a rotation beyond a full turn (degrees? KITTI's are radians)"]

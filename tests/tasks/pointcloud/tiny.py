@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from kdbench.base import rng
 from kdbench.base.store import Store
 from kdbench.configuration import config
+from kdbench.task import Batch, scalars
 from tasks.pointcloud import kitti, scans
+from tasks.pointcloud.data import Split
+from tasks.pointcloud.decode import Detections
+from tasks.pointcloud.frames import Frames, prepare
 from tasks.pointcloud.task import PointCloud
 
 RANGE = [0.0, -10.24, -3.0, 20.48, 10.24, 1.0]
@@ -20,6 +26,7 @@ GRID = 64
 NET = {"_target_": "tasks.pointcloud.detector.PointPillars", "width": 0.125}
 SIZES = {"Car": (3.9, 1.6, 1.5), "Pedestrian": (0.8, 0.6, 1.7), "Cyclist": (1.8, 0.6, 1.7), "Van": (5.0, 1.9, 2.2)}
 GROUND = -1.7
+CLASSES = ("Pedestrian", "Cyclist", "Car")
 
 CALIBRATION = kitti.Calibration(
     p2=np.array([[700.0, 0, 600, 0], [0, 700, 180, 0], [0, 0, 1, 0]]),
@@ -90,3 +97,40 @@ def task(root: Path | None, cache: Path, data: Mapping[str, Any] | None = None, 
     }
     given = {**spec["data"], "root": None if root is None else str(root), "batch_size": 2, **(data or {})}
     return PointCloud(data=given, store=Store(cache), **{**own, **options})
+
+
+def prepared(root: Path, work: Path) -> Frames:
+    work.mkdir(exist_ok=True)
+    split = Split.of(root)
+    manifest = prepare(root, [*split.train, *split.val, *split.test], split.train, CLASSES, work)
+    assert manifest["frames"] == 9
+    return Frames(root, work, CLASSES)
+
+
+def first(task: PointCloud, split: str = "test") -> Batch:
+    batch = next(iter(getattr(task.data(0), f"{split}_dataloader")()))
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def perfect(task: PointCloud, batch: Batch, drop: int = 0) -> list[Detections]:
+    """The ground truth of each sample as detections; ``drop`` leaves out the last so many."""
+    found = []
+    for sample in range(len(batch)):
+        own = batch.targets["batch"] == sample
+        boxes, labels = batch.targets["boxes"][own], batch.targets["labels"][own]
+        kept = len(boxes) - drop
+        found.append(Detections(boxes[:kept], torch.linspace(0.9, 0.5, kept), labels[:kept]))
+    return found
+
+
+NOTHING: Any = None  # the detections are given
+
+
+def scored(task: PointCloud, model: Any, monkeypatch: pytest.MonkeyPatch, drop: int = 0) -> dict[str, float]:
+    metrics = task.metrics("test")
+    for batch in task.data(0).test_dataloader():
+        with monkeypatch.context() as patch:
+            patch.setattr(task, "decode", lambda _, batch=batch: perfect(task, batch, drop))
+            task.score(metrics, model, NOTHING, batch)
+    return scalars(metrics)

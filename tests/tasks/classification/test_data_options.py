@@ -1,0 +1,91 @@
+"""The data sets and presets of classification as they are configured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from kdbench.configuration import config
+from tests.tasks.classification import layouts
+
+DATA_SETS = ("classification", "mnist1d", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder")
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_every_data_set_opens_with_its_own_options(name, tmp_path):
+    options = yaml.safe_load((config.folder() / "data" / f"{name}.yaml").read_text())
+    assert options.pop("protocol").keys() <= {"quick", "paper"}
+    assert options.pop("task") == "classification"
+    assert options.pop("name") == options["source"]
+    roots: dict[str, Callable[[Path], Path]] = {
+        "cifar10": layouts.cifar10_binary,
+        "mnist": layouts.mnist,
+        "fashion_mnist": layouts.mnist,
+        "imagefolder": layouts.image_folder,
+    }
+    if name == "cifar100":
+        folder, labels = tmp_path / "cifar-100-binary", np.arange(300) % 100
+        for part in ("train", "test"):
+            layouts.cifar_binary(folder, part, layouts.images(300), labels, coarse=True)
+        options["root"] = str(tmp_path)
+    elif name in roots:
+        options["root"] = str(roots[name](tmp_path / "data"))
+    images = layouts.open_with(tmp_path / "cache", **{**options, "workers": 0, "batch_size": 8})
+    assert images.sizes["val"] > 0
+    batch = next(iter(images.module(0).train_dataloader()))
+    assert batch.inputs.shape == (8, images.preprocess.channels, *images.preprocess.size)
+    assert len(images.preprocess.classes) == {"cifar100": 100, "imagefolder": 3}.get(name, 10)
+    assert batch.targets.max() < len(images.preprocess.classes)
+
+
+RATES = {
+    "classification": 2e-2,
+    "mnist1d": 1e-2,
+    "mnist": 1e-3,
+    "fashion_mnist": 1e-3,
+    "cifar10": 1e-3,
+    "cifar100": 1e-3,
+}
+
+
+@pytest.mark.parametrize("preset", ["quick", "smoke"])
+def test_a_rate_belongs_to_the_data_set_that_it_was_chosen_for(preset):
+    def found(*overrides: str) -> tuple[float, float, int]:
+        made = config.load(["task=classification", f"preset={preset}", *overrides])
+        optimizer = made["trainer"]["optimizer"]
+        return optimizer["lr"], optimizer["weight_decay"], made["data"]["batch_size"]
+
+    for name, rate in RATES.items():
+        assert found(f"data={name}")[0] == rate
+    assert found() == (2e-2, 0.01, 32)
+    assert found("data=imagefolder", "pair=resnet34_resnet18") == (5e-4, 0.05, 64)
+    assert found("data=imagefolder", "trainer.optimizer.lr=3e-3", "data.batch_size=16") == (3e-3, 0.05, 16)
+    # Of a package that says nothing of it.
+    assert found("data.protocol=null") == (1e-3, 0.01, 64)
+
+
+def test_the_published_protocol_is_the_pairs_then_the_data_sets():
+    def found(*overrides: str) -> tuple[float, int, int]:
+        made = config.load(["task=classification", "preset=paper", *overrides])
+        return made["trainer"]["optimizer"]["lr"], made["trainer"]["epochs"], made["data"]["batch_size"]
+
+    assert found("data=cifar100", "pair=resnet56_resnet20") == (0.05, 240, 64)
+    assert found("data=imagefolder", "pair=resnet34_resnet18") == (0.1, 100, 256)
+    assert found("data=imagefolder", "pair=resnet32x4_resnet8x4") == (0.1, 90, 256)
+
+
+def test_real_cifar100_in_batches(shared_data, tmp_path):
+    options: dict[str, Any] = {"source": "cifar100", "root": str(shared_data / "cifar100"), "batch_size": 128}
+    images = layouts.open_with(tmp_path, augment={"crop": 4, "flip": True}, **options)
+    assert images.sizes["train"] + images.sizes["val"] == 2000
+    assert len(np.bincount(images.val.targets)) == len(np.bincount(images.train.targets)) == 100
+    batch = next(iter(images.module(0).train_dataloader()))
+    assert batch.inputs.shape == (128, 3, 32, 32)
+    few = layouts.open_with(tmp_path, labels=500, unlabelled=1000, **options)
+    assert set(np.bincount(few.train.targets[:500])) == {5}
+    np.testing.assert_array_equal(few.val.rows, images.val.rows)
