@@ -71,7 +71,7 @@ def compute() -> list[Cell]:
 
 def _serving(spec: Mapping[str, Any], default: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     """Returns the first pair of a task with which a plugin can run; raises the error of the first where none can."""
-    from kdbench.base.build import locate
+    from kdbench.base.instantiate import locate
     from kdbench.configuration.resolved import PluginSpec
 
     pairs = {default["pair"]["name"]: default["pair"]}

@@ -11,7 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from kdbench.base.build import converted, locate
+from kdbench.base.instantiate import converted, locate
 from kdbench.errors import KDBenchError, nearest
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kdbench.base.build import build, check
+from kdbench.base.instantiate import check, instantiate
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 from kdbench.plugin import Method
@@ -49,7 +49,7 @@ class CliToy(Toy):
             raise KDBenchError("data.root: it is damaged")
 
     def build(self, architecture: Mapping[str, Any]) -> Any:
-        return build("pair.architecture", architecture)
+        return instantiate("pair.architecture", architecture)
 
     def loss(self, model: nn.Module, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         if self.options.fault == "loss":

@@ -26,8 +26,8 @@ from torchmetrics import MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from kdbench.base import rng
-from kdbench.base.build import locate
 from kdbench.base.collectives import average, normalizer, share
+from kdbench.base.instantiate import locate
 from kdbench.base.weights import save_weights
 from kdbench.configuration import config
 from kdbench.configuration.compat import bind

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from kdbench.base.build import locate
+from kdbench.base.instantiate import locate
 from kdbench.configuration.keys import (
     ChoiceConfig,
     Config,

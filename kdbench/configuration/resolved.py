@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.base.build import build, locate
+from kdbench.base.instantiate import instantiate, locate
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 
@@ -64,7 +64,7 @@ class PluginSpec:
 
     def make(self) -> Plugin:
         """Creates the plugin with its options; its initial values come from torch's global generator."""
-        made: Plugin = build(self.owner, {k: v for k, v in self.given.items() if k not in ENGINE_KEYS})
+        made: Plugin = instantiate(self.owner, {k: v for k, v in self.given.items() if k not in ENGINE_KEYS})
         return made
 
     def bind(
@@ -140,5 +140,5 @@ def store_of(config: Mapping[str, Any]) -> Store:
 def make_task(config: Mapping[str, Any], store: Store) -> Task:
     """Makes the task of a configuration."""
     options = {k: v for k, v in config["task"].items() if k != "name"}
-    task: Task = build("task", options, data=config["data"], store=store)
+    task: Task = instantiate("task", options, data=config["data"], store=store)
     return task

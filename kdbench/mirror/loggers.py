@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kdbench.base.build import build
+from kdbench.base.instantiate import instantiate
 from kdbench.errors import KDBenchError
 from kdbench.mirror.wandb_run import RunInfo, one_line, summary
 from kdbench.records.schema import Record
@@ -87,7 +87,7 @@ def _made(options: Mapping[str, Any], info: RunInfo, results: Path) -> Any:
         os.environ.setdefault(name, str(value))
     given = {key: _filled(value, facts) for key, value in (options.get("options") or {}).items()}
     try:
-        logger = build("logger.options", {"_target_": options["_target_"], **given})
+        logger = instantiate("logger.options", {"_target_": options["_target_"], **given})
     except ModuleNotFoundError:
         install = options.get("install") or options["name"]
         raise KDBenchError(f"logger={options['name']}: its package is not installed: pip install {install}") from None

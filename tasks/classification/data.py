@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdbench.base import rng
-from kdbench.base.build import check
 from kdbench.base.digest import digest, source_digest
+from kdbench.base.instantiate import check
 from kdbench.base.store import Store
 from kdbench.data import Key, SeededLoader
 from kdbench.errors import KDBenchError

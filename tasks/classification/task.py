@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kdbench.base import rng
-from kdbench.base.build import build, locate
 from kdbench.base.collectives import normalizer
+from kdbench.base.instantiate import instantiate, locate
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Activated, Feature, Grid, Kind, Last, Logits, Tokens, Vector
@@ -186,7 +186,7 @@ class Classification(Task):
             if given not in (None, value):
                 raise KDBenchError(f"architecture.{name}={given}, but the data {data.name} has {value}: leave it out")
         facts = {name: value for name, value in facts.items() if name in asked}
-        model: nn.Module = build("architecture", {**architecture, **facts})
+        model: nn.Module = instantiate("architecture", {**architecture, **facts})
         for module in model.modules() if isinstance(model, nn.Module) else ():  # the engine refuses what is none
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]

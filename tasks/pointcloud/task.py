@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kdbench.base import rng
-from kdbench.base.build import build, check
 from kdbench.base.collectives import normalizer
 from kdbench.base.digest import digest, source_digest
+from kdbench.base.instantiate import check, instantiate
 from kdbench.base.store import SCRATCH, Store
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature, Grid, Kind, Logits, Points
@@ -319,7 +319,7 @@ class PointCloud(Task):
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
         """Creates a detector over this task's range, pillars and classes."""
         own = {"point_range": self.point_range, "pillar": self.pillar, "classes": self.classes}
-        model = build("pair.architecture", {**own, **architecture})
+        model = instantiate("pair.architecture", {**own, **architecture})
         assert isinstance(model, nn.Module)
         return model
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from kdbench.base import rng
-from kdbench.base.build import build
+from kdbench.base.instantiate import instantiate
 from kdbench.configuration import config
 from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.features import Feature
@@ -84,7 +84,7 @@ class Bench:
         spec = {k: v for k, v in yaml(name).items() if k not in ENGINE_KEYS}
         self.name = name
         with rng.scope(0, "init", "method"):
-            self.method = build("method", spec | options)
+            self.method = instantiate("method", spec | options)
             self.student, self.teacher = leaves(student), leaves(teacher)
             self.given = {"student": student, "teacher": teacher}
             self.cast = self.make_cast()

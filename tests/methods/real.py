@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.base import rng
-from kdbench.base.build import build
+from kdbench.base.instantiate import instantiate
 from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.features import Logits, Values
 from kdbench.needs import State
@@ -37,7 +37,7 @@ class Cut:
     def __init__(self, name: str, logits: Mapping[str, Logits | Values], **options: Any) -> None:
         spec = {k: v for k, v in yaml(name).items() if k not in ENGINE_KEYS}
         with rng.scope(0, "init", "method"):
-            self.method = build("method", spec | options)
+            self.method = instantiate("method", spec | options)
             self.leaves = {role: made.values.requires_grad_() for role, made in logits.items()}
             batch = Batch(None, None, torch.arange(len(next(iter(self.leaves.values())))))
             self.cast = Cast(Task(), self.method.roles, {r: Hand({"logits": made}) for r, made in logits.items()})

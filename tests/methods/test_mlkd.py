@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.base import rng
-from kdbench.base.build import build
+from kdbench.base.instantiate import instantiate
 from kdbench.configuration.compat import bind
 from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.errors import KDBenchError
@@ -56,7 +56,7 @@ class Bench:
         **options: Any,
     ) -> None:
         spec = {k: v for k, v in yaml("mlkd").items() if k not in ENGINE_KEYS}
-        self.method = build("method", spec | options)
+        self.method = instantiate("method", spec | options)
         task = Views()
         task.law, task.weight = law, weight
         with rng.scope(0, "mlkd"):

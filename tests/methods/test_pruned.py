@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.base import rng
-from kdbench.base.build import build
+from kdbench.base.instantiate import instantiate
 from kdbench.configuration import config
 from kdbench.configuration.compat import bind
 from kdbench.configuration.resolved import ENGINE_KEYS
@@ -31,7 +31,7 @@ class Pair:
     """The method with the toy's networks, because it asks for the supervised loss."""
 
     def __init__(self, batch: int = 6, **options: Any) -> None:
-        self.method = build("method", {k: v for k, v in yaml("pruned").items() if k not in ENGINE_KEYS} | options)
+        self.method = instantiate("method", {k: v for k, v in yaml("pruned").items() if k not in ENGINE_KEYS} | options)
         with rng.scope(0, "pruned"):
             nets = {"student": Net(4, 0.0).eval(), "teacher": Net(8, 0.0).eval()}
         self.nets = nets

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.base import rng
-from kdbench.base.build import build
+from kdbench.base.instantiate import instantiate
 from kdbench.configuration.compat import bind
 from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.errors import KDBenchError
@@ -51,7 +51,7 @@ class Bench:
 
     def __init__(self, batch: int = 6, size: tuple[int, int] = (8, 8), known: bool = True, **options: Any) -> None:
         spec = {k: v for k, v in yaml("sskd").items() if k not in ENGINE_KEYS}
-        self.method = build("method", spec | options)
+        self.method = instantiate("method", spec | options)
         task = Turning()
         task.known = known
         with rng.scope(0, "sskd"):

@@ -9,7 +9,7 @@ from lightning import Callback
 from torch import nn
 
 from kdbench.base import rng
-from kdbench.base.build import build
+from kdbench.base.instantiate import instantiate
 from kdbench.configuration.compat import bind
 from kdbench.configuration.resolved import ENGINE_KEYS
 from kdbench.errors import KDBenchError
@@ -103,7 +103,7 @@ def test_the_gradient_of_the_controller_is_that_of_a_real_step():
     """Against central differences of the meta loss after one real SGD step, in float64."""
     with rng.scope(0, "tgeo", "nets"):
         student, teacher = Net(3).double().eval(), Net(4).double().eval().requires_grad_(False)
-        method = build("method", {k: v for k, v in yaml("tgeo").items() if k not in ENGINE_KEYS})
+        method = instantiate("method", {k: v for k, v in yaml("tgeo").items() if k not in ENGINE_KEYS})
         train, meta = batch_of("train", 7), batch_of("meta", 5)
         cast = Cast(Toy(), method.roles, {"student": Network(Toy(), student), "teacher": Network(Toy(), teacher)})
         views = {role: {"main": meta, "train": train} for role in method.roles}

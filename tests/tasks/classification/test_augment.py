@@ -7,7 +7,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
 from kdbench.base import rng
-from kdbench.base.build import check
+from kdbench.base.instantiate import check
 from kdbench.errors import KDBenchError
 from tasks.classification.augment import RATIO, Augment, operations, rand_augment
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from kdbench.base import rng
-from kdbench.base.build import build
+from kdbench.base.instantiate import instantiate
 from kdbench.base.weights import load_weights, save_weights
 from kdbench.configuration import config
 from kdbench.errors import KDBenchError
@@ -66,7 +66,7 @@ def test_bad_task_options_are_one_line(tmp_path):
     spec = config.load(["task=classification", "task.label_smoothing=-1"])
     own = {k: v for k, v in spec["task"].items() if k != "name"}
     with pytest.raises(KDBenchError, match=r"task.label_smoothing: found -1"):
-        build("task", own, data=spec["data"], store=None)
+        instantiate("task", own, data=spec["data"], store=None)
 
 
 def test_what_it_says_of_the_data(made, tmp_path):

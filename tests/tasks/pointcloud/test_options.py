@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.base.build import check
+from kdbench.base.instantiate import check
 from kdbench.base.store import Store
 from kdbench.base.weights import save_weights
 from kdbench.configuration import config

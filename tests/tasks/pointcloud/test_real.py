@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.base.build import build
+from kdbench.base.instantiate import instantiate
 from kdbench.base.store import Store
 from kdbench.configuration import config
 from tasks.pointcloud import kitti
@@ -30,7 +30,7 @@ def real(root, tmp_path_factory) -> PointCloud:
     """The task as published, on the real frames."""
     composed = config.load(["task=pointcloud", "preset=paper", f"data.root={root}", "data.workers=0"])
     spec = {k: v for k, v in composed["task"].items() if k != "name"}
-    task = build("task", spec, data=composed["data"], store=Store(tmp_path_factory.mktemp("cache")))
+    task = instantiate("task", spec, data=composed["data"], store=Store(tmp_path_factory.mktemp("cache")))
     assert isinstance(task, PointCloud)
     return task
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 
-from kdbench.base.build import build
 from kdbench.base.digest import digest
+from kdbench.base.instantiate import instantiate
 from kdbench.base.store import Store
 from kdbench.data import Key, SeededLoader
 from kdbench.errors import KDBenchError
@@ -137,7 +137,7 @@ class Diabetes(Task):
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
         """Creates a network."""
-        model: nn.Module = build("architecture", {**architecture, "outputs": 2 if self.law == "gaussian" else 1})
+        model: nn.Module = instantiate("architecture", {**architecture, "outputs": 2 if self.law == "gaussian" else 1})
         return model
 
     def describe(self, outputs: Tensor, taps: Mapping[str, Tensor], batch: Batch) -> dict[str, Feature]:

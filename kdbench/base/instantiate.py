@@ -83,7 +83,7 @@ def converted(where: str, annotation: Any, value: Any) -> Any:
     return result
 
 
-def build(where: str, spec: Mapping[str, Any], **extra: Any) -> Any:
+def instantiate(where: str, spec: Mapping[str, Any], **extra: Any) -> Any:
     """Creates ``spec._target_`` with the other keys of ``spec`` as checked options.
 
     Args:

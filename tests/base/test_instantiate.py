@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from kdbench.base.build import build, check, locate
+from kdbench.base.instantiate import check, instantiate, locate
 from kdbench.errors import KDBenchError
 
 
@@ -22,7 +22,7 @@ HERE = f"{__name__}.Thing"
 
 def test_options_are_converted_to_the_annotated_types():
     spec = {"_target_": HERE, "size": 3, "rates": [1, 2.5]}
-    assert build("method", spec, extra="x").made == (3, "a", (1.0, 2.5), "x")
+    assert instantiate("method", spec, extra="x").made == (3, "a", (1.0, 2.5), "x")
 
 
 def test_a_function_with_free_options_is_not_checked():
@@ -41,7 +41,7 @@ def test_a_function_with_free_options_is_not_checked():
 )
 def test_wrong_options_are_one_line(options, line):
     with pytest.raises(KDBenchError, match=line) as error:
-        build("method", {"_target_": HERE, **options})
+        instantiate("method", {"_target_": HERE, **options})
     assert "\n" not in str(error.value)
 
 
