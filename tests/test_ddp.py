@@ -303,7 +303,7 @@ def test_a_run_with_several_processes_leaves_one_record(kdbench):
     (record,) = kdbench.records()
     assert record.status == "ok"
     assert len(kdbench.manifests()) == 3
-    assert {path.name for path in kdbench.base.store.iterdir()} == {"model", "locks"}
+    assert {path.name for path in kdbench.cache.iterdir()} == {"model", "locks"}
     again = kdbench("method=crd", "method.embed_dim=8", "trainer=ddp", "trainer.accelerator=cpu")
     assert "This run has its record" in again.out
 

@@ -118,7 +118,7 @@ def test_what_reaches_nothing_stays_wrong(kdbench, monkeypatch):
 
 
 def test_a_loss_that_does_not_go_down_is_not_well(kdbench, monkeypatch):
-    monkeypatch.setattr("kdbench.training.reach.overfit", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr("kdbench.training.diagnosis.overfit", lambda *_: (1.0, 1.0))
     assert not examined(kdbench, "method=kd")[0]
 
 

@@ -57,7 +57,7 @@ def test_what_a_method_keeps_at_inference_predicts(kdbench, image, capsys):
     kdbench("method=toy_reuse")
     (run,) = find_records(kdbench.results)
     config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    task, plain = CliToy(config["data"], Store(kdbench.base.store)), Net(4)
+    task, plain = CliToy(config["data"], Store(kdbench.cache)), Net(4)
     batch = task.read(image)
     deployed = read_run(run).model(batch)
     load_weights(plain, run / "student.safetensors")

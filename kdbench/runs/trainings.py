@@ -18,7 +18,6 @@ from kdbench.base.store import Product, Store
 from kdbench.configuration.resolved import PluginSpec, Resolved, make_task
 from kdbench.errors import KDBenchError, nearest
 from kdbench.records.schema import Tuning
-from kdbench.runs import counts
 from kdbench.training.recipe import MODEL, Answers, Recipe, start_digest, start_of
 
 if TYPE_CHECKING:
@@ -210,6 +209,8 @@ class Trainings:
         Raises:
             KDBenchError: It has not.
         """
+        from kdbench.runs import counts
+
         tuned = bool(self.config["tuning"]["trials"]) and self.distils
         counts.check(self.task, tuned)
         if self.teacher_task is not self.task:

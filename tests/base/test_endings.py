@@ -110,7 +110,7 @@ def test_a_child_ends_with_its_parent(tmp_path):
     """Whatever it is doing, and also where it is not told by the system."""
     for platform in ("linux", "other"):
         code = (
-            "import os, sys, time; from kdbench import endings; "
+            "import os, sys, time; from kdbench.base import endings; "
             f"sys.platform = {platform!r}; endings.follow(int(sys.argv[1])); "
             "print(os.getpid(), flush=True); time.sleep(60)"
         )

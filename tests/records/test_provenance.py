@@ -25,8 +25,8 @@ def test_provenance_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     package = tmp_path / "kdbench"
-    package.mkdir()
-    (package / "own.py").write_text("")
+    (package / "records").mkdir(parents=True)
+    (package / "records" / "provenance.py").write_text("")
     monkeypatch.setattr(module, "__file__", str(package / "records" / "provenance.py"))
     outside = provenance("e" * 16, STARTED)
     assert (outside.commit, outside.dirty) == (None, None)
@@ -50,7 +50,7 @@ def test_provenance_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             loading.setitem(sys.modules, "own", SimpleNamespace(__file__=str(place)))
             assert provenance("e" * 16, STARTED).dirty is dirty
     assert provenance("e" * 16, STARTED).dirty is False
-    (package / "own.py").write_text("changed")
+    (package / "records" / "provenance.py").write_text("changed")
     assert provenance("e" * 16, STARTED).dirty is True
 
     nested = tmp_path / ".venv" / "site-packages" / "kdbench"

@@ -149,7 +149,7 @@ def test_the_command_and_the_configuration_of_a_record_make_the_run_again(kdbenc
     kdbench("method=kd", "student.init_from=null", "tuning.factors=[1, 2]")
     (record,), (path,) = kdbench.records(), find_records(kdbench.results)
     again = config.load(shlex.split(record.command)[3:])
-    places = {"results": str(kdbench.results), "cache": str(kdbench.base.store)}
+    places = {"results": str(kdbench.results), "cache": str(kdbench.cache)}
     assert again | places == yaml.safe_load((path / "config.yaml").read_text())
 
 
@@ -238,13 +238,13 @@ def test_a_run_whose_trials_all_diverge_diverged(kdbench):
 def test_a_given_teacher_is_taken_as_it_is(kdbench, tmp_path):
     kdbench("method=none", "role=teacher")
     (trained,), (path,) = kdbench.records(), find_records(kdbench.results)
-    weights, kdbench.results, kdbench.base.store = path / "teacher.safetensors", tmp_path / "others", tmp_path / "empty"
+    weights, kdbench.results, kdbench.cache = path / "teacher.safetensors", tmp_path / "others", tmp_path / "empty"
     arguments = (f"teacher.init_from={weights}", "teacher.trainer.epochs=3")
     assert kdbench("method=kd", *arguments).code == 0
     assert kdbench("method=none", "role=teacher", *arguments).code == 0
     (given,) = (m for m in kdbench.manifests().values() if m["role"] == "teacher")
     assert (given["cost"]["epochs"], given["cost"]["samples_seen"], given["terms"]) == (0, 0, {})
-    product = kdbench.base.store / "model" / given["key"] / "model.safetensors"
+    product = kdbench.cache / "model" / given["key"] / "model.safetensors"
     assert toy.same(load_file(product), load_file(weights))
     alone, distilled = sorted(kdbench.records(), key=lambda record: record.method != "none")
     assert alone.cost is not None

@@ -51,7 +51,7 @@ def command(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.C
 def test_three_jobs_one_after_another(kdbench):
     ran = kdbench("-m", "method=none,kd", "seed=0,1")
     assert ran.code == 0
-    assert roles(kdbench.base.store) == {"teacher": 1, "student": 4}
+    assert roles(kdbench.cache) == {"teacher": 1, "student": 4}
     assert ran.out.count("teacher: epoch 1/2") == 1
     assert ran.out.count("scratch: epoch 1/2") == 2
     assert {(r.method, r.seed) for r in kdbench.records()} == {(m, s) for m in ("none", "kd") for s in (0, 1)}
