@@ -17,7 +17,7 @@ from tests.cli import EXAMPLE, ROOT
 
 pytestmark = pytest.mark.slow
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-LEFT_OUT = (".*", "__pycache__", "records", "results", "build", "dist", "outputs", "multirun")
+LEFT_OUT = (".*", "__pycache__", "results", "build", "dist", "outputs", "multirun")
 
 
 @pytest.fixture
