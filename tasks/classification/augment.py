@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,14 +26,16 @@ class Augment:
     """Training augmentation whose random numbers belong to (seed, epoch, sample).
 
     Attributes:
-        crop: Pixels of black border from which a crop of the same size is cut.
+        crop: Pixels of border from which a crop of the same size is cut.
         flip: Mirror every other image.
         scale: Least and greatest share of the area that a crop keeps before it is resized; None for none.
+        border: What it is made of: ``black``, or ``edge``, which repeats the outermost pixels.
     """
 
     crop: NonNegativeInt = 0
     flip: bool = False
     scale: tuple[float, float] | None = None
+    border: Literal["black", "edge"] = "black"
 
     def __post_init__(self) -> None:
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -94,7 +97,13 @@ class Augment:
             shifts = torch.from_numpy(np.floor(drawn * (2 * self.crop + 1)).astype(np.int64))
             # What has one row (a signal) is moved along it alone.
             vertical = self.crop if height > 1 else 0
-            images = torch.nn.functional.pad(images, (self.crop, self.crop, vertical, vertical))
+            if self.border == "black":
+                images = torch.nn.functional.pad(images, (self.crop, self.crop, vertical, vertical))
+            else:
+                columns_of, rows_of = (
+                    torch.arange(-c, n + c).clamp(0, n - 1) for c, n in ((self.crop, width), (vertical, height))
+                )
+                images = images[:, :, rows_of][..., columns_of]
             rows = rows + (shifts[:, :1] if vertical else 0)
             columns = columns + shifts[:, 1:]
         # One gather over flat pixels does both.

@@ -66,6 +66,8 @@ class DataOptions:
         background: Colour under transparent pixels of image files, a user's among them; None for gray.
         mean: Per channel, of images in 0..1, where a teacher was trained with another one than the data set's.
         std: Likewise.
+        render: Of rendered images, options of :class:`~tasks.classification.glyphs.Render`.
+        test_fonts: Of rendered images; ``unseen`` keeps typefaces out of training and adds a second test set of them.
         train: Most training samples, validation included; class-balanced.
         test: Most test samples; class-balanced.
         labels: Training samples whose labels are used; class-balanced. None for all.
@@ -88,6 +90,8 @@ class DataOptions:
     background: str | None = None
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
+    render: dict[str, Any] = field(default_factory=dict)
+    test_fonts: Literal["seen", "unseen"] = "seen"
     train: PositiveInt | None = None
     test: PositiveInt | None = None
     labels: PositiveInt | None = None
@@ -194,10 +198,13 @@ class Images:
         train: The training samples.
         val: The validation samples.
         test: The test samples.
+        shifted: Those of a second test set, or None.
         notes: What a record has to say of how the images were read.
     """
 
-    def __init__(self, source: Source, options: DataOptions, train: Cut, val: Cut, test: Cut) -> None:
+    def __init__(
+        self, source: Source, options: DataOptions, train: Cut, val: Cut, test: Cut, shifted: Cut | None = None
+    ) -> None:
         self.embedded = source.embedded
         self.notes = source.notes
         pixels = source.train.images
@@ -206,10 +213,10 @@ class Images:
             pixels = ImageFiles((), (height, width), 1.0, Reader(options.background or BACKGROUND))
         files = replace(pixels, paths=())
         self.preprocess = Preprocess(source.name, source.classes, source.mean, source.std, files)
-        self.train, self.val, self.test = train, val, test
+        self.train, self.val, self.test, self.shifted = train, val, test, shifted
         self.sizes = {"train": len(train), "val": len(val), "test": len(test)}
         self.labelled = int((train.targets >= 0).sum())
-        cuts = [[array_digest(c.rows), array_digest(c.targets)] for c in (train, val, test)]
+        cuts = [[array_digest(c.rows), array_digest(c.targets)] for c in (train, val, test, shifted) if c is not None]
         self.digest = digest([source.digest, files.size, cuts])
         self.options = options
         self.augment = Augment(**check("data.augment", Augment, options.augment))
@@ -268,26 +275,35 @@ class ImageData(LightningDataModule):
         """Returns the test samples."""
         return self._loader(Samples(self.images, self.images.test))
 
+    def shifted_dataloader(self) -> SeededLoader | None:
+        """Returns the samples of the second test set, where there is one."""
+        return None if self.images.shifted is None else self._loader(Samples(self.images, self.images.shifted))
 
-def open_images(options: Mapping[str, Any], store: Store) -> Images:
+
+def open_images(options: Mapping[str, Any], store: Store, progress: bool = True) -> Images:
     """Opens a data set and cuts its splits.
 
     Args:
         options: Of :class:`DataOptions`.
-        store: Where the scores of data pruning are kept.
+        store: Where the scores of data pruning and rendered images are kept.
+        progress: Whether to show one while images are rendered.
 
     Raises:
         KDBenchError: Options, files or labels that are not as they should be.
     """
     given = DataOptions(**check("data", DataOptions, options))
     keep = Keep(**check("data.keep", Keep, given.keep))
-    source = _read_as(given, open_source(given.source, given.root, store, given.table))
+    opened = open_source(
+        given.source, given.root, store, given.table, given.render, given.test_fonts, progress=progress
+    )
+    source = _read_as(given, opened)
     pool, val = _held_out(source, given)
     train = _training(source, given, keep, pool, store)
-    test = _limited(source.test, np.arange(len(source.test.labels)), given.test, "test")
     first = len(train)
     val = Cut(val.split, val.rows, val.targets, first)
-    return Images(source, given, train, val, Cut(source.test, test, source.test.labels[test], first + len(val)))
+    test = _tested(source.test, given, first + len(val))
+    shifted = None if source.shifted is None else _tested(source.shifted, given, test.first + len(test))
+    return Images(source, given, train, val, test, shifted)
 
 
 def _read_as(options: DataOptions, source: Source) -> Source:
@@ -319,6 +335,11 @@ def _read_as(options: DataOptions, source: Source) -> Source:
         reader=replace(pixels.reader, background=options.background or BACKGROUND),
         resize=Resize(options.crop_pct, options.resize, options.interpolation or "bilinear"),
     )
+
+
+def _tested(split: Split, options: DataOptions, first: int) -> Cut:
+    rows = _limited(split, np.arange(len(split.labels)), options.test, "test")
+    return Cut(split, rows, split.labels[rows], first)
 
 
 def _limited(split: Split, rows: np.ndarray, most: int | None, purpose: str) -> np.ndarray:

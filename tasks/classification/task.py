@@ -91,6 +91,7 @@ class Classification(Task):
         self.store = store
         self.label_smoothing = label_smoothing
         self.restored: DatasetInfo | None = None
+        self.progress = False
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
@@ -123,7 +124,7 @@ class Classification(Task):
     @cached_property
     def images(self) -> Images:
         """The data set."""
-        return open_images(self.options, self.store)
+        return open_images(self.options, self.store, self.progress)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -132,6 +133,7 @@ class Classification(Task):
 
     def prepare(self, progress: bool = True) -> None:
         """Reads or makes the images, once."""
+        self.progress = progress
         _ = self.images
 
     def dataset(self) -> DatasetInfo:
@@ -274,7 +276,7 @@ class Classification(Task):
 
         Returns:
             The metrics of :class:`~tasks.classification.metrics.Scores`; for the test set also ``nll_ts`` and
-            ``ece_ts`` after temperature scaling.
+            ``ece_ts`` after temperature scaling, and those of a second test set with ``shifted_`` before their names.
         """
         logits, targets = self._answers(artifact, loader, device)
         found = self._scored(logits, targets)
@@ -283,6 +285,10 @@ class Classification(Task):
             scaled = self._scored(logits / temperature, targets)
             found |= {f"{name}_ts": scaled[name] for name in ("nll", "ece") if name in scaled}
             found["temperature"] = temperature
+            shifted = self.images.module(0).shifted_dataloader()
+            if shifted is not None:
+                scores = self._scored(*self._answers(artifact, shifted, device))
+                found |= {f"shifted_{name}": value for name, value in scores.items()}
         return found
 
     def _answers(self, model: nn.Module, loader: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 from scipy.spatial.transform import Rotation
 
 from kdbench.base import rng
 from kdbench.errors import KDBenchError, nearest
+from tasks.parallel import mapped
 from tasks.pointcloud import kitti
 from tasks.pointcloud.scans import write_points
 from tasks.pointcloud.scene import DENSITY, build
@@ -160,8 +156,6 @@ def simulate(
         full_sweep=full_sweep,
     )
     frames = range(train + test)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers or cores, len(frames))
     try:
         if root.is_dir() and any(root.iterdir()):
             raise KDBenchError(f"{root}: already holds something; expected a new or empty folder for simulated frames")
@@ -172,19 +166,8 @@ def simulate(
             for split, members in (("train", frames[:train]), ("val", frames[train:])):
                 (splits / f"{split}.txt").write_text("".join(f"{frame:06d}\n" for frame in members))
             write = partial(_write_frame, training, simulate_one)
-            with ExitStack() as stack:
-                done: Iterable[None] = map(write, frames)
-                # A worker of joblib has a start method of its own, which children that it starts do not know.
-                known = (None, *multiprocessing.get_all_start_methods())
-                if workers > 1 and multiprocessing.get_start_method(allow_none=True) in known:
-                    # Not fork: the parent may run threads (Lightning, BLAS) that a forked child would wait for.
-                    context = multiprocessing.get_context("forkserver")
-                    pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
-                    done = pool.map(write, frames, chunksize=4)
-                for _ in track(done, "Simulating LiDAR frames", total=len(frames), disable=not progress):
-                    pass
-    except BrokenProcessPool:
-        raise KDBenchError(f"{root}: a simulating process was killed (out of memory?); try workers=1") from None
+            for _ in mapped(write, frames, "Simulating LiDAR frames", workers=workers, chunk=4, progress=progress):
+                pass
     except OSError as error:
         megabytes = (1.9 if full_sweep else 0.32) * len(frames)
         raise KDBenchError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError, nearest, reading
@@ -12,8 +14,11 @@ from tasks.classification.sources.cifar import cifar10, cifar100
 from tasks.classification.sources.embedded import digits, mnist1d
 from tasks.classification.sources.folder import image_folder
 from tasks.classification.sources.idx import fashion_mnist, mnist
+from tasks.classification.sources.rendered import glyphs
 
 EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "mnist1d": mnist1d}
+#: Rendered once into the store.
+RENDERED: dict[str, Callable[..., Source]] = {"glyphs": glyphs}
 ARRAYS: dict[str, Callable[[Path], Source]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -34,26 +39,44 @@ LAYOUTS = {
 }
 
 
-def open_source(name: str, root: str | None = None, store: Store | None = None, table: str | None = None) -> Source:
+def open_source(
+    name: str,
+    root: str | None = None,
+    store: Store | None = None,
+    table: str | None = None,
+    render: Mapping[str, Any] | None = None,
+    test_fonts: Literal["seen", "unseen"] = "seen",
+    progress: bool = True,
+) -> Source:
     """Opens a data set.
 
     Args:
-        name: One of :data:`EMBEDDED` or :data:`REAL`.
+        name: One of :data:`EMBEDDED`, :data:`RENDERED` or :data:`REAL`.
         root: Folder of a real data set; None for an embedded one.
-        store: Where it is kept what was found out about image files; None keeps nothing.
+        store: Where rendered images lie, and what was found out about image files; None keeps nothing of these.
         table: CSV file that names the images; for sources of image files.
+        render: Options of a rendered data set.
+        test_fonts: Of a rendered data set.
+        progress: Whether to show one while images are rendered.
 
     Raises:
         KDBenchError: An unknown name, a root that is missing or not wanted, or files that are not as they should be.
     """
     if table is not None and name not in FILES:
         raise KDBenchError(f"data.table={table}: {name} reads no table; choose data={'|'.join(FILES)}")
-    if name in EMBEDDED:
+    if name not in RENDERED and (render or test_fonts != "seen"):
+        option = f"render={render}" if render else f"test_fonts={test_fonts}"
+        raise KDBenchError(f"data.{option}: {name} is not rendered; choose data={'|'.join(RENDERED)}")
+    made: dict[str, Callable[[], Source]] = {
+        **EMBEDDED,
+        **{n: partial(make, store or Store(), render or {}, test_fonts, progress) for n, make in RENDERED.items()},
+    }
+    if name in made:
         if root is not None:
             raise KDBenchError(f"data.root={root}: {name} is embedded and reads no files; choose data={'|'.join(REAL)}")
-        return EMBEDDED[name]()
+        return made[name]()
     if name not in REAL:
-        raise KDBenchError(f"data.source={name}: there is no such source: {nearest(name, [*EMBEDDED, *REAL])}")
+        raise KDBenchError(f"data.source={name}: there is no such source: {nearest(name, [*made, *REAL])}")
     if root is None:
         raise KDBenchError(f"data.root: {name} is not embedded; set the folder that holds {LAYOUTS[name]}")
     folder = Path(root).expanduser()

@@ -79,6 +79,7 @@ class Source:
         mean: Per channel, of images in 0..1.
         std: Likewise.
         notes: What a record has to say of how the images were read.
+        shifted: A second test set, of images unlike those of training.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Source:
     std: tuple[float, ...]
     val: Split | None = None
     notes: tuple[str, ...] = ()
+    shifted: Split | None = None
 
     def resized(self, size: int) -> Source:
         """Returns the data set with images of another size."""
@@ -101,8 +103,8 @@ class Source:
         return self._each(lambda split: split.read_by(**options))
 
     def _each(self, change: Callable[[Split], Split]) -> Source:
-        val = None if self.val is None else change(self.val)
-        return replace(self, train=change(self.train), test=change(self.test), val=val)
+        val, shifted = (None if split is None else change(split) for split in (self.val, self.shifted))
+        return replace(self, train=change(self.train), test=change(self.test), val=val, shifted=shifted)
 
 
 def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

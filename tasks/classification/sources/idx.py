@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import struct
 import zlib
 from pathlib import Path
 
@@ -26,20 +27,39 @@ def fashion_mnist(root: Path) -> Source:
 
 
 def _open(name: str, root: Path, folder: str, classes: tuple[str, ...], mean: float, std: float) -> Source:
-    train, test = (_read_split(root, folder, part, len(classes)) for part in ("train", "t10k"))
+    train, test = (read_split(root, part, len(classes), folder) for part in ("train", "t10k"))
     return Source(name, False, split_digest(train, test), classes, train, test, (mean,), (std,))
 
 
-def _read_split(root: Path, folder: str, part: str, classes: int) -> Split:
+def read_split(root: Path, part: str, classes: int, folder: str = "", channels: int = 1) -> Split:
+    """Reads the images and the labels of a split.
+
+    Args:
+        root: Where the files are, in its ``raw`` or in ``raw`` of its ``folder``.
+        part: Begins the names of both files.
+        classes: How many there are.
+        folder: Name of the data set, as torchvision's folders have it.
+        channels: Images of several have an axis for them behind that of the images.
+    """
+    dimensions = 3 if channels == 1 else 4
     images_at, labels_at = (
-        _find(root, folder, f"{part}-{file}") for file in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        _find(root, folder, f"{part}-{file}") for file in (f"images-idx{dimensions}-ubyte", "labels-idx1-ubyte")
     )
-    images, labels = read_idx(images_at, 3), read_idx(labels_at, 1)
+    images, labels = read_idx(images_at, dimensions), read_idx(labels_at, 1)
     if len(images) != len(labels):
         raise KDBenchError(f"{labels_at}: {len(labels)} labels for the {len(images)} images of {images_at.name}")
     if not len(images):
         raise KDBenchError(f"{images_at}: no images")
-    return Split.of_array(images[:, None], checked_labels(labels_at, labels, classes))
+    images = images[:, None] if channels == 1 else images
+    return Split.of_array(images, checked_labels(labels_at, labels, classes))
+
+
+def write_split(root: Path, part: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Writes ``(N, C, H, W)`` uint8 images and their labels as :func:`read_split` reads them."""
+    images = images[:, 0] if images.shape[1] == 1 else images
+    for name, values in (("images", images), ("labels", labels.astype(np.uint8))):
+        header = struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+        (root / f"{part}-{name}-idx{values.ndim}-ubyte").write_bytes(header + values.tobytes())
 
 
 def _find(root: Path, folder: str, name: str) -> Path:
@@ -57,7 +77,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
     Args:
         path: Plain or, where its name ends so, ``.gz``.
-        dimensions: 3 for images, 1 for labels.
+        dimensions: 3 for images, 4 for those of several channels, 1 for labels.
 
     Raises:
         KDBenchError: It does not decompress, is of another type, or is longer or shorter than it says.

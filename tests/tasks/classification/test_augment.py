@@ -48,6 +48,20 @@ def test_augmentation_belongs_to_seed_epoch_and_sample(images):
     assert Augment()(images, KEYS, 0, 0) is images
 
 
+def test_a_border_of_the_outermost_pixels(images):
+    """As NumPy's padding has it; the same draws as with a black border."""
+    made, black = (Augment(3, True, border=border)(images, KEYS, 2, 1) for border in ("edge", "black"))
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="edge")
+    shifts = np.floor(rng.uniform(2, "crop", 1, index=KEYS, count=2) * 7).astype(int)
+    mirrored = rng.uniform(2, "flip", 1, index=KEYS)[:, 0] < 0.5
+    for image, whole, (down, across), flip in zip(made.numpy(), padded, shifts, mirrored, strict=True):
+        cut = whole[:, down : down + 12, across : across + 10]
+        np.testing.assert_array_equal(image, cut[..., ::-1] if flip else cut)
+    inside = black != 0
+    assert torch.equal(made[inside], black[inside])
+    assert not torch.equal(made, black)
+
+
 def test_signals_are_moved_along_their_row_alone():
     signals = torch.rand(64, 1, 1, 40)
     made = Augment(3)(signals, KEYS, 0, 0)

@@ -13,7 +13,7 @@ import yaml
 from kdbench.configuration import config
 from tests.tasks.classification import layouts
 
-DATA_SETS = ("classification", "mnist1d", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder")
+DATA_SETS = ("classification", "glyphs", "mnist1d", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder")
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
@@ -39,12 +39,13 @@ def test_every_data_set_opens_with_its_own_options(name, tmp_path):
     assert images.sizes["val"] > 0
     batch = next(iter(images.module(0).train_dataloader()))
     assert batch.inputs.shape == (8, images.preprocess.channels, *images.preprocess.size)
-    assert len(images.preprocess.classes) == {"cifar100": 100, "imagefolder": 3}.get(name, 10)
+    assert len(images.preprocess.classes) == {"cifar100": 100, "imagefolder": 3, "glyphs": 47}.get(name, 10)
     assert batch.targets.max() < len(images.preprocess.classes)
 
 
 RATES = {
     "classification": 2e-2,
+    "glyphs": 2e-2,
     "mnist1d": 1e-2,
     "mnist": 1e-3,
     "fashion_mnist": 1e-3,

@@ -32,7 +32,8 @@ SAME = ["wrn40_2_wrn16_2", "wrn40_2_wrn40_1", "resnet56_resnet20", "resnet110_re
 SAME += ["resnet32x4_resnet8x4", "vgg13_vgg8"]
 CROSS = ["vgg13_mobilenetv2", "resnet50_mobilenetv2", "resnet50_vgg8", "resnet32x4_shufflenetv1"]
 CROSS += ["resnet32x4_shufflenetv2", "wrn40_2_shufflenetv1"]
-OTHER = ["resnet8_w16_w4", "cnn_vit_small", "resnet34_resnet18"]
+SMALL = ("resnet8_w16_w4", "resnet8_w24_w8", "cnn_vit_small")
+OTHER = ["resnet8_w16_w4", "resnet8_w24_w8", "cnn_vit_small", "resnet34_resnet18"]
 
 
 def pairs() -> list[str]:
@@ -52,7 +53,11 @@ def test_these_are_the_pairs():
 def test_taps_and_parts_of_a_pair(name):
     """Every tap gives what the configuration says, at a resolution that falls, and both sides have as many stages."""
     pair = loaded(name)["pair"]
-    task = tiny.shaped((8, 8), 1, 10) if name in ("resnet8_w16_w4", "cnn_vit_small") else tiny.shaped((32, 32))
+    task = (
+        tiny.shaped((8, 8), 1, 10)
+        if name in ("resnet8_w16_w4", "resnet8_w24_w8", "cnn_vit_small")
+        else tiny.shaped((32, 32))
+    )
     stages = []
     for side in ("teacher", "student"):
         kinds = Classification.kinds(pair[side])
@@ -95,7 +100,7 @@ def model_name(pair: dict[str, Any], side: str) -> str:
 
 
 @pytest.mark.parametrize("preset", ["smoke", "quick", "paper"])
-@pytest.mark.parametrize("data", ["classification", "cifar100", "mnist1d"])
+@pytest.mark.parametrize("data", ["classification", "glyphs", "cifar100", "mnist1d"])
 def test_presets_compose(preset, data):
     composed = config.load(["task=classification", f"data={data}", f"preset={preset}"])
     assert composed["task"]["name"] == "classification"
@@ -157,7 +162,7 @@ def test_a_schedule_of_the_method_is_not_that_of_the_teacher():
     assert loaded("vgg13_vgg8", "method=mlkd", "preset=paper", "trainer.epochs=3")["student"]["trainer"]["epochs"] == 3
 
 
-@pytest.mark.parametrize("name", [*SAME, *CROSS, "resnet8_w16_w4"])
+@pytest.mark.parametrize("name", [*SAME, *CROSS, "resnet8_w16_w4", "resnet8_w24_w8"])
 def test_the_hint_is_that_of_the_second_stage(name):
     pair, method = (loaded(name, "method=fitnet")[key] for key in ("pair", "method"))
     assert bind(FitNet, Classification, pair, method["bind"]) == {"feature": "stage2"}

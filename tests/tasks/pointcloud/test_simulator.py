@@ -159,14 +159,6 @@ def test_writes_kitti_layout_whatever_the_workers(tmp_path):
     np.testing.assert_allclose(read.lidar_to_rectified, calibration().lidar_to_rectified, atol=1e-9)
 
 
-def test_a_worker_of_joblib_starts_no_processes(tmp_path, monkeypatch):
-    """Its start method is its own; children that inherit it cannot start."""
-    monkeypatch.setattr(simulator.multiprocessing, "get_start_method", lambda allow_none=False: "loky")
-    monkeypatch.setattr(simulator, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("a pool was started"))
-    simulate(tmp_path / "data", train=2, test=1, workers=2, full_sweep=False, progress=False)
-    assert len(list((tmp_path / "data" / "training" / "velodyne").iterdir())) == 3
-
-
 def test_disk_full_leaves_nothing(tmp_path, monkeypatch):
     written = []
 
