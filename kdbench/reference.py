@@ -9,7 +9,7 @@ import importlib.util
 import re
 import string
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdbench.configuration import config
 
 #: Groups in the order of the page; what is beside them is composed by those.
-GROUPS = (*config.GROUPS, "preset/task", "recipe", "recipe/preset")
+GROUPS = (*config.GROUPS, "preset/task", "preset/data", "recipe", "recipe/preset")
 _COMMENT = re.compile(r"\s*#+ ?(.*)")
 
 
@@ -170,8 +170,20 @@ def page() -> str:
             whole = "@package _global_" in path.read_text(encoding="utf-8")
             prefix = "" if whole else group.replace("/", ".") + "."
             parts += ["", f"### `{group}={path.stem}`", "", *([header(path), ""] if header(path) else [])]
-            parts += _table([e for e in entries(path) if e.key not in ("name", "_target_")], prefix)
+            parts += _table([e for e in _with_shared(path) if e.key not in ("name", "_target_")], prefix)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _with_shared(path: Path) -> list[Entry]:
+    """Returns the keys of a file and of those that it builds on in its own place (``NAME@_here_``), and overrides."""
+    found: dict[str, Entry] = {}
+    for default in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", ()):
+        name, _, place = str(default).partition("@")
+        if place == "_here_":
+            found |= {entry.key: entry for entry in _with_shared(path.with_name(f"{name}.yaml"))}
+    own = {entry.key: entry for entry in entries(path)}
+    own = {key: replace(e, meaning=e.meaning or found[key].meaning) if key in found else e for key, e in own.items()}
+    return list((found | own).values())
 
 
 def _table(rows: Sequence[Entry], prefix: str) -> list[str]:

@@ -149,7 +149,7 @@ def plugin(tmp_path, monkeypatch, request) -> Path:
         "conf/method/fine.yaml": f"name: fine\n_target_: {top}.fine.Fine\nweights: {{}}\n",
         "conf/pair/damaged.yaml": "name: [damaged\n",
         "conf/task/mute.yaml": f"name: mute\n_target_: {top}.task.Mute\n",
-        "conf/data/mute.yaml": "name: mute\ntask: mute\n",
+        "conf/data/mute.yaml": "defaults: [{/pair@_global_.pair: mute}, _self_]\nname: mute\ntask: mute\n",
         "conf/pair/mute.yaml": "name: mute\ntask: mute\nteacher: {architecture: {}}\nstudent: {architecture: {}}\n",
         "conf/preset/task/mute_quick.yaml": "# @package _global_\ntrainer: {epochs: 1}\n",
         "broken.py": "raise ImportError('no backend')\n",

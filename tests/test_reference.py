@@ -60,7 +60,7 @@ def test_the_page_is_what_the_files_say():
 def test_the_page_has_every_option_and_key():
     page = reference.page()
     for group in (g for g in config.GROUPS if g != "logger"):
-        for option in (p.stem for p in (ROOT / "conf" / group).glob("*.yaml")):
+        for option in (p.stem for p in (ROOT / "conf" / group).glob("[!_]*.yaml")):
             assert f"### `{group}={option}`\n" in page
     for key in (
         "`trainer.epochs`",
@@ -71,6 +71,10 @@ def test_the_page_has_every_option_and_key():
     ):
         assert key in page
     assert "| `method.neighbours` | `128` | K |" in page
+    # What data sets share is said under each of them.
+    shared = "| `data.noise` | `0.0` | share of the training labels that are wrong; validation and test stay clean |"
+    assert page.count(shared) == len(list((ROOT / "conf" / "data").glob("[!_]*.yaml"))) - 1  # point clouds have none
+    assert "| `data.root` | `null` | holds cifar-10-batches-bin or cifar-10-batches-py |" in page
 
 
 def test_help_explains_what_is_chosen():

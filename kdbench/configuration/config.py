@@ -225,12 +225,7 @@ def check(composed: DictConfig) -> dict[str, Any]:
     Raises:
         KDBenchError: A value has the wrong type, or a data option or pair belongs to another task.
     """
-    try:
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise explain(error) from None
-    assert isinstance(plain, dict)
-    keys = {str(k): v for k, v in plain.items() if k not in ("hydra", "experiment", "recipe")}
+    keys = _keys(composed)
     _check_targets(keys, "")
     config = _validated(Config, keys)
     _validated(TaskConfig, config["task"], "task.")
@@ -265,6 +260,20 @@ def check(composed: DictConfig) -> dict[str, Any]:
     if trials > len(factors):
         raise KDBenchError(f"tuning.trials={trials}: there are {len(factors)} in tuning.factors: give it more")
     return config
+
+
+def _keys(composed: DictConfig) -> dict[str, Any]:
+    """Returns the keys of a run with their interpolations resolved."""
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise explain(error) from None
+    assert isinstance(plain, dict)
+    keys = {str(k): v for k, v in plain.items() if k not in ("hydra", "experiment", "recipe")}
+    if "pair" not in keys:
+        name = (keys.get("data") or {}).get("name")
+        raise KDBenchError(f"data={name} names no pair: its YAML says '- /pair@_global_.pair: NAME' under defaults")
+    return keys
 
 
 def _check_targets(values: Mapping[str, Any], prefix: str) -> None:

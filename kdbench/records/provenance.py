@@ -73,12 +73,13 @@ def provenance(config_digest: str, started: datetime, files: Iterable[Path] = ()
 def files_of(config: Mapping[str, Any]) -> list[Path]:
     """Lists the YAML files of the package that a resolved configuration was composed of."""
     root, found = folder(), []
-    preset = f"{config['task']['name']}_{config['preset']['name']}"
-    named = {group: (part["name"], preset) for group in GROUPS if "name" in (part := config.get(group, {}))}
+    task, data = config["task"]["name"], config["data"].get("name")
+    common = {task, *(f"{name}_{config['preset']['name']}" for name in (task, data))}
+    named = {group: {part["name"], *common} for group in GROUPS if "name" in (part := config.get(group, {}))}
     for path in sorted(root.rglob("*.yaml")):
         parts = path.relative_to(root).parts
         shared = parts[0] not in named or any(part[0] == "_" for part in parts)  # may be a part of an option
-        if parts[0] == "experiment" or not (shared or {path.stem, _name_in(path)} & {*named[parts[0]]}):
+        if parts[0] == "experiment" or not (shared or {path.stem, _name_in(path)} & named[parts[0]]):
             continue
         found.append(path)
     return found

@@ -114,6 +114,18 @@ def test_the_nearest_name_is_of_what_was_chosen():
             config.load(overrides)
 
 
+def test_a_data_set_names_its_pair(monkeypatch):
+    """Another one can be chosen; a data set that names none is one line."""
+    given = ["task=toy", "preset=smoke"]
+    assert config.load(given)["pair"]["name"] == "toy"
+    assert config.load([*given, "pair=sided"])["pair"]["name"] == "sided"
+    composed = config._composed(given)
+    OmegaConf.set_struct(composed, False)
+    del composed["pair"]
+    with pytest.raises(KDBenchError, match="data=toy names no pair: its YAML says '- /pair@_global_.pair: NAME'"):
+        config.check(composed)
+
+
 def test_every_choice_of_a_sweep_is_composed_before_it_starts():
     config.each_choice(["task=toy,pointcloud", "method=none,kd", "preset=smoke", "trainer.epochs=1,2"])
     for overrides, line in (

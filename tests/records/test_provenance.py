@@ -99,5 +99,6 @@ def test_the_files_of_a_configuration_are_those_of_its_options() -> None:
     names = {path.relative_to(config.folder()).as_posix() for path in module.files_of(found)}
     assert names >= {"config.yaml", "method/dkd.yaml", "preset/task/classification_smoke.yaml", "preset/smoke.yaml"}
     assert not {name for name in names if name.startswith(("experiment/", "method/")) and name != "method/dkd.yaml"}
-    assert "data/classification.yaml" in names  # which is called digits
+    # The data set, what it shares with others, and who made it the default.
+    assert names >= {"data/digits.yaml", "data/_images.yaml", "data/classification.yaml", "pair/resnet8_w16_w4.yaml"}
     assert not {"data/cifar10.yaml", "task/pointcloud.yaml", "pair/pointpillars_4x.yaml"} & names

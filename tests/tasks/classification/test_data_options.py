@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from kdbench.configuration import config
+from kdbench.reference import entries
 from tests.tasks.classification import layouts
 
-DATA_SETS = ("classification", "glyphs", "mnist1d", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder")
+DATA_SETS = ("digits", "glyphs", "mnist1d", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder")
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_every_data_set_opens_with_its_own_options(name, tmp_path):
-    options = yaml.safe_load((config.folder() / "data" / f"{name}.yaml").read_text())
+    options = config.load(["task=classification", f"data={name}"])["data"]
     assert options.pop("protocol").keys() <= {"quick", "paper"}
     assert options.pop("task") == "classification"
     assert options.pop("name") == options["source"]
@@ -43,8 +43,20 @@ def test_every_data_set_opens_with_its_own_options(name, tmp_path):
     assert batch.targets.max() < len(images.preprocess.classes)
 
 
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_a_data_set_states_what_differs(name):
+    """The rest is shared, and the pair is its own."""
+    shared = entries(config.folder() / "data" / "_images.yaml")
+    own = entries(config.folder() / "data" / f"{name}.yaml")
+    repeated = {(e.key, e.value) for e in own} & {(e.key, e.value) for e in shared}
+    assert repeated <= {("mean", "null"), ("background", "null"), ("root", "null")}  # which have other meanings there
+    composed = config.load(["task=classification", f"data={name}"])
+    assert {entry.key for entry in shared} <= {"augment", *composed["data"]}
+    assert composed["pair"]["name"] == {"glyphs": "resnet8_w24_w8"}.get(name, "resnet8_w16_w4")
+
+
 RATES = {
-    "classification": 2e-2,
+    "digits": 2e-2,
     "glyphs": 2e-2,
     "mnist1d": 1e-2,
     "mnist": 1e-3,

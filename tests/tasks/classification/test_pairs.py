@@ -45,7 +45,7 @@ def loaded(pair: str, *overrides: str) -> dict[str, Any]:
 
 
 def test_these_are_the_pairs():
-    assert {p for p in config.options("pair") if not p.startswith("point")} == {*pairs(), "classification"}
+    assert {p for p in config.options("pair") if not p.startswith("point")} == {*pairs()}
     assert config.load(["task=classification"])["pair"]["name"] == "resnet8_w16_w4"
 
 
