@@ -31,6 +31,7 @@ _HOMES = {
         "PEER",
         "STUDENT",
         "TEACHER",
+        "Artifact",
         "Asked",
         "Bindings",
         "Need",

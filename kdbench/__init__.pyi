@@ -13,6 +13,7 @@ from kdbench.features import Vector as Vector
 from kdbench.needs import PEER as PEER
 from kdbench.needs import STUDENT as STUDENT
 from kdbench.needs import TEACHER as TEACHER
+from kdbench.needs import Artifact as Artifact
 from kdbench.needs import Asked as Asked
 from kdbench.needs import Bindings as Bindings
 from kdbench.needs import Need as Need

@@ -38,7 +38,9 @@ TOLERANCE = 1e-3
 """Largest difference of an exported model's outputs, over the largest output: other kernels sum in another order."""
 
 
-def export(found: RecordedRun, form: Format = "onnx", out: Path | None = None) -> tuple[Path, float]:
+def export(
+    found: RecordedRun, form: Format = "onnx", out: Path | None = None, artifact: str = "student"
+) -> tuple[Path, float]:
     """Writes what a task exports of a recorded student, with any number of samples a batch.
 
     The file is read back and run on the task's example before it takes its name.
@@ -47,6 +49,7 @@ def export(found: RecordedRun, form: Format = "onnx", out: Path | None = None) -
         found: What :func:`kdbench.runs.deployment.read_run` reads.
         form: ``onnx``, or ``pt2`` for :func:`torch.export.save`.
         out: The file; ``<run>/student.<form>`` by default.
+        artifact: What of the run.
 
     Returns:
         The file, and how far its outputs are from the student's, over the largest output.
@@ -54,9 +57,10 @@ def export(found: RecordedRun, form: Format = "onnx", out: Path | None = None) -
     Raises:
         KDBenchError: The model cannot be exported, or the file does not do the same.
     """
-    plan = found.task.export(found.model())
-    facts = json.dumps(_facts(found, plan))
-    out = out if out is not None else found.folder / f"{found.side}.{form}"
+    left = found.artifact(artifact)
+    plan = left.export(left.module) if left.export else found.task.export(left.module)
+    facts = json.dumps(_facts(found, plan, found.called(artifact)))
+    out = out if out is not None else found.folder / f"{found.called(artifact)}.{form}"
     aside = out.with_name(f".{out.name}.{os.getpid()}.{form}")
     if not out.parent.is_dir():
         raise KDBenchError(f"--out {out}: there is no folder {out.parent}")
@@ -76,11 +80,11 @@ def export(found: RecordedRun, form: Format = "onnx", out: Path | None = None) -
     return out, gap
 
 
-def _facts(found: RecordedRun, plan: ExportPlan) -> dict[str, Any]:
+def _facts(found: RecordedRun, plan: ExportPlan, name: str) -> dict[str, Any]:
     """Says how the model is used, and where it comes from."""
     record, data = found.record, found.task.dataset()
     assert record.primary is not None
-    scored = getattr(record.scores, found.side)
+    scored = record.scores[name]
     return {
         "run_id": record.run_id,
         "task": record.task,
@@ -182,12 +186,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a record, e.g. results/classification/kd/…")
     parser.add_argument("--format", choices=get_args(Format), default="onnx", help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="the file (default: student.FORMAT in the record's folder)")
+    parser.add_argument("--artifact", default="student", metavar="NAME", help="what of the run (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         from kdbench.runs.deployment import read_run
 
         run = read_run(options.run)
-        path, gap = export(run, options.format, options.out)
+        path, gap = export(run, options.format, options.out, options.artifact)
     except KDBenchError as error:
         print(f"kdbench: error: {error}", file=sys.stderr)
         return 1

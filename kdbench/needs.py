@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import nn
+
 from kdbench.features import Kind
-from kdbench.task import Batch
+from kdbench.task import Batch, ExportPlan
 
 Views = dict[str, dict[str, Batch]]
 """Batches by role and view name; every role has at least ``main``."""
@@ -109,6 +111,27 @@ class Update:
     def due(self, state: State) -> bool:
         """Says whether this update runs at this step."""
         return self.when(state) if self.when is not None else state.step % self.every == 0
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a training leaves: it is scored, measured, saved under its name, and can be exported.
+
+    Attributes:
+        module: What runs.
+        view: What it reads of a batch (the labels too, say); None reads what a student gets.
+        export: What of it is exported and measured; None asks the task.
+        device: Where alone it runs (``cpu`` for converted int8); None is where the training ran.
+    """
+
+    module: nn.Module
+    view: Callable[[Batch], Batch] | None = None
+    export: Callable[[nn.Module], ExportPlan] | None = None
+    device: str | None = None
+
+    def reads(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """Returns batches as this reads them."""
+        return batches if self.view is None else map(self.view, batches)
 
 
 @dataclass(frozen=True)

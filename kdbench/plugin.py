@@ -6,13 +6,15 @@ by the pair's configuration, weights of terms by the method's, and the engine al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from kdbench.needs import STUDENT, TEACHER, Asked, Need, Part, Role, Stage, State, Update, Views
+from kdbench.errors import KDBenchError
+from kdbench.needs import STUDENT, TEACHER, Artifact, Asked, Need, Part, Role, Stage, State, Update, Views
 from kdbench.signals import Context, Signals
 
 
@@ -100,15 +102,42 @@ class Plugin(nn.Module):
         Where several processes train, ``signals`` gives each of them the whole batch, so that its state is the same.
         """
 
-    def deploy(self, student: nn.Module) -> nn.Module:
-        """Returns what is needed at inference: ``student`` itself, a copy of it, or a module around it.
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        """Returns what is scored, measured, saved and exported of a training, by name.
 
-        It is called while training goes on, so it leaves ``student`` as it is.
+        ``student`` is what is needed at inference: ``models["student"]`` itself, a copy of it, a module around it, or
+        another network of the training such as a moving average. Other names stand beside it: ``converted`` (int8),
+        ``privileged``, a generator. It is called while training goes on, so it leaves the networks as they are.
+
+        Args:
+            models: Networks by role; ``student`` as the plugins that come before this one leave it.
         """
-        return student
+        peers = (n for n, role in self.roles.items() if role.mode == "train" and n != "student")
+        return {"student": Artifact(models["student"])} | {name: Artifact(models[name]) for name in peers}
 
 
 class Method(Plugin):
     """A distillation method: a plugin with a frozen teacher unless it says otherwise."""
 
     roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT, "teacher": TEACHER}
+
+
+def artifacts(plugins: Iterable[Plugin], models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+    """Returns what all plugins of a run leave of a training: the method's student in the quantisation's.
+
+    Args:
+        plugins: In the order in which they were composed.
+        models: Networks by role.
+
+    Raises:
+        KDBenchError: Two plugins give one name to what stands beside the student.
+    """
+    student, beside = Artifact(models["student"]), dict[str, Artifact]()
+    for plugin in reversed([*plugins]):
+        found = plugin.artifacts({**models, "student": student.module})
+        outer = found.pop("student")
+        student = replace(outer, view=outer.view or student.view, export=outer.export or student.export)
+        for name in found.keys() & beside.keys():
+            raise KDBenchError(f"{type(plugin).__name__} leaves an artifact {name!r}, a name that another plugin gives")
+        beside |= found
+    return {"student": student, **beside}

@@ -24,13 +24,16 @@ SHOWN = 24
 WIDTH, GAP, PAPER = 1500, 12, "white"
 
 
-def predict(run: RecordedRun, inputs: Sequence[Path], out: Path | None = None) -> Iterator[dict[str, Any]]:
+def predict(
+    run: RecordedRun, inputs: Sequence[Path], out: Path | None = None, artifact: str = "student"
+) -> Iterator[dict[str, Any]]:
     """Runs a recorded student on inputs, one after the other.
 
     Args:
         run: What :func:`kdbench.runs.deployment.read_run` reads.
         inputs: Files that the task reads (``.bin`` scan, image, …).
         out: Where the picture of the inputs goes, once the last one is done; none is drawn without it.
+        artifact: What of the run predicts.
 
     Yields:
         ``input`` and the predictions for it, ready for JSON.
@@ -42,7 +45,7 @@ def predict(run: RecordedRun, inputs: Sequence[Path], out: Path | None = None) -
     drawn: list[Image.Image] = []
     for path in inputs:
         batch = run.task.read(path)
-        model = run.model(batch) if model is None else model
+        model = run.artifact(artifact, batch).module if model is None else model
         (found,) = run.task.predictions(model, batch)
         yield {"input": str(path), **found}
         if out is not None and len(drawn) < SHOWN:
@@ -100,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a record, e.g. results/pointcloud/kd/…")
     parser.add_argument("input", type=Path, nargs="+", help="files or folders, e.g. training/velodyne/000134.bin")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"), help="picture (default: %(default)s)")
+    parser.add_argument("--artifact", default="student", metavar="NAME", help="what predicts (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="data.KEY=VALUE", help="how inputs are laid out")
     options = parser.parse_args(arguments)
     try:
@@ -107,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         run = read_run(options.run, options.set)
         inputs = find_inputs(run.task, options.input)
-        for found in predict(run, inputs, options.out):
+        for found in predict(run, inputs, options.out, options.artifact):
             print(json.dumps(found, ensure_ascii=False), flush=True)
     except KDBenchError as error:
         print(f"kdbench: error: {error}", file=sys.stderr)

@@ -141,9 +141,9 @@ def _board(setting: Setting, groups: list[Group], baseline: str) -> Board:
 
     ranked.sort(key=place)
     names = dict.fromkeys([primary, *(name for g in ranked for name in g.metrics)])
-    teachers = [row for g in groups for row in g.scored if row.teacher is not None]
-    teacher = max(teachers, key=lambda row: (row.finished, row.run_id)).teacher if teachers else None
-    twins = {(row.seed, row.scratch_score) for g in groups for row in g.scored if row.scratch_score is not None}
+    teachers = [row for g in groups for row in g.scored if "teacher" in row.scores.names]
+    teacher = max(teachers, key=lambda row: (row.finished, row.run_id)).scores.get("teacher") if teachers else None
+    twins = {(row.seed, row.of("scratch")) for g in groups for row in g.scored if row.of("scratch") is not None}
     return Board(
         setting=setting,
         primary=primary,
@@ -151,8 +151,8 @@ def _board(setting: Setting, groups: list[Group], baseline: str) -> Board:
         metrics=tuple(names),
         groups=tuple(ranked),
         teacher=dict(teacher.items()) if teacher else {},
-        teachers=len({row.teacher_score for row in teachers}),
-        scratch=summarise([row.scratch for row in lead.scored]),
+        teachers=len({row.of("teacher") for row in teachers}),
+        scratch=summarise([row.scores.get("scratch") for row in lead.scored]),
         twins=max(Counter(seed for seed, _ in twins).values(), default=0),
     )
 
@@ -188,7 +188,7 @@ def _versus_scratch(g: Group) -> Difference:
     if g.reference:
         return Difference(reason="the student was trained alone")
     pairs = [
-        (row.score, row.scratch_score) for row in g.scored if row.score is not None and row.scratch_score is not None
+        (row.score, row.of("scratch")) for row in g.scored if row.score is not None and row.of("scratch") is not None
     ]
     return _difference(pairs, g.higher_is_better) if pairs else Difference(reason="no scratch twin")
 
@@ -207,7 +207,7 @@ def _versus(g: Group, baselines: Sequence[Group], name: str) -> Difference:
 
     def shared(other: Group) -> list[tuple[float | None, float | None]]:
         rows = [(own[row.seed], row) for row in other.scored if row.seed in own]
-        return [(a.score, b.score) for a, b in rows if a.scratch_score == b.scratch_score is not None]
+        return [(a.score, b.score) for a, b in rows if a.of("scratch") == b.of("scratch") is not None]
 
     partner = max(alike, key=lambda b: (len(shared(b)), b.newest.finished, b.spec_hash))
     pairs = shared(partner)

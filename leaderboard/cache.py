@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from kdbench.records.schema import SCHEMA_VERSION
 from leaderboard.row import FIELDS, Interner, Metrics, Row, values_of
 
 #: Raised whenever rows of the same records would come out otherwise.
-VERSION = 3
+VERSION = 4
 
 State = tuple[int, int]
 
@@ -74,27 +75,28 @@ class RowCache:
 
 
 _HEADER = {"rows": VERSION, "schema": SCHEMA_VERSION, "fields": list(FIELDS)}
-_PACKED = tuple(FIELDS.index(name) for name in ("student", "scratch", "teacher"))
+_COST = FIELDS.index("cost")
+_PARTS = tuple(FIELDS.index(name) for name in ("scores", "models"))
 _FLAGS = FIELDS.index("flags")
 
 
-def _lines(rows: dict[str, tuple[State, Row]]) -> Any:
+def _lines(rows: dict[str, tuple[State, Row]]) -> Iterator[Any]:
     yield _HEADER
     names: dict[int, int] = {}
     metrics: dict[int, int] = {}
     for path, (state, row) in rows.items():
         values = list(values_of(row))
-        for place in _PACKED:
-            packed = values[place]
-            if packed is None:
-                continue
-            if id(packed.names) not in names:
-                names[id(packed.names)] = len(names)
-                yield ["names", packed.names]
-            if id(packed) not in metrics:
-                metrics[id(packed)] = len(metrics)
-                yield ["metrics", names[id(packed.names)], packed.values.tolist()]
-            values[place] = metrics[id(packed)]
+        packed = [row.cost, *row.scores.values, *row.models.values]
+        for found in packed:
+            if id(found.names) not in names:
+                names[id(found.names)] = len(names)
+                yield ["names", found.names]
+            if id(found) not in metrics:
+                metrics[id(found)] = len(metrics)
+                yield ["metrics", names[id(found.names)], found.values.tolist()]
+        values[_COST] = metrics[id(row.cost)]
+        for place in _PARTS:
+            values[place] = [values[place].names, [metrics[id(found)] for found in values[place].values]]
         yield ["row", path, state, values]
 
 
@@ -113,8 +115,10 @@ def _load(file: Path, intern: Interner) -> dict[str, tuple[State, Row]]:
                 metrics.append(intern(names[rest[0]], array("d", rest[1])))
             else:
                 path, (size, time), values = rest
-                for place in _PACKED:
-                    values[place] = None if values[place] is None else metrics[values[place]]
+                values[_COST] = metrics[values[_COST]]
+                for place in _PARTS:
+                    parts, numbers = values[place]
+                    values[place] = intern.join(parts, [metrics[number] for number in numbers])
                 values[_FLAGS] = tuple(values[_FLAGS])
                 rows[path] = (size, time), intern.row(values)
     return rows

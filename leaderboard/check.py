@@ -30,29 +30,8 @@ _PERCENT = re.compile(
     r"(^|_)(top1|top5|acc|accuracy|class|ece|map|ap|ap50|ap75|miou|iou|dice|f1|precision|recall|auc|r40|r11|all|"
     r"agreement|edit)(_|$)"
 )
-#: Fields of a row that are never negative.
-_COSTS = (
-    "seed",
-    "trials",
-    "factor",
-    "train_size",
-    "val_size",
-    "test_size",
-    "epochs",
-    "samples_seen",
-    "teacher_passes",
-    "student_passes",
-    "wall_s",
-    "peak_rss_mb",
-    "added_params",
-    "params",
-    "macs",
-    "bytes",
-    "latency_ms",
-    "teacher_params",
-    "teacher_macs",
-    "teacher_bytes",
-)
+#: Fields of a row that are never negative, as no number of its cost and sizes is.
+_COUNTS = ("seed", "trials", "factor", "train_size", "val_size", "test_size")
 #: Groups of the configuration whose options a record may name. Pairs, data and presets may be somebody's own.
 REGISTRY = ("task", "method", "augment", "quant")
 #: What the configuration names, beside the seed.
@@ -99,7 +78,7 @@ def _names(row: Row, known: dict[str, list[str]]) -> Iterator[str]:
 
 
 def _ranges(row: Row, record: Record) -> Iterator[str]:
-    for role, scores in record.scores:
+    for role, scores in record.scores.items():
         for kind in ("test", "best_on_val"):
             for name, value in (getattr(scores, kind, None) or {}).items():
                 high = 100.0 if percent(name) else float("inf")
@@ -108,8 +87,10 @@ def _ranges(row: Row, record: Record) -> Iterator[str]:
                     yield f"scores.{role}.{kind}.{name} is {value:g}, expected {low:g} to {high:g}"
     if row.ok and not row.has_score:
         yield f"scores.{row.role}.test.{row.primary} is null, expected a number of a run that is ok"
-    for name in _COSTS:
-        value = getattr(row, name)
+    counts = {name: getattr(row, name) for name in _COUNTS} | dict(row.cost.items())
+    for model, size in zip(row.models.names, row.models.values, strict=True):
+        counts |= {f"models.{model}.{name}": value for name, value in size.items()}
+    for name, value in counts.items():
         if value is not None and value < 0:
             yield f"{name} is {value:g}, expected 0 or more"
     if row.finished < row.started:
@@ -122,11 +103,11 @@ def _gap(row: Row) -> Iterator[str]:
     """The gap closed is that of the scores; where there is none, the record says why."""
     if row.gap_closed is None:
         return
-    expected = math.nan
-    if row.score is not None and row.scratch_score is not None and row.teacher_score is not None:
-        gap = row.teacher_score - row.scratch_score
+    expected, scratch, teacher = math.nan, row.of("scratch"), row.of("teacher")
+    if row.score is not None and scratch is not None and teacher is not None:
+        gap = teacher - scratch
         if (gap > 0) if row.higher_is_better else (gap < 0):
-            expected = (row.score - row.scratch_score) / gap
+            expected = (row.score - scratch) / gap
     if not math.isclose(row.gap_closed, expected, rel_tol=1e-6, abs_tol=1e-9):
         yield f"gap_closed is {row.gap_closed:g}, the scores give {expected:g}"
     elif abs(row.gap_closed) > GAP:

@@ -188,11 +188,11 @@ def _group(rows: list[Row], minimum: int) -> Group:
         diverged=counts["diverged"],
         primary=newest.primary,
         higher_is_better=bool(newest.higher_is_better),
-        metrics=summarise([row.teacher if row.role == "teacher" else row.student for row in scored]),
+        metrics=summarise([row.main for row in scored]),
         best_on_val=_estimate(row.best_on_val for row in scored),
-        teacher=_estimate(row.teacher_score for row in scored),
-        scratch=_estimate(row.scratch_score for row in scored),
-        converted=_estimate(row.converted_score for row in scored),
+        teacher=_estimate(row.of("teacher") for row in scored),
+        scratch=_estimate(row.of("scratch") for row in scored),
+        converted=_estimate(row.of("converted") for row in scored),
         gap=gap,
         gap_reason=gap_reason,
         cost=_cost(scored),
@@ -244,6 +244,6 @@ def _named(names: Sequence[str], values: np.ndarray) -> dict[str, Estimate]:
 def _cost(rows: Sequence[Row]) -> Cost:
     medians = {}
     for name in Cost.__dataclass_fields__:
-        values = [value for row in rows if (value := getattr(row, name)) is not None]
+        values = [value for row in rows if (value := row.figure(name)) is not None]
         medians[name] = float(statistics.median(values)) if values else None
     return Cost(**medians)

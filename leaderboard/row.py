@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from kdbench.configuration.network import identity
 from kdbench.errors import KDBenchError
-from kdbench.records.schema import Cost, Record, RoleScores, Sizes, StudentModel, TeacherModel
+from kdbench.records.schema import Record, RoleScores, Sizes
 
 #: Longest name, longest text, largest number that makes sense anywhere.
 LABEL, TEXT, LARGEST = 200, 20_000, 1e30
@@ -32,20 +32,31 @@ _COMMAND = re.compile(r"python -m kdbench(?: (?:[\w@%+=:,./-]++|'[^']*+'|\"'\")+
 
 
 class Metrics(NamedTuple):
-    """The test metrics of one role, packed: nan stands for null. Equal ones are one object."""
+    """Numbers by name, packed: nan stands for null. Equal ones are one object."""
 
     names: tuple[str, ...]
     values: array[float]
 
     def get(self, name: str) -> float | None:
-        """Returns one metric, None where the role does not have it."""
+        """Returns one number, None where there is none."""
         value = self.values[self.names.index(name)] if name in self.names else None
         return None if value is None or value != value else value
 
     def items(self) -> Iterator[tuple[str, float | None]]:
-        """Yields every metric."""
+        """Yields every number."""
         for name, value in zip(self.names, self.values, strict=True):
             yield name, None if value != value else value
+
+
+class Parts(NamedTuple):
+    """What is known of each of several models, by its name in the record."""
+
+    names: tuple[str, ...]
+    values: tuple[Metrics, ...]
+
+    def get(self, name: str) -> Metrics | None:
+        """Returns what is known of one, None where the record does not have it."""
+        return self.values[self.names.index(name)] if name in self.names else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +70,10 @@ class Row:
         reference: The student was trained alone: the method has no options and changed nothing, as ``none``.
         trials: Tuning trials that the run's weights were chosen by; 0 is untuned.
         factor: The factor on the weights that tuning chose.
-        score: Primary metric; ``scratch_score`` and those of the other roles likewise.
-        macs: Multiply-accumulates of one sample; ``latency_ms`` is for one sample; ``bytes`` on disk.
-        teacher_passes: Forward passes per training sample; ``student_passes`` likewise.
+        score: Primary metric.
+        scores: Every test metric, by what was scored.
+        models: Sizes and latencies, by model: parameters, multiply-accumulates and milliseconds of one sample, bytes.
+        cost: Of the student stage; passes are forward passes per training sample.
         started: UTC, seconds since 1970; ``finished`` likewise.
         networks: The pair's networks, alike for equal ones and no others; empty where nothing tells.
         pairing: What the pair of these networks is called over all rows, set by :func:`leaderboard.rows.read`.
@@ -100,31 +112,12 @@ class Row:
     primary: str | None
     higher_is_better: bool | None
     score: float | None
-    scratch_score: float | None
-    teacher_score: float | None
-    peer_score: float | None
-    teacher_privileged_score: float | None
-    converted_score: float | None
     best_on_val: float | None
-    student: Metrics | None
-    scratch: Metrics | None
-    teacher: Metrics | None
+    scores: Parts
     gap_closed: float | None
     gap_reason: str | None
-    epochs: int | None
-    samples_seen: int | None
-    teacher_passes: float | None
-    student_passes: float | None
-    wall_s: float | None
-    peak_rss_mb: float | None
-    added_params: int | None
-    params: int | None
-    macs: int | None
-    bytes: int | None
-    latency_ms: float | None
-    teacher_params: int | None
-    teacher_macs: int | None
-    teacher_bytes: int | None
+    cost: Metrics
+    models: Parts
     commit: str | None
     dirty: bool | None
     config_digest: str
@@ -146,6 +139,22 @@ class Row:
     def has_score(self) -> bool:
         """Whether the run came to a score; that of one which is ok may have been no number."""
         return self.ok and self.score is not None
+
+    @property
+    def main(self) -> Metrics | None:
+        """Every test metric of the role that the run is about."""
+        return self.scores.get(self.role)
+
+    def of(self, name: str) -> float | None:
+        """Returns the primary metric of a model that was scored (``scratch``)."""
+        found = self.scores.get(name)
+        return found.get(self.primary) if found and self.primary else None
+
+    def figure(self, name: str, model: str = "student") -> float | None:
+        """Returns a number of the cost (``wall_s``), or of a model's size (``params``)."""
+        size = self.models.get(model)
+        found = self.cost.get(name)
+        return found if found is not None else size.get(name) if size else None
 
     @property
     def finished_utc(self) -> str:
@@ -173,21 +182,32 @@ class Interner:
 
     names: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
     metrics: dict[tuple[int, bytes], Metrics] = field(default_factory=dict)  # by the identity of their names
+    parts: dict[tuple[int, ...], Parts] = field(default_factory=dict)  # by those of names and values
 
     def __call__(self, names: Iterable[str], values: Iterable[float | None]) -> Metrics:
         """Packs metrics."""
-        key = tuple(names)
-        kept = self.names.get(key)
-        if kept is None:
-            kept = self.names[key] = tuple(label("metric", name) for name in key)
+        kept = self._kept(names)
         packed = array("d", [math.nan if v is None else v for v in values])
         same = id(kept), packed.tobytes()
         known = self.metrics.get(same)
         if known is None:
             if any(abs(v) >= LARGEST for v in packed):
-                raise KDBenchError(f"scores: a number beyond {LARGEST:g} is out of range")
+                name = next(n for n, v in zip(kept, packed, strict=True) if abs(v) >= LARGEST)
+                raise KDBenchError(f"{name}: a number beyond {LARGEST:g} is out of range")
             known = self.metrics[same] = Metrics(kept, packed)
         return known
+
+    def join(self, names: Iterable[str], values: Iterable[Metrics]) -> Parts:
+        """Joins what is known of several models, all of it from here."""
+        found = Parts(self._kept(names), tuple(values))
+        return self.parts.setdefault((id(found.names), *map(id, found.values)), found)
+
+    def _kept(self, names: Iterable[str]) -> tuple[str, ...]:
+        key = tuple(names)
+        kept = self.names.get(key)
+        if kept is None:
+            kept = self.names[key] = tuple(label("metric", name) for name in key)
+        return kept
 
     def row(self, values: Iterable[Any]) -> Row:
         """Makes a row of values in the order of the fields; its strings come from elsewhere, its metrics from here."""
@@ -219,9 +239,9 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         KDBenchError: A string is no plain label or text, a command would run something else, a number is out of range.
     """
     scores, data, origin, tuning = record.scores, record.dataset, record.provenance, record.tuning
-    role = "teacher" if scores.student is None and scores.teacher is not None else "student"
+    role = "teacher" if "student" not in scores and "teacher" in scores else "student"
     primary = record.primary.name if record.primary else None
-    main = scores.teacher if role == "teacher" else scores.student
+    main = scores.get(role)
     best = main.best_on_val if main else None
     for name in best or ():
         if main and name not in main.test:
@@ -230,17 +250,10 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
     def score(scored: RoleScores | None) -> float | None:
         return scored.test[primary] if scored and primary else None
 
-    def packed(scored: RoleScores | None) -> Metrics | None:
-        return intern(scored.test, scored.test.values()) if scored else None
-
-    alone = scores.scratch is None or score(scores.student) == score(scores.scratch)
+    alone = "scratch" not in scores or score(scores.get("student")) == score(scores["scratch"])
     # Arguments by names that are not interned are matched letter by letter.
     copied: dict[str, Any] = {name: label(name, getattr(record, name)) for name in _LABELS}
     copied |= {sys.intern(f"{split}_size"): size for split, size in _fields(Sizes, data and data.sizes).items()}
-    copied |= {sys.intern(f"{name}_score"): score(scored) for name, scored in vars(scores).items() if name != "student"}
-    copied |= _fields(Cost, record.cost) | _fields(StudentModel, record.models.student)
-    teacher = _fields(TeacherModel, record.models.teacher)
-    copied |= {sys.intern(f"teacher_{name}"): size for name, size in teacher.items()}
     row = Row(
         path=path,
         **copied,
@@ -265,9 +278,9 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         higher_is_better=record.primary.higher_is_better if record.primary else None,
         score=score(main),
         best_on_val=best.get(primary) if best and primary else None,
-        student=packed(scores.student),
-        scratch=packed(scores.scratch),
-        teacher=packed(scores.teacher),
+        scores=intern.join(scores, [intern(scored.test, scored.test.values()) for scored in scores.values()]),
+        cost=_numbers(record.cost, intern),
+        models=intern.join(record.models, [_numbers(size, intern) for size in record.models.values()]),
         gap_closed=record.gap_closed,
         gap_reason=_text("gap_reason", record.gap_reason),
         commit=label("provenance.commit", origin.commit) if origin.commit else None,
@@ -286,6 +299,16 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         if value is not None and not -LARGEST < value < LARGEST:
             raise KDBenchError(f"{name}: a number of {len(str(value))} digits is out of range")
     return row
+
+
+def _numbers(part: BaseModel | None, intern: Interner) -> Metrics:
+    """Packs the numbers of a part of the record; a number too long for a float is out of range."""
+    found = {k: v for k, v in vars(part).items() if not isinstance(v, str)} if part is not None else {}
+    try:
+        return intern(found, found.values())
+    except OverflowError:
+        name = max(found, key=lambda k: abs(found[k] or 0))
+        raise KDBenchError(f"{name}: a number of {len(str(found[name]))} digits is out of range") from None
 
 
 def _fields(kind: type[BaseModel], part: BaseModel | None) -> dict[str, Any]:

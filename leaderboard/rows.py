@@ -5,8 +5,9 @@ The API that the pages are built on (see also :mod:`leaderboard.boards`)::
     found = read([Path("results"), RECORDS])   # -> Found(rows, problems, copies, parsed)
     found.rows        # list[Row] (leaderboard.row), sorted by (task, method, spec_hash, seed, finished)
     found.problems    # list[Problem(path, reason)]: records that were refused, one line each
-    row.score, row.scratch_score, row.teacher_score     # the primary metric on test, last epoch; None where absent
-    row.student.get("ece"); dict(row.student.items())   # every test metric of one role (Metrics, or None)
+    row.score, row.of("scratch"), row.of("teacher")     # the primary metric on test, last epoch; None where absent
+    dict(row.scores.get("student").items())             # every test metric of one role (Metrics, or None)
+    row.figure("wall_s"), row.figure("params", "teacher")   # of the cost, of a model's size
     full_record(row)  # the whole Record of one row, read again: config options, terms, packages (for run pages)
 
 Labels of a row (task, method, pair, dataset, metric names, …) are plain: no markup, no control characters, at most 200
@@ -35,7 +36,7 @@ from kdbench.errors import KDBenchError
 from kdbench.records.record import CONFIG, RUN, parse_record, read_record
 from kdbench.records.schema import Record
 from leaderboard.cache import RowCache
-from leaderboard.row import CONTROL, Interner, Metrics, Row, flatten, refuse_markup, values_of
+from leaderboard.row import CONTROL, Interner, Metrics, Parts, Row, flatten, refuse_markup, values_of
 
 #: The records that come with the package: what was accepted by pull request.
 RECORDS = Path(__file__).resolve().parent / "records"
@@ -164,7 +165,14 @@ def _parse_all(files: Sequence[tuple[str, int]], intern: Interner) -> Iterator[t
                 if isinstance(result, Problem):
                     yield path, result
                 else:
-                    yield path, intern.row(intern(*v) if type(v) is Metrics else v for v in result)
+                    yield path, intern.row(_kept(value, intern) for value in result)
+
+
+def _kept(value: Any, intern: Interner) -> Any:
+    """Returns a value of another process's row with the objects of this one."""
+    if type(value) is Parts:
+        return intern.join(value.names, [intern(*found) for found in value.values])
+    return intern(*value) if type(value) is Metrics else value
 
 
 def _parse_share(files: Sequence[tuple[str, int]]) -> list[tuple[str, tuple[Any, ...] | Problem]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from kdbench.base.weights import plain
-from kdbench.needs import Stage, State, Update, Views
+from kdbench.needs import Artifact, Stage, State, Update, Views
 from kdbench.plugin import Plugin
 from kdbench.signals import Context, Signals
 from tests.plugins import KD, Adversary, Halves
@@ -81,8 +82,8 @@ class Quantised(Plugin):
     def stages(self) -> tuple[Stage, ...]:
         return Stage(), Stage("rounded", 0.5, terms=("task",))
 
-    def deploy(self, student: nn.Module) -> nn.Module:
-        return plain(student)
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        return {"student": Artifact(plain(models["student"]))}
 
 
 class Wrapped(nn.Module):
@@ -100,8 +101,8 @@ class Wrapped(nn.Module):
 class Packed(Quantised):
     """Keeps more than the plain weights at inference, from the first stage."""
 
-    def deploy(self, student: nn.Module) -> nn.Module:
-        return Wrapped(plain(student))
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        return {"student": Artifact(Wrapped(plain(models["student"])))}
 
 
 class Replacing(Plugin):
@@ -119,8 +120,8 @@ class Shell(KD):
 
     requires = HERE
 
-    def deploy(self, student: nn.Module) -> nn.Module:
-        return Wrapped(student)
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        return {"student": Artifact(Wrapped(models["student"]))}
 
 
 class Late(KD):

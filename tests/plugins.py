@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kdbench.features import Grid, Logits, Vector
 from kdbench.functional.numerics import weighted_mean
-from kdbench.needs import PEER, STUDENT, Need, Part, Role, Stage, State, Update, Views
+from kdbench.needs import PEER, STUDENT, Artifact, Need, Part, Role, Stage, State, Update, Views
 from kdbench.plugin import Method, Plugin
 from kdbench.roles.sources import Tapped
 from kdbench.signals import Context, Signals
@@ -212,8 +212,8 @@ class Reuse(Method):
             "reuse": F.mse_loss(self.project(s.values), t.values) + F.cross_entropy(reused, signals.batch().targets)
         }
 
-    def deploy(self, student: nn.Module) -> nn.Module:
-        return Reused(Tapped(student, self.tap), self.project, self.head[0])
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        return {"student": Artifact(Reused(Tapped(models["student"], self.tap), self.project, self.head[0]))}
 
 
 class Reused(nn.Sequential):
@@ -302,14 +302,15 @@ class Rounded(Method):
             Stage("rounded", 0.5, roles={"teacher": "student"}),
         )
 
-    def deploy(self, student: nn.Module) -> nn.Module:
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        student = models["student"]
         if not nn.utils.parametrize.is_parametrized(student.get_submodule("head"), "weight"):
-            return student
+            return {"student": Artifact(student)}
         plain: Any = copy.deepcopy(student)
         head = nn.Linear(plain.head.in_features, plain.head.out_features)
         head.load_state_dict({"weight": plain.head.weight, "bias": plain.head.bias})
         plain.head = head
-        return plain
+        return {"student": Artifact(plain)}
 
 
 class Generations(KD):

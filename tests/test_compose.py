@@ -95,7 +95,7 @@ def test_a_learned_augmentation_runs_with_and_without_a_method(kdbench):
     alone, distilled = sorted(kdbench.records(), key=lambda record: record.method != "none")
     assert alone.augment == distilled.augment == "toy_hard"
     # The twin has no teacher, so it is trained without the augmentation, which is what the run is then about.
-    assert alone.scores.scratch == distilled.scores.scratch
+    assert alone.scores["scratch"] == distilled.scores["scratch"]
     assert "student, toy_hard" in kdbench("augment=toy_hard", "method=none").out
 
 

@@ -26,7 +26,7 @@ def test_a_recorded_student_does_the_same_elsewhere(kdbench, method, tmp_path, c
     (run,) = find_records(kdbench.results)
     images = torch.randn(5, 3, 8, 8, generator=rng.generator(0))
     with torch.no_grad():
-        expected = read_run(run).model()(images)
+        expected = read_run(run).artifact().module(images)
     capsys.readouterr()
 
     assert main([str(run)]) == 0

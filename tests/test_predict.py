@@ -59,7 +59,7 @@ def test_what_a_method_keeps_at_inference_predicts(kdbench, image, capsys):
     config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     task, plain = CliToy(config["data"], Store(kdbench.cache)), Net(4)
     batch = task.read(image)
-    deployed = read_run(run).model(batch)
+    deployed = read_run(run).artifact(batch=batch).module
     load_weights(plain, run / "student.safetensors")
     kept = {name: tensor for name, tensor in load_file(run / "deployed.safetensors").items() if "model" not in name}
     assert {tuple(tensor.shape) for tensor in kept.values()} == {(8, 4), (8,), (5, 8), (5,)}

@@ -38,7 +38,7 @@ def test_a_run_leaves_a_record_with_a_picture(run):
     assert outcome.status == "ok", record.reason
     assert record.dataset is not None
     assert record.primary is not None
-    for scores in (record.scores.teacher, record.scores.student):
+    for scores in (record.scores["teacher"], record.scores["student"]):
         assert scores is not None
         assert np.isfinite(scores.test[task.primary])
         assert task.selection in scores.test

@@ -15,13 +15,13 @@ pooling (MobileNetV2, ShuffleNetV2), the map behind it is projected, in the rele
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from kdbench import Context, Grid, Last, Logits, Method, Need, Part, Signals
+from kdbench import Artifact, Context, Grid, Last, Logits, Method, Need, Part, Signals
 from kdbench.functional.pool import average_pool, global_average
 from kdbench.functional.simkd import simkd_loss
 from kdbench.methods.blocks import BatchNorm, check_pooled, conv
@@ -103,6 +103,6 @@ class SimKD(Method):
         student, teacher = signals.pair("feature")
         return {"simkd": simkd_loss(self.projector(student.values), teacher.values)}
 
-    def deploy(self, student: nn.Module) -> nn.Module:
-        """Returns a module around ``student`` with the weights of all parts shared."""
-        return Reused(Tapped(student, self.tap), self.projector, self.classifier[0])
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        """Returns a module around the student with the weights of all parts shared."""
+        return {"student": Artifact(Reused(Tapped(models["student"], self.tap), self.projector, self.classifier[0]))}

@@ -160,10 +160,10 @@ def send(
 def summary(record: Record) -> dict[str, Any]:
     """Returns what a W&B summary holds of a record."""
     values: dict[str, Any] = {"status": record.status, "gap_closed": record.gap_closed, "reason": record.reason}
-    main = record.scores.student or record.scores.teacher
+    main = record.scores.get("student") or record.scores.get("teacher")
     if main is not None and record.primary is not None:
         values |= {f"final/{name}": value for name, value in main.test.items()}
-        values |= {f"final/{r}/{record.primary.name}": s.test[record.primary.name] for r, s in record.scores if s}
+        values |= {f"final/{r}/{record.primary.name}": s.test[record.primary.name] for r, s in record.scores.items()}
     if record.cost is not None:
         values |= {f"cost/{name}": value for name, value in record.cost}
     return {name: value for name, value in values.items() if value is not None}
@@ -171,7 +171,7 @@ def summary(record: Record) -> dict[str, Any]:
 
 def score_rows(record: Record) -> list[dict[str, Any]]:
     """Returns one row for each metric on the test set, with a column for each role."""
-    roles = {role: scores.test for role, scores in record.scores if scores is not None}
+    roles = {role: scores.test for role, scores in record.scores.items()}
     names = dict.fromkeys(name for test in roles.values() for name in test)
     return [{"metric": name} | {role: test.get(name) for role, test in roles.items()} for name in names]
 
@@ -179,12 +179,10 @@ def score_rows(record: Record) -> list[dict[str, Any]]:
 def class_rows(record: Record, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns one row for each class and role; a column for each metric that the task names ``<class>_<metric>``."""
     rows = []
-    for role, scores in record.scores:
+    for role, scores in record.scores.items():
         for name in config["task"].get("classes") or ():
             prefix = f"{name.lower()}_"
-            own = {
-                k.removeprefix(prefix): v for k, v in (scores.test if scores else {}).items() if k.startswith(prefix)
-            }
+            own = {k.removeprefix(prefix): v for k, v in scores.test.items() if k.startswith(prefix)}
             rows += [{"class": name, "role": role} | own] if own else []
     columns = dict.fromkeys(column for row in rows for column in row)
     return [{column: row.get(column) for column in columns} for row in rows]

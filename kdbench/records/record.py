@@ -74,7 +74,13 @@ FREE = (
 #: By schema version, what turns the JSON of such a record into that of the next version. Files are never rewritten.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: dict,  # without dataset.classes and dataset.inputs, which nobody can tell afterwards
+    2: lambda data: data | {part: _present(data.get(part)) for part in ("scores", "models")},
 }
+
+
+def _present(parts: dict[str, Any] | None) -> dict[str, Any]:
+    """Names what there is: a part that a run did not have was null up to schema version 2."""
+    return {name: part for name, part in (parts or {}).items() if part is not None}
 
 
 def spec_hash(config: Mapping[str, Any], exclude: tuple[str, ...] = SPEC_EXCLUDE) -> str:

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, mod
 
 from kdbench.configuration.keys import Name
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Values = dict[str, float | None]
 
@@ -51,21 +51,10 @@ class Primary(_Model):
 
 
 class RoleScores(_Model):
-    """Metrics of one role on the test set: after the last epoch, and of the epoch that was best on validation."""
+    """Metrics of a model on the test set: after the last epoch, and of the epoch that was best on validation."""
 
     test: Values
     best_on_val: Values | None = None
-
-
-class Scores(_Model):
-    """Scores by role. A role that the run does not have is None."""
-
-    teacher: RoleScores | None = None
-    scratch: RoleScores | None = None
-    student: RoleScores | None = None
-    peer: RoleScores | None = None
-    teacher_privileged: RoleScores | None = None
-    converted: RoleScores | None = None
 
 
 class Cost(_Model):
@@ -80,35 +69,18 @@ class Cost(_Model):
     added_params: int = 0
 
 
-class TeacherModel(_Model):
-    """Size of a model: parameters, multiply-accumulates of one sample, bytes on disk."""
+class Model(_Model):
+    """Size and speed of a model: bytes on disk (``packed_bytes``: of its packed weights), the rest of one sample.
 
-    params: int
+    ``engine`` names what runs it where that is not torch in floating point.
+    """
+
+    params: int | None = None
     macs: int | None = None
-    bytes: int
-
-
-class StudentModel(TeacherModel):
-    """Size and measured latency of a student, in milliseconds for one sample."""
-
-    latency_ms: float | None = None
-
-
-class ConvertedModel(_Model):
-    """A quantised student as it is stored and run: bytes of the file and of its packed weights."""
-
     bytes: int
     packed_bytes: int | None = None
     latency_ms: float | None = None
-    engine: str
-
-
-class Models(_Model):
-    """Models by role."""
-
-    teacher: TeacherModel | None = None
-    student: StudentModel | None = None
-    converted: ConvertedModel | None = None
+    engine: str | None = None
 
 
 class Term(_Model):
@@ -153,7 +125,7 @@ class Provenance(_Model):
 class Record(_Model):
     """The content of ``run.json``. A run that failed may lack what it did not reach."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     protocol: Literal["1"] = "1"
     run_id: Name
     spec_hash: str
@@ -181,11 +153,15 @@ class Record(_Model):
     tuning: Tuning | None = None
     dataset: Dataset | None = None
     primary: Primary | None = None
-    scores: Scores = Scores()
+    scores: dict[Name, RoleScores] = Field(
+        default={},
+        description="By what was scored: teacher, scratch, student, peer, and what else a training leaves by its name "
+        "(converted); of a teacher or a scratch student with that in front (teacher_privileged).",
+    )
     gap_closed: float | None = None
     gap_reason: str | None = None
     cost: Cost | None = None
-    models: Models = Models()
+    models: dict[Name, Model] = Field(default={}, description="Named as scores are.")
     terms: dict[str, Term] = {}
     provenance: Provenance
 
@@ -197,10 +173,9 @@ class Record(_Model):
             return self
         if self.dataset is None or self.primary is None or self.cost is None:
             raise ValueError("status ok needs dataset, primary and cost")
-        scores = {role: value for role, value in self.scores if value is not None}
-        if not scores:
+        if not self.scores:
             raise ValueError("status ok needs the scores of at least one role")
-        for role, value in scores.items():
+        for role, value in self.scores.items():
             if self.primary.name not in value.test:
                 raise ValueError(f"scores.{role}.test lacks the primary metric {self.primary.name!r}")
         if self.gap_closed is None and not self.gap_reason:

@@ -33,6 +33,10 @@ class Cast:
     seed: int = 0
     passes: dict[str, int] = field(default_factory=dict)
 
+    def models(self) -> dict[str, nn.Module]:
+        """Returns the plain model of every role that has one."""
+        return {name: source.model for name, source in self.sources.items() if isinstance(source, Network)}
+
     def model(self, role: str) -> nn.Module:
         """Returns the plain model of a role."""
         source = self.sources[role]

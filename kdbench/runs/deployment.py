@@ -10,18 +10,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
 from yaml import YAMLError
 
 from kdbench.base.digest import digest
 from kdbench.base.weights import load_weights
 from kdbench.configuration.resolved import make_task, resolve, store_of
-from kdbench.errors import KDBenchError
+from kdbench.errors import KDBenchError, nearest
+from kdbench.needs import Artifact
+from kdbench.plugin import Plugin, artifacts
 from kdbench.records.record import CONFIG, read_record
 from kdbench.records.schema import Record
 from kdbench.runs.trainings import Trainings
 from kdbench.task import Batch, DatasetInfo, Task
-from kdbench.training.distiller import deploy
 from kdbench.training.fit import Training
 from kdbench.training.models import build_side
 from kdbench.training.recipe import DEPLOYED, MODEL, Recipe
@@ -61,9 +61,21 @@ class RecordedRun:
         classes = "those of today, as its record is of schema version 1" if told.classes is None else "the record's"
         return f"data.root={root} is not what it was: digest {found}, in the run {told.digest}; classes are {classes}"
 
-    def model(self, batch: Batch | None = None) -> nn.Module:
-        """Returns what the run trained, as :func:`load_product` does."""
-        return load_product(self.recipe, self.task, self.folder, batch, f"{self.side}.safetensors")
+    def called(self, name: str) -> str:
+        """Returns what the record calls an artifact; ``student`` is what was trained, a teacher too."""
+        return self.side if name == "student" else name if self.side == "student" else f"{self.side}_{name}"
+
+    def artifact(self, name: str = "student", batch: Batch | None = None) -> Artifact:
+        """Returns what the run left, as :func:`load_artifact` does.
+
+        Raises:
+            KDBenchError: It left nothing of that name.
+        """
+        beside = self.record.scores.keys() - {"student", "teacher", "scratch"}
+        left = ["student", *(n for n in sorted(beside) if (self.folder / f"{n}.safetensors").is_file())]
+        if name not in left:
+            raise KDBenchError(f"{self.folder} has no artifact {name!r}: {nearest(name, dict.fromkeys(left))}")
+        return load_artifact(self.recipe, self.task, self.folder, batch, f"{self.side}.safetensors", name)
 
 
 def read_run(run: Path, options: Sequence[str] = ()) -> RecordedRun:
@@ -94,7 +106,7 @@ def read_run(run: Path, options: Sequence[str] = ()) -> RecordedRun:
     if data is not None and data.inputs is not None:
         resolved.task.restore(DatasetInfo(**dict(data) | {"sizes": dict(data.sizes)}))
     recipe = Trainings(resolved).main_recipe
-    side = "teacher" if record.scores.student is None else "student"
+    side = "student" if "student" in record.scores else "teacher"
     return RecordedRun(folder, record, config, resolved.task, side, recipe)
 
 
@@ -110,10 +122,10 @@ def _with(config: Mapping[str, Any], options: Sequence[str]) -> Mapping[str, Any
     return {**config, "data": merged["data"]}
 
 
-def load_product(
-    recipe: Recipe, task: Task, folder: Path, batch: Batch | None = None, weights: str = MODEL
-) -> nn.Module:
-    """Builds what a recipe trained, in eval mode, with the weights in a folder.
+def load_artifact(
+    recipe: Recipe, task: Task, folder: Path, batch: Batch | None = None, weights: str = MODEL, name: str = "student"
+) -> Artifact:
+    """Builds what a recipe left, in eval mode, with the weights in a folder.
 
     Args:
         recipe: The training.
@@ -121,14 +133,16 @@ def load_product(
         folder: Holds the weights, and ``deployed.safetensors`` where a method keeps more than the student (SimKD).
         batch: Any batch, from whose shapes a method makes its modules; the task's example by default.
         weights: File of the plain model.
+        name: Which artifact; ``student`` is what the training is about.
     """
-    if recipe.side == "student" and (folder / DEPLOYED).is_file():
+    if all(spec.plugin.artifacts is Plugin.artifacts for spec in recipe.plugins.values()) and name == "student":
+        members = len(recipe.files.get("init_from", ()))
+        found = Artifact(build_side(task, recipe.pair["student"]["architecture"], recipe.side, members))
+    else:
         training = Training(recipe, task, untrained=True)
         training.distiller(training.stages[-1]).build(task.example() if batch is None else batch)
-        model = deploy(training.cast.model("student"), training.plugins.values())
-        load_weights(model, folder / DEPLOYED)
-    else:
-        members = len(recipe.files.get("init_from", ()))
-        model = build_side(task, recipe.pair["student"]["architecture"], recipe.side, members)
-        load_weights(model, folder / weights)
-    return model.eval()
+        found = artifacts(training.plugins.values(), training.cast.models())[name]
+    more = DEPLOYED if (folder / DEPLOYED).is_file() else weights
+    load_weights(found.module, folder / (more if name == "student" else f"{name}.safetensors"))
+    found.module.eval()
+    return found

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdbench.records.schema import Primary, Record, StudentModel, idle_terms
+from kdbench.records.schema import Primary, Record, idle_terms
 
 
 def show(record: Record, path: Path, console: Console) -> None:
@@ -27,25 +27,25 @@ def show(record: Record, path: Path, console: Console) -> None:
         "", f"test {name}", "test, of the epoch best on val", "Δ scratch", "gap closed", "params", "MACs", "latency"
     ):  # fmt: skip
         table.add_column(column, justify="right" if column else "left")
-    base = record.scores.scratch.test[name] if record.scores.scratch else None
+    scratch = record.scores.get("scratch")
+    base = scratch.test[name] if scratch else None
     compared = record.method if record.method != "none" else record.augment
-    for role in ("teacher", "scratch", "student", "peer"):
-        scores = getattr(record.scores, role)
-        if scores is None or (role == "student" and record.method == "none" and scores == record.scores.scratch):
+    first = ("teacher", "scratch", "student")
+    for role in (*(r for r in first if r in record.scores), *(r for r in record.scores if r not in first)):
+        scores = record.scores[role]
+        if role == "student" and record.method == "none" and scores == scratch:
             continue  # the student is the scratch student
         value = scores.test[name]
-        size = record.models.teacher if role == "teacher" else record.models.student
+        size = record.models.get("student" if role == "scratch" else role)
         table.add_row(
             {"scratch": "student, scratch", "student": f"student, {compared}"}.get(role, role),
             _number(value, unit),
             _number((scores.best_on_val or {}).get(name), unit),
             _difference(value, base, record.primary) if role != "scratch" else "",
             f"{100 * record.gap_closed:.0f} %" if role == "student" and record.gap_closed is not None else "",
-            _scaled(size.params) if size and role != "peer" else "",
-            _scaled(size.macs) if size and size.macs and role != "peer" else "",
-            f"{size.latency_ms:.1f} ms"
-            if isinstance(size, StudentModel) and size.latency_ms and role == "student"
-            else "",
+            _scaled(size.params) if size and size.params else "",
+            _scaled(size.macs) if size and size.macs else "",
+            f"{size.latency_ms:.1f} ms" if size and size.latency_ms and role != "scratch" else "",
         )
     console.print(table)
     if record.gap_reason:

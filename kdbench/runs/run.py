@@ -27,26 +27,13 @@ from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
 from kdbench.records.provenance import files_of, provenance
 from kdbench.records.record import PREVIEW, RUN, read_record, spec_hash, write_record
-from kdbench.records.schema import (
-    Cost,
-    Dataset,
-    Models,
-    Primary,
-    Record,
-    RoleScores,
-    Scores,
-    StudentModel,
-    TeacherModel,
-    Term,
-    Tuning,
-)
+from kdbench.records.schema import Cost, Dataset, Model, Primary, Record, RoleScores, Term, Tuning
 from kdbench.runs.report import show
 from kdbench.runs.trainings import Trainings
 from kdbench.training.recipe import DEPLOYED, Recipe
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from kdbench.needs import Artifact
     from kdbench.task import Task
 
 
@@ -221,7 +208,7 @@ class Run:
                 inputs=dict(info.inputs),
             ),
             primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better, unit=self.task.unit),
-            scores=Scores(**{n: _scores(p, compared.get(n, {})) for n, p in products.items()}, peer=_peer(main)),
+            scores=_scores(products, compared),
             gap_closed=gap,
             gap_reason=reason,
             cost=Cost(**main.manifest["cost"]),
@@ -237,6 +224,8 @@ class Run:
         }
         if role is None and (main.path / DEPLOYED).is_file():
             files[DEPLOYED] = main.path / DEPLOYED
+        if role is None:
+            files |= {f"{name}.safetensors": main.path / f"{name}.safetensors" for name in main.manifest["beside"]}
         return record, files
 
     def _replay(self, product: Product) -> None:
@@ -259,28 +248,32 @@ class Run:
 
     def _look(
         self, products: Mapping[str, Product], trainings: Trainings
-    ) -> tuple[Models, bytes, Mapping[str, Mapping[str, float]]]:
+    ) -> tuple[dict[str, Model], bytes, Mapping[str, Mapping[str, float]]]:
         """Measures the models, draws the preview with all of them side by side, and compares them."""
-        from kdbench.runs.deployment import load_product
+        from kdbench.runs.deployment import load_artifact
         from kdbench.task import move
         from kdbench.training.fit import pick_device
-        from kdbench.training.measure import count_macs, latency_ms
 
         tests = self.task.data(int(self.config["seed"])).test_dataloader()
         batch = next(iter(tests))
-        networks: dict[str, nn.Module] = {}
-        for name, product in products.items():
-            recipe = {"teacher": trainings.teacher_recipe, "student": trainings.student_recipe()}.get(name)
-            recipe = recipe or trainings.scratch_recipe
+        recipes = {
+            "teacher": trainings.teacher_recipe,
+            "scratch": trainings.scratch_recipe,
+            "student": trainings.student_recipe(),
+        }
+
+        def load(role: str, name: str = "student") -> Artifact:
+            recipe = recipes[role]
             assert isinstance(recipe, Recipe)
-            networks[name] = load_product(recipe, self.task, product.path, batch)
-        sizes: dict[str, Any] = {}
-        for name in {"teacher", "student"} & networks.keys():
-            plan = self.task.measured(networks[name])
-            facts = {k: products[name].manifest[k] for k in ("params", "bytes")} | {"macs": count_macs(plan)}
-            sizes[name] = (
-                TeacherModel(**facts) if name == "teacher" else StudentModel(**facts, latency_ms=latency_ms(plan))
-            )
+            return load_artifact(recipe, self.task, products[role].path, batch, name=name)
+
+        left = {role: load(role) for role in products}
+        sizes: dict[str, Model] = {}
+        for role in {"teacher", "student"} & left.keys():
+            sizes[role] = self._size(left[role], products[role].manifest, timed=role == "student")
+        for key, role, name, facts in _beside(products):
+            sizes[key] = self._size(load(role, name), facts, timed=True)
+        networks = {role: found.module for role, found in left.items()}
         stream = io.BytesIO()
         self.task.picture(batch, networks).save(stream, format="png")
         if self.loggers:
@@ -289,7 +282,15 @@ class Run:
         device = pick_device(self.config["trainer"]["accelerator"])
         on_device = {name: network.to(device) for name, network in networks.items()}
         compared = self.task.compare(on_device, (move(batch, device) for batch in tests))
-        return Models(**sizes), stream.getvalue(), compared
+        return sizes, stream.getvalue(), compared
+
+    def _size(self, found: Artifact, facts: Mapping[str, Any], timed: bool) -> Model:
+        """Measures what a training left, on the processor."""
+        from kdbench.training.measure import count_macs, latency_ms
+
+        plan = found.export(found.module) if found.export else self.task.measured(found.module)
+        latency = latency_ms(plan) if timed else None
+        return Model(params=facts["params"], bytes=facts["bytes"], macs=count_macs(plan), latency_ms=latency)
 
     def _failed(self, run_id: str, status: str, reason: str) -> Outcome:
         if self._succeeded(run_id):
@@ -362,11 +363,19 @@ def gap_closed(
     return sign * (scores["student"] - scores["scratch"]) / gap, None, []
 
 
-def _scores(product: Product, compared: Mapping[str, float]) -> RoleScores:
-    scores = product.manifest["scores"]
-    return RoleScores(test={**scores["test"], **compared}, best_on_val=scores["best_on_val"])
+def _scores(products: Mapping[str, Product], compared: Mapping[str, Mapping[str, float]]) -> dict[str, RoleScores]:
+    """Returns the scores of the products and of what else each training left."""
+    found = {}
+    for name, product in products.items():
+        scores = product.manifest["scores"]
+        test = {**scores["test"], **compared.get(name, {})}
+        found[name] = RoleScores(test=test, best_on_val=scores["best_on_val"])
+    return found | {key: RoleScores(test=facts["test"]) for key, _, _, facts in _beside(products)}
 
 
-def _peer(product: Product) -> RoleScores | None:
-    peers = product.manifest["scores"].get("peers") or {}
-    return RoleScores(test=next(iter(peers.values()))) if peers else None
+def _beside(products: Mapping[str, Product]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Yields what trainings left beside their models: its name in the record, its training, its own name, its facts."""
+    for role, product in products.items():
+        if role != "scratch" or product.path != products["student"].path:
+            for name, facts in product.manifest["beside"].items():
+                yield name if role == "student" else f"{role}_{name}", role, name, facts

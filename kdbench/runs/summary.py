@@ -77,11 +77,11 @@ class Row:
 
 def score(record: Record) -> tuple[float | None, float | None]:
     """Returns the score that a run is about and how far it is from scratch."""
-    main = record.scores.student or record.scores.teacher
+    main = record.scores.get("student") or record.scores.get("teacher")
     if main is None or record.primary is None:
         return None, None
-    value, scratch = main.test[record.primary.name], record.scores.scratch
-    itself = record.method == "none" and record.scores.student == scratch
+    value, scratch = main.test[record.primary.name], record.scores.get("scratch")
+    itself = record.method == "none" and record.scores.get("student") == scratch
     base = scratch.test[record.primary.name] if scratch and not itself else None
     return value, None if value is None or base is None else value - base
 
@@ -101,7 +101,7 @@ def _row(found: list[tuple[Path, Record]]) -> Row:
     first = (fine or [kept[0][1]])[0]
     ended = [record.status for _, record in kept if record.status != "ok"]
     scores = [score(record) for record in fine]
-    alone = "" if first.method != "none" or first.scores.student or not first.scores.teacher else " (teacher)"
+    alone = "" if first.method != "none" or "student" in first.scores or "teacher" not in first.scores else " (teacher)"
     return Row(
         task=first.task,
         data=first.dataset.name if first.dataset else "",

@@ -17,9 +17,9 @@ from kdbench.base import rng
 from kdbench.base.collectives import average, share
 from kdbench.base.onednn import keep_sound
 from kdbench.errors import KDBenchError
-from kdbench.needs import Bindings, Stage, State, Views, by_feature
+from kdbench.needs import Artifact, Bindings, Stage, State, Views, by_feature
 from kdbench.optim import Optimization, make_optimizer, make_scheduler
-from kdbench.plugin import Plugin
+from kdbench.plugin import Plugin, artifacts
 from kdbench.roles.cast import Cast
 from kdbench.roles.sources import Answer
 from kdbench.signals import EVERY, Context, Signals, total
@@ -426,17 +426,19 @@ class Distiller(LightningModule):
         """Returns the mean of each term over the steps of this epoch that read it."""
         return {term: float(value) / count for term, (value, count) in self.sums.items()}
 
-    def deployed(self) -> nn.Module:
+    def deployed(self) -> Artifact:
         """Returns the student as it would be deployed now."""
-        return deploy(self.cast.model("student"), [plugin for _, plugin in self.owned()])
+        return artifacts([plugin for _, plugin in self.owned()], self.cast.models())["student"]
 
     # ---- validation -------------------------------------------------------------------------------------------
 
     def validate(self) -> None:
         """Scores the student as it would be deployed, by what the task evaluates, and keeps the metrics."""
-        model, precision = self.deployed(), self.trainer.precision_plugin
+        found, precision = self.deployed(), self.trainer.precision_plugin
+        model = found.module
         modes = [(m, m.training) for m in model.modules()]
-        batches = (precision.convert_input(self.transfer_batch_to_device(b, self.device, 0)) for b in self.val_data)
+        moved = (precision.convert_input(self.transfer_batch_to_device(b, self.device, 0)) for b in self.val_data)
+        batches = found.reads(moved)
         try:
             with precision.val_step_context():
                 self.validation = self.cast.task.evaluate(model.eval(), batches, "val", self.device)
@@ -470,13 +472,6 @@ def channels_last(module: nn.Module) -> None:
     for tensor in tensors:
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-
-
-def deploy(student: nn.Module, plugins: Iterable[Plugin]) -> nn.Module:
-    """Returns what is needed at inference, by all plugins of a run: the method's, in the quantisation's."""
-    for plugin in reversed([*plugins]):
-        student = plugin.deploy(student)
-    return student
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from kdbench.base import rng
 from kdbench.base.memory import keep_freed
 from kdbench.base.weights import load_weights, plain, save_weights
 from kdbench.errors import KDBenchError
-from kdbench.needs import Bindings, Role, Stage
+from kdbench.needs import Artifact, Bindings, Role, Stage
 from kdbench.optim import Optimization
-from kdbench.plugin import Plugin
+from kdbench.plugin import Plugin, artifacts
 from kdbench.roles.cast import Cast
 from kdbench.roles.sources import Ensemble, Network, Source, Table
 from kdbench.task import Batch, Task
-from kdbench.training.distiller import Distiller, deploy
+from kdbench.training.distiller import Distiller
 from kdbench.training.history import Diverged, History
 from kdbench.training.measure import PeakMemory, count_params
 from kdbench.training.models import build_side
@@ -258,27 +259,30 @@ class Training:
         return history
 
     def _finish(self, work: Path, history: History, best: Path, device: torch.device) -> dict[str, Any]:
-        task = self.task
-        # Also what was trained in double precision is scored and kept in single precision.
-        model = deploy(self.cast.model("student"), self.plugins.values()).to(device, torch.float32).eval()
-        peers = [n for n, r in self.cast.roles.items() if r.mode == "train" and n != "student"]
-        self._save(model, work)
-        for name in peers:
-            save_weights(self.cast.model(name).to(device, torch.float32), work / f"{name}.safetensors")
+        task, left = self.task, artifacts(self.plugins.values(), self.cast.models())
+        for found in left.values():
+            # Also what was trained in double precision is scored and kept in single precision.
+            found.module.to(found.device or device, torch.float32).eval()
+        main = left.pop("student")
+        self._save(main.module, work)
+        for name, found in left.items():
+            save_weights(found.module, work / f"{name}.safetensors")
         scores: dict[str, Any] = {"val": history.last_validation}
         if not scores["val"]:  # the time was up in an epoch without validation
-            scores["val"] = task.evaluate(model, self.data.val_dataloader(), "val", device)
+            scores["val"] = self._score(main, "val", device)
+        beside: dict[str, dict[str, Any]] = {
+            name: {"params": count_params(found.module)} for name, found in left.items()
+        }
         if self.recipe.scored:
-            scores["test"] = task.evaluate(model, self.data.test_dataloader(), "test", device)
+            scores["test"] = self._score(main, "test", device)
             if history.best_epoch == history.epochs - 1 or not best.exists():
                 scores["best_on_val"] = dict(scores["test"])
             else:
-                other = copy.deepcopy(model)
-                load_weights(other, best)
-                scores["best_on_val"] = task.evaluate(other, self.data.test_dataloader(), "test", device)
-            for name in peers:
-                peer, tests = self.cast.model(name).eval(), self.data.test_dataloader()
-                scores.setdefault("peers", {})[name] = task.evaluate(peer, tests, "test", device)
+                other = replace(main, module=copy.deepcopy(main.module))
+                load_weights(other.module, best)
+                scores["best_on_val"] = self._score(other, "test", device)
+            for name, found in left.items():
+                beside[name] |= {"test": self._score(found, "test", device)}
             if task.primary not in scores["test"]:
                 raise Diverged(f"{task.primary} is undefined: the test set holds nothing to score")
         history.write(work / "metrics.csv")
@@ -286,9 +290,10 @@ class Training:
         return {
             "role": self.recipe.side,
             "name": self.recipe.name,
-            "params": count_params(model),
+            "params": count_params(main.module),
             "bytes": (work / (DEPLOYED if (work / DEPLOYED).exists() else MODEL)).stat().st_size,
             "scores": scores,
+            "beside": {n: v | {"bytes": (work / f"{n}.safetensors").stat().st_size} for n, v in beside.items()},
             "best_epoch": history.best_epoch,
             "terms": history.terms(),
             "flags": history.idle(),
@@ -301,6 +306,12 @@ class Training:
                 "added_params": sum(count_params(p) for p in self.plugins.values()),
             },
         }
+
+    def _score(self, found: Artifact, split: str, device: torch.device) -> dict[str, float]:
+        """Scores what this training leaves on one split of its data."""
+        place = torch.device(found.device or device)
+        loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
+        return self.task.evaluate(found.module, found.reads(loader), split, place)
 
     def _save(self, model: nn.Module, work: Path) -> None:
         """Writes the student under its plain names; what is deployed too, where that is more than the student."""

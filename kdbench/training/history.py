@@ -157,7 +157,7 @@ class History(Callback):
             if score > self.best:
                 self.best, self.best_epoch = score, len(self.rows)
                 if trainer.is_global_zero:
-                    save_weights(distiller.deployed(), self.folder / BEST)
+                    save_weights(distiller.deployed().module, self.folder / BEST)
             distiller.validation = {}
         self.rows.append(row)
         for logger in trainer.loggers:

@@ -34,7 +34,7 @@ RUNS = (
     Column("hardware", "Hardware", shown=False),
     Column("command", "Command", code=True),
 )
-FLAT = tuple(name for name in FIELDS if name not in ("student", "scratch", "teacher"))
+FLAT = tuple(name for name in FIELDS if name not in ("scores", "models", "cost"))
 _flat = operator.attrgetter(*FLAT)
 
 
@@ -54,8 +54,8 @@ def _page(site: Site, group: Group, board: Any) -> None:
     # The records themselves, flat, also of runs that have no page.
     lines = b",\n".join(to_json(flat(row)) for row in rows)
     site.write(f"data/runs-{stem}.json", b"[\n" + lines + b"\n]\n")
-    dots = [Dot(f"seed {row.seed}", row.score - row.scratch_score) for row in group.scored[:40]
-            if row.score is not None and row.scratch_score is not None]  # fmt: skip
+    pairs = [(row.seed, row.score, row.of("scratch")) for row in group.scored[:40]]
+    dots = [Dot(f"seed {s}", own - alone) for s, own, alone in pairs if own is not None and alone is not None]
     title = f"{group.primary}: student minus scratch, seed by seed"
     site.page(
         path,
@@ -86,11 +86,21 @@ def _page(site: Site, group: Group, board: Any) -> None:
 
 
 def flat(row: Row) -> dict[str, Any]:
-    """Returns a row as plain data: of scratch and teacher the primary metric, of the student all of them."""
+    """Returns a row as plain data: all metrics of what the run is about, the primary one of what stands beside it."""
     values = dict(zip(FLAT, _flat(row), strict=True))
-    metrics = row.teacher if row.role == "teacher" else row.student
+    values |= {f"{name}_score": row.of(name) for name in row.scores.names if name != "student"}
+    values |= {name: _whole(value) for name, value in row.cost.items()}
+    for model, size in zip(row.models.names, row.models.values, strict=True):
+        before = "" if model == "student" else f"{model}_"
+        values |= {before + name: _whole(value) for name, value in size.items()}
+    metrics = row.main
     # Where a record lies is true on one machine only.
     return values | {"path": common.tail(row.path), "metrics": dict(metrics.items()) if metrics else {}}
+
+
+def _whole(value: float | None) -> float | None:
+    """Returns a count as the integer that it was before it was packed."""
+    return int(value) if value is not None and value.is_integer() else value
 
 
 def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
@@ -107,14 +117,14 @@ def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
             Cell(common.state(row), css="" if row.ok else "bad"),
             common.plain(row.score, places),
             *(common.plain(_score(row, role), places) for role in rare),
-            common.plain(row.scratch_score, places),
-            common.plain(row.teacher_score, places),
+            common.plain(row.of("scratch"), places),
+            common.plain(row.of("teacher"), places),
             Cell(note=row.gap_reason)
             if row.gap_closed is None
             else Cell(common.fixed(100 * row.gap_closed, 0) + " %", row.gap_closed),
             common.plain(row.best_on_val, places),
             common.plain(row.factor),
-            common.plain(row.wall_s),
+            common.plain(row.figure("wall_s")),
             Cell(row.finished_utc),
             Cell((row.commit or NONE)[:10] + (" dirty" if row.dirty else "")),
             Cell(row.content_hash),
@@ -128,8 +138,7 @@ def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
 
 
 def _score(row: Row, role: Column) -> float | None:
-    found: float | None = getattr(row, f"{role.key}_score")
-    return found
+    return row.of(role.key)
 
 
 def _metrics(group: Group, board: Any) -> Table:
@@ -143,7 +152,7 @@ def _metrics(group: Group, board: Any) -> Table:
     )
     stem = f"{group.method[:40]}-{group.spec_hash[:16]}"
     table = Table(f"metrics-{stem}", "Every test metric after the last epoch", columns)
-    scratch = summarise([row.scratch for row in group.scored])
+    scratch = summarise([row.scores.get("scratch") for row in group.scored])
     for name, found in group.metrics.items():
         places = common.digits([found.mean])
         direction = ("high" if group.higher_is_better else "low") if name == group.primary else None

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,10 @@ def _shares(record: Record, epochs: Epochs) -> Markup | None:
 
 
 def _scores(name: str, record: Record) -> Table:
-    found = [(role, scores) for role in ROLES if (scores := getattr(record.scores, role.key)) is not None]
+    known = [role for role in ROLES if role.key in record.scores]
+    further = record.scores.keys() - {role.key for role in ROLES}
+    known += [Column(n, n.replace("_", " ").capitalize(), "Test, last epoch.", "number") for n in sorted(further)]
+    found = [(role, record.scores[role.key]) for role in known]
     columns = [Column("metric", "Metric")]
     for role, scores in found:
         columns.append(role)
@@ -205,9 +207,8 @@ def _sizes(name: str, record: Record) -> Table:
           (("params", "Parameters"), ("macs", "MACs"), ("bytes", "Bytes"), ("latency_ms", "Latency, ms"))),
     )  # fmt: skip
     table = Table(name, "Size of the models", columns)
-    models: Sequence[tuple[str, object]] = [(n, getattr(record.models, n)) for n in ("teacher", "student", "converted")]
-    for model, size in models:
-        if size is not None:
-            values = [getattr(size, c.key, None) for c in columns[1:]]
-            table.add(Cell(model), *(common.plain(v) for v in values))
+    first = ("teacher", "student")
+    for model in sorted(record.models, key=lambda name: (name not in first, first.index(name) if name in first else 0)):
+        values = [getattr(record.models[model], c.key) for c in columns[1:]]
+        table.add(Cell(model), *(common.plain(v) for v in values))
     return table

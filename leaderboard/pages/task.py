@@ -340,8 +340,8 @@ def _points(site: Site, board: Board, cost: Callable[[Group], float | None], key
     alone = 1.0 if key == "passes" else cost(model)
     if scratch is not None and alone is not None:
         found.append(Point("scratch" + suffix, alone, scratch.mean, scratch.low, scratch.high, "scratch"))
-    row = max((g.newest for g in board.groups), key=lambda r: (r.teacher_params is not None, r.finished, r.run_id))
-    size = {"params": row.teacher_params, "macs": row.teacher_macs}.get(key)
+    row = max((g.newest for g in board.groups), key=lambda r: ("teacher" in r.models.names, r.finished, r.run_id))
+    size = row.figure(key, "teacher") if key in ("params", "macs") else None
     teacher = board.teacher.get(board.primary)
     if size and teacher is not None:
         found.append(Point("teacher" + suffix, float(size), teacher, kind="teacher"))

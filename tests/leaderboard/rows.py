@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from leaderboard.row import Interner, Row, flatten
+from leaderboard.row import Interner, Parts, Row, flatten
 from tests.records.test_record import make
 
 INTERN = Interner()
 BASE = flatten(make().model_copy(update={"content_hash": "c" * 32}), "run.json", INTERN)
+
+
+def parts(found: Mapping[str, Mapping[str, float | None]]) -> Parts:
+    """What is known of several models."""
+    return INTERN.join(found, [INTERN(values, values.values()) for values in found.values()])
+
+
+def scored(row: Row, **found: Mapping[str, float | None] | None) -> Row:
+    """The run with other test metrics of some roles; of None it has none."""
+    kept = {name: dict(metrics.items()) for name, metrics in zip(*row.scores, strict=True)}
+    return replace(row, scores=parts({name: v for name, v in {**kept, **found}.items() if v is not None}))
 
 
 def row(method: str, seed: int, score: float | None, scratch: float | None = 60.0, **changes: Any) -> Row:
@@ -18,6 +30,8 @@ def row(method: str, seed: int, score: float | None, scratch: float | None = 60.
     pair, task = changes.get("pair", "a_b"), changes.get("task", "classification")
     spec = changes.pop("spec_hash", f"{method}-{pair}-{trials}")
     gap = None if score is None or scratch is None else (score - scratch) / (80 - scratch)
+    tests = {"student": (score, 10.0 + seed), "scratch": (scratch, 12.0), "teacher": (80.0, 5.0)}
+    found = {name: {"accuracy": v, "ece": ece} for name, (v, ece) in tests.items() if v is not None}
     values: dict[str, Any] = {
         "path": f"{task}/{spec}/{seed}/run.json",
         "run_id": f"{spec}-{seed}",
@@ -29,11 +43,7 @@ def row(method: str, seed: int, score: float | None, scratch: float | None = 60.
         "reference": method == "none",
         "trials": 0 if method == "none" else trials,
         "score": score,
-        "scratch_score": scratch,
-        "teacher_score": 80.0,
-        "student": None if score is None else INTERN(("accuracy", "ece"), (score, 10.0 + seed)),
-        "scratch": None if scratch is None else INTERN(("accuracy", "ece"), (scratch, 12.0)),
-        "teacher": INTERN(("accuracy", "ece"), (80.0, 5.0)),
+        "scores": parts(found),
         "gap_closed": gap,
         "gap_reason": None if gap is not None else "no scratch",
         "finished": 1000.0 + seed,
@@ -43,10 +53,8 @@ def row(method: str, seed: int, score: float | None, scratch: float | None = 60.
 
 def failed(method: str, seed: int, status: str = "failed", **changes: Any) -> Row:
     """A run that came to nothing: its record names no data and no metric."""
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("dataset", "digest", "primary", "higher_is_better", "student", "scratch", "teacher")
-    )
-    gone = {"status": status, "reason": "no such tap", "teacher_score": None, "trials": 4, "best_on_val": None}
+    nothing: dict[str, Any] = dict.fromkeys(("dataset", "digest", "primary", "higher_is_better", "best_on_val"))
+    gone = {"status": status, "reason": "no such tap", "scores": parts({}), "trials": 4}
     return replace(row(method, seed, None, None, **changes), **nothing | gone)
 
 

@@ -11,7 +11,7 @@ import scipy.stats
 from leaderboard.boards import Boards, build, lower_is_better
 from leaderboard.groups import Group, group
 from leaderboard.rows import read
-from tests.leaderboard.rows import INTERN, Row, failed, in_order, row
+from tests.leaderboard.rows import INTERN, Row, failed, in_order, parts, row, scored
 
 
 def boards(*rows: Row, minimum: int = 3) -> Boards:
@@ -48,7 +48,9 @@ def test_seeds_become_a_group_with_intervals() -> None:
 
 
 def test_cost_is_the_median() -> None:
-    rows = [replace(r, wall_s=wall, latency_ms=None) for r, wall in zip(KD, (1.0, 5.0, 2.0), strict=True)]
+    rows = [
+        replace(r, cost=INTERN(["wall_s"], [w]), models=parts({})) for r, w in zip(KD, (1.0, 5.0, 2.0), strict=True)
+    ]
     cost = the(boards(*rows), "kd").cost
     assert (cost.wall_s, cost.latency_ms) == (2.0, None)
 
@@ -121,10 +123,10 @@ def test_the_partner_has_the_same_tuning_data_preset_and_twins() -> None:
 
 
 def test_only_seeds_of_one_twin_are_paired() -> None:
-    found = the(boards(*KD[:2], replace(KD[2], scratch_score=50.0), *AT), "at").vs_kd
+    found = the(boards(*KD[:2], scored(KD[2], scratch={"accuracy": 50.0}), *AT), "at").vs_kd
     assert found.estimate is not None
     assert (found.estimate.n, found.estimate.mean) == (2, pytest.approx(4.5))
-    unknown = [replace(r, scratch=None, scratch_score=None) for r in (*KD, *AT)]
+    unknown = [scored(r, scratch=None) for r in (*KD, *AT)]
     assert the(boards(*unknown), "at").vs_kd.reason == "no kd with the same scratch twins"
 
 
@@ -146,7 +148,7 @@ def test_seeds_of_several_codes_are_grey() -> None:
 
 
 def test_a_seed_without_a_number_is_no_seed() -> None:
-    nothing = [replace(r, score=None, student=INTERN(("accuracy", "ece"), (None, 1.0))) for r in AT]
+    nothing = [replace(scored(r, student={"accuracy": None, "ece": 1.0}), score=None) for r in AT]
     found = the(boards(*KD, AT[0], *nothing[1:]), "at")
     assert (found.seeds, found.enough, found.note) == ((0,), False, "1 of at least 3 seeds")
     assert found.metrics["ece"].n == 1
@@ -198,7 +200,7 @@ def test_ranks_are_among_equals() -> None:
 
 
 def test_a_board_has_the_teacher_and_the_scratch_student() -> None:
-    newer = [replace(r, teacher=INTERN(("accuracy",), (81.0,)), teacher_score=81.0, finished=5000.0) for r in AT]
+    newer = [replace(scored(r, teacher={"accuracy": 81.0}), finished=5000.0) for r in AT]
     (board,) = boards(*KD, *newer, row("kd", 7, 66.0, 63.0)).boards
     assert (board.teacher, board.teachers) == ({"accuracy": 81.0}, 2)
     assert (board.scratch["accuracy"].n, board.scratch["accuracy"].mean) == (4, pytest.approx((60 + 61 + 62 + 63) / 4))
@@ -222,7 +224,7 @@ def test_one_wrong_record_does_not_turn_the_board() -> None:
     assert found.boards[0].primary == "accuracy"
     assert the(found, "x").unranked == "it has no accuracy"
     assert [g.method for g in found.boards[0].groups] == ["at", "kd", "x"]
-    high = [replace(r, score=99.0, student=INTERN(("ece",), (99.0,))) for r in odd]
+    high = [replace(scored(r, student={"ece": 99.0}), score=99.0) for r in odd]
     (board,) = boards(*KD, *AT, *high).boards
     assert [(g.method, g.metric == board.metric) for g in board.groups] == [("at", True), ("kd", True), ("x", False)]
 
@@ -249,7 +251,7 @@ def test_the_board_to_show_first() -> None:
 
 
 def test_metrics_that_some_seeds_lack() -> None:
-    rows = [replace(KD[0], student=INTERN(("accuracy",), (66.0,))), *KD[1:]]
+    rows = [scored(KD[0], student={"accuracy": 66.0}), *KD[1:]]
     found = the(boards(*rows), "kd").metrics
     assert (found["accuracy"].n, found["ece"].n) == (3, 2)
 

@@ -24,7 +24,7 @@ from leaderboard.pages.task import group_table
 from leaderboard.rows import Found, read
 from leaderboard.site import Site
 from tests.leaderboard.make_records import records, write
-from tests.leaderboard.rows import INTERN, in_order
+from tests.leaderboard.rows import in_order, scored
 from tests.leaderboard.rows import row as make_row
 from tests.leaderboard.test_site import CELLS
 
@@ -245,8 +245,8 @@ def test_every_key_of_a_sort_survives_in_the_address(tab: Tab) -> None:
 
 def test_keys_of_any_letters_survive_in_the_address(browser: Any, tmp_path: Path) -> None:
     name = "a, b. c%20+&=d"
-    student = INTERN(("accuracy", name), (70.0, 5.0))
-    rows = [make_row(method, seed, 70.0, student=student) for method in ("kd", "at") for seed in range(3)]
+    student = {"accuracy": 70.0, name: 5.0}
+    rows = [scored(make_row(method, seed, 70.0), student=student) for method in ("kd", "at") for seed in range(3)]
     found = Found(in_order(rows), [], 0, len(rows))
     out = build(tmp_path / "out", found, join(found.rows), run_pages=0).out
     context = browser.new_context()

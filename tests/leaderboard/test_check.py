@@ -75,7 +75,7 @@ def test_another_way_to_write_a_command_is_none_of_its_faults(tmp_path: Path, wo
             "scores.student.test.top1 is null",
         ),
         ({"gap_closed": 0.9}, "gap_closed is 0.9, the scores give -0.25"),
-        ({"scores__scratch": None}, "the scores give nan"),
+        ({"scores__scratch__test__top1": None}, "the scores give nan"),
         ({"scores__teacher__test__top1": 1.0}, "the scores give nan"),
         ({"provenance__dirty": True}, "provenance.dirty is true, expected a run of committed code"),
         ({"spec_hash": "f" * 16}, "spec_hash is not that of config.yaml and dataset.digest"),

@@ -13,7 +13,7 @@ import pytest
 from kdbench.records.record import content_hash, read_record
 from kdbench.records.schema import Record
 from leaderboard import rows as rows_module
-from leaderboard.row import FIELDS, Interner, Metrics, flatten, values_of
+from leaderboard.row import FIELDS, Interner, Metrics, Parts, flatten, values_of
 from leaderboard.rows import RECORDS, Problem, find, full_record, read
 from tests.records.test_record import make, write
 
@@ -35,17 +35,18 @@ def test_a_row_is_the_record_flat(tmp_path: Path) -> None:
     (row,) = read([tmp_path]).rows
     assert row.path == str(folder / "run.json")
     assert (row.task, row.method, row.pair, row.seed) == ("classification", "kd", "resnet32x4_resnet8x4", 0)
-    assert (row.score, row.scratch_score, row.teacher_score, row.best_on_val) == (0.1 + 0.2, 0.6, 0.8, 0.7)
+    assert (row.score, row.of("scratch"), row.of("teacher"), row.best_on_val) == (0.1 + 0.2, 0.6, 0.8, 0.7)
     assert (row.primary, row.higher_is_better, row.gap_closed) == ("accuracy", True, 0.5)
     assert (row.trials, row.factor, row.reference, row.role, row.ok) == (4, 0.3, False, "student", True)
     assert (row.dataset, row.digest, row.fold, row.train_size, row.test_size) == ("shapes", "d" * 16, None, 900, 500)
-    assert (row.epochs, row.student_passes, row.wall_s, row.added_params) == (2, 1.0, 3.25, 0)
-    assert (row.params, row.macs, row.bytes, row.latency_ms, row.teacher_params) == (10, 100, 40, 0.5, 100)
+    assert tuple(map(row.figure, ("epochs", "student_passes", "wall_s", "added_params"))) == (2, 1.0, 3.25, 0)
+    assert tuple(map(row.figure, ("params", "macs", "bytes", "latency_ms"))) == (10, 100, 40, 0.5)
+    assert row.figure("params", "teacher") == 100
     assert row.finished - row.started == 180
-    assert row.student is not None
-    assert dict(row.student.items()) == {"accuracy": 0.1 + 0.2, "ece": 1 / 3}
-    assert row.student.get("ece") == 1 / 3
-    assert row.student.get("f1") is None
+    assert row.main is not None
+    assert dict(row.main.items()) == {"accuracy": 0.1 + 0.2, "ece": 1 / 3}
+    assert row.main.get("ece") == 1 / 3
+    assert row.main.get("f1") is None
     assert full_record(row) == read_record(folder)
 
 
@@ -97,16 +98,16 @@ def test_null_is_none_and_not_a_number(tmp_path: Path) -> None:
     write(tmp_path, make(scores={"student": {"test": {"accuracy": None, "ece": math.nan}}}))
     (row,) = read([tmp_path]).rows
     assert row.score is None
-    assert row.student is not None
-    assert dict(row.student.items()) == {"accuracy": None, "ece": None}
-    assert row.scratch is None
+    assert row.main is not None
+    assert dict(row.main.items()) == {"accuracy": None, "ece": None}
+    assert row.scores.get("scratch") is None
 
 
 def test_a_run_that_failed_is_a_row(tmp_path: Path) -> None:
     kept = {"status": "failed", "reason": "TypeError: <class 'int'>\x1b[31m", "dataset": None, "primary": None}
     write(tmp_path, make(**kept, scores={}, cost=None, models={}, terms={}, tuning=None))
     (row,) = read([tmp_path]).rows
-    assert (row.ok, row.dataset, row.score, row.student) == (False, None, None, None)
+    assert (row.ok, row.dataset, row.score, row.main) == (False, None, None, None)
     assert row.reason == "TypeError: <class 'int'> [31m"
 
 
@@ -122,7 +123,7 @@ def test_the_reference_and_the_teacher_alone(tmp_path: Path) -> None:
     assert single.reference
     assert not plain.reference, "a method may have no options, and still teach"
     assert (teacher.reference, teacher.role) == (False, "teacher")
-    assert (teacher.score, teacher.best_on_val, teacher.teacher_score) == (0.8, 0.81, 0.8)
+    assert (teacher.score, teacher.best_on_val, teacher.of("teacher")) == (0.8, 0.81, 0.8)
 
 
 def test_a_tree_of_records(results: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_tree_of_records(results: Path) -> None:
     assert (len(found.rows), found.problems, found.copies, found.parsed) == (60, [], 0, 60)
     assert [row.order for row in found.rows] == sorted(row.order for row in found.rows)
     assert {row.status for row in found.rows} == {"ok", "failed", "diverged"}
-    twins = {id(row.scratch) for row in found.rows if row.scratch is not None}
+    twins = {id(twin) for row in found.rows if (twin := row.scores.get("scratch")) is not None}
     assert len(twins) < len(found.rows) / 2  # equal metrics are one object
 
 
@@ -158,7 +159,7 @@ def test_the_cache_gives_the_same_rows_and_reads_what_changed(results: Path, tmp
 
 def same(row: rows_module.Row) -> tuple[Any, ...]:
     """The values of a row so that nan equals nan."""
-    return tuple(list(map(str, v.items())) if isinstance(v, Metrics) else v for v in values_of(row))
+    return tuple(str(v) if isinstance(v, Metrics | Parts) else v for v in values_of(row))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"rows": 0}\n', "null\n", '["row"]\n'])
@@ -200,9 +201,9 @@ def test_several_processes_read_the_same(results: Path, monkeypatch: pytest.Monk
         (b"\xff\xfe", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[]", "schema_version is None"),
-        (b'{"schema_version": 99}', "schema_version is 99, expected 2: use the kdbench that wrote it"),
+        (b'{"schema_version": 99}', "schema_version is 99, expected 3: use the kdbench that wrote it"),
         (b'{"schema_version": "' + b"9" * 1_000_000 + b'"}', "schema_version is '999"),
-        (b'{"schema_version": 2, "' + b"x" * 1_000_000 + b'": 1}', "Field required"),
+        (b'{"schema_version": 3, "' + b"x" * 1_000_000 + b'": 1}', "Field required"),
         (b" " * 9_000_000, "9,000,000 bytes, expected at most 8,000,000"),
     ],
 )
@@ -406,4 +407,4 @@ def test_rows_travel_as_plain_values(tmp_path: Path) -> None:
     assert len(values_of(row)) == len(FIELDS)
     again = intern.row(values_of(row))
     assert again == row
-    assert again.student is row.student
+    assert again.main is row.main

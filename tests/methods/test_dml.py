@@ -104,4 +104,4 @@ def test_training_is_the_loop_of_the_paper(tmp_path, shared):
             torch.testing.assert_close(tensor, weights(net)[name], rtol=1e-5, atol=1e-6)
     assert set(manifest["terms"]) == set(yaml("dml")["weights"])
     assert manifest["cost"]["student_passes"] == manifest["cost"]["teacher_passes"] == (1 if shared else 2)
-    assert set(manifest["scores"]["peers"]) == {"peer"}
+    assert set(manifest["beside"]) == {"peer"}

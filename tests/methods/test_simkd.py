@@ -202,7 +202,7 @@ def deployed(folder: Path) -> tuple[Training, Reused]:
     made = trained(folder)
     made.distiller(made.stages[-1]).rehearse(made.first_batch())
     student, _, method = trio(made)
-    model = method.deploy(student).eval()
+    model = method.artifacts({"student": student})["student"].module.eval()
     assert isinstance(model, Reused)
     return made, model
 
@@ -253,6 +253,11 @@ def test_trains_without_a_supervised_term(tmp_path, manual):
     assert {name.split(".")[0] for name in changed} == {"stem", "body"}
     assert same(frozen, weights(teacher))
     assert manifest["terms"]["simkd"]["last"] < manifest["terms"]["simkd"]["first"]
-    scores = Toy().evaluate(method.deploy(student), made.data.test_dataloader(), "test", torch.device("cpu"))
+    scores = Toy().evaluate(
+        method.artifacts({"student": student})["student"].module,
+        made.data.test_dataloader(),
+        "test",
+        torch.device("cpu"),
+    )
     assert scores == manifest["scores"]["test"]
     assert manifest["params"] > sum(p.numel() for p in Net(4).parameters())

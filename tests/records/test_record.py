@@ -113,8 +113,8 @@ def test_the_file_has_the_fields_of_the_protocol(tmp_path: Path) -> None:
         task method pair augment quant preset seed options fidelity origin command tuning
         dataset primary scores gap_closed gap_reason cost models networks terms provenance"""
     assert set(data) == set(top.split())
-    assert (data["schema_version"], data["protocol"]) == (2, "1")
-    assert set(data["scores"]) == {"teacher", "scratch", "student", "peer", "teacher_privileged", "converted"}
+    assert (data["schema_version"], data["protocol"]) == (3, "1")
+    assert set(data["scores"]) == {"teacher", "scratch", "student"}
     cost = "epochs samples_seen teacher_passes student_passes wall_s peak_rss_mb added_params"
     assert set(data["cost"]) == set(cost.split())
     origin = "commit dirty config_digest packages hardware threads started finished"
@@ -158,8 +158,8 @@ def test_values_that_are_not_finite_become_null_and_a_flag(tmp_path: Path) -> No
     folder = write(tmp_path, record)
     found = read_record(folder)
     assert found.flags == ["no_headroom", "nan:scores.student.test.ece", "nan:terms.kd.last"]
-    assert found.scores.student is not None
-    assert found.scores.student.test == {"accuracy": 0.5, "ece": None}
+    assert found.scores["student"] is not None
+    assert found.scores["student"].test == {"accuracy": 0.5, "ece": None}
     assert found.terms["kd"].last is None
     assert found.content_hash == content_hash(record)
     assert record.flags == ["no_headroom"]
@@ -212,9 +212,9 @@ def test_the_content_hash_leaves_out_what_differs_between_equal_runs() -> None:
         (b"[" * 100_000, "not valid JSON"),
         (b'{"schema_version": 1, "gap_closed": NaN}', "NaN is not JSON"),
         (b'{"schema_version": 1, "gap_closed": -1e999}', "-1e999 is beyond every number"),
-        (b"[]", "schema_version is None, expected 2"),
-        (b'{"schema_version": 3}', "schema_version is 3, expected 2"),
-        (b'{"schema_version": 2}', "Field required"),
+        (b"[]", "schema_version is None, expected 3"),
+        (b'{"schema_version": 4}', "schema_version is 4, expected 3"),
+        (b'{"schema_version": 3}', "Field required"),
     ],
 )
 def test_an_unreadable_record_is_one_line(tmp_path: Path, text: bytes | None, says: str) -> None:
@@ -316,11 +316,11 @@ def test_an_older_record_is_upgraded_and_still_verified(tmp_path: Path, monkeypa
     old["content_hash"] = digest(plain, 32)
     path = tmp_path / "run.json"
     path.write_text(json.dumps(old))
-    with pytest.raises(KDBenchError, match="schema_version is 0, expected 2"):
+    with pytest.raises(KDBenchError, match="schema_version is 0, expected 3"):
         read_record(path)
     monkeypatch.setitem(record_module.UPGRADES, 0, renamed)
     found = read_record(path)
-    assert (found.schema_version, found.pair, found.options) == (2, "resnet32x4_resnet8x4", {"a": None})
+    assert (found.schema_version, found.pair, found.options) == (3, "resnet32x4_resnet8x4", {"a": None})
     assert verify(found)
     path.write_text(json.dumps(old | {"seed": 7}))
     with pytest.raises(KDBenchError, match="edited"):
@@ -340,7 +340,7 @@ def test_a_record_of_version_1_is_read_and_verified(tmp_path: Path) -> None:
     found = read_record(path)
     assert found.dataset is not None
     assert (found.schema_version, found.dataset.name, found.dataset.classes, found.dataset.inputs) == (
-        2, "shapes", None, None,
+        3, "shapes", None, None,
     )  # fmt: skip
     assert verify(found)
     assert path.read_text() == text
@@ -348,7 +348,25 @@ def test_a_record_of_version_1_is_read_and_verified(tmp_path: Path) -> None:
     with pytest.raises(KDBenchError, match="edited"):
         read_record(path)
     path.write_text(json.dumps(old | {"schema_version": True}))
-    with pytest.raises(KDBenchError, match="schema_version is True, expected 2"):
+    with pytest.raises(KDBenchError, match="schema_version is True, expected 3"):
+        read_record(path)
+
+
+def test_a_record_of_version_2_says_null_of_what_it_has_not(tmp_path: Path) -> None:
+    old = json.loads(make().model_dump_json()) | {"schema_version": 2}
+    old["scores"] |= {"peer": None, "teacher_privileged": None, "converted": {"test": {"accuracy": 0.2}}}
+    old["models"] |= {"converted": {"bytes": 12, "packed_bytes": 9, "latency_ms": 0.3, "engine": "fbgemm"}}
+    for name in ("params", "macs"):
+        old["models"]["converted"].pop(name, None)
+    old["content_hash"] = digest(without(without_nulls(old, record_module.FREE), record_module.VOLATILE), 32)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(old))
+    found = read_record(path)
+    assert list(found.scores) == ["teacher", "scratch", "student", "converted"]
+    assert (found.models["converted"].engine, found.models["converted"].params) == ("fbgemm", None)
+    assert verify(found)
+    path.write_text(json.dumps(old | {"scores": {**old["scores"], "peer": {"test": {"accuracy": 0.9}}}}))
+    with pytest.raises(KDBenchError, match="edited"):
         read_record(path)
 
 
@@ -363,7 +381,7 @@ def test_upgrades_go_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(record_module.UPGRADES, version, step)
     path = tmp_path / "run.json"
     path.write_text(json.dumps(json.loads(make().model_dump_json()) | {"schema_version": -1}))
-    assert read_record(path, check_hash=False).schema_version == 2
+    assert read_record(path, check_hash=False).schema_version == 3
     assert steps == [-1, 0]
 
 

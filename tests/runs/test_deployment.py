@@ -107,7 +107,7 @@ def test_without_its_data_a_model_does_the_same(trained, own, tmp_path, monkeypa
     before = read_run(own)
     inputs = before.task.read(image).inputs
     with torch.no_grad():
-        expected = before.model()(inputs)
+        expected = before.artifact().module(inputs)
     shutil.rmtree(trained / "data")
 
     def refuse(*_):
@@ -122,7 +122,7 @@ def test_without_its_data_a_model_does_the_same(trained, own, tmp_path, monkeypa
     sure = expected.softmax(1)[0].sort(descending=True).values
     assert [row["probability"] for row in found["classes"]] == pytest.approx(sure.tolist(), abs=1e-4)
     assert Image.open(tmp_path / "shown.png").width > 300
-    torch.testing.assert_close(run.model()(inputs), expected)
+    torch.testing.assert_close(run.artifact().module(inputs), expected)
     assert export(run, out=tmp_path / "own.onnx")[1] < 1e-3
 
 
@@ -146,7 +146,7 @@ def test_an_exported_model_comes_with_all_that_its_use_takes(trained, own, tmp_p
     assert [node.name for node in session.get_outputs()] == ["logits"]
     facts = json.loads(session.get_modelmeta().custom_metadata_map["kdbench"])
     assert facts["classes"] == [*CLASSES]
-    student = run.record.scores.student
+    student = run.record.scores["student"]
     assert run.record.dataset is not None
     assert student is not None
     assert facts["inputs"] == run.record.dataset.inputs

@@ -188,14 +188,14 @@ def test_the_weights_have_plain_names_and_load_into_the_plain_model(tmp_path, me
         assert manifest["bytes"] == (tmp_path / MODEL).stat().st_size
     assert (tmp_path / DEPLOYED).exists() == (method == "Reuse")
     assert (tmp_path / "peer.safetensors").exists() == (method == "Mutual")
-    assert ("peers" in manifest["scores"]) == (method == "Mutual")
+    assert ("peer" in manifest["beside"]) == (method == "Mutual")
 
 
 def test_what_is_deployed_is_what_is_scored(tmp_path):
     """A student with the teacher's classifier: its own head never trains, so the plain student is at chance."""
     trained = training(tmp_path, "Reuse", epochs=6)
     manifest = trained.run(tmp_path)
-    deployed = trained.plugins["method"].deploy(trained.cast.model("student"))
+    deployed = trained.plugins["method"].artifacts(trained.cast.models())["student"].module
     load_weights(deployed, tmp_path / DEPLOYED)
     scores = Toy().evaluate(deployed, trained.data.test_dataloader(), "test", torch.device("cpu"))
     assert scores == manifest["scores"]["test"]

@@ -96,7 +96,7 @@ def test_unusual_students_train_and_come_back(kdbench, name):
     assert kdbench("method=kd", student, "teacher.trainer.epochs=1").code == 0
     (path,) = find_records(kdbench.results)
     run = read_run(path)
-    outputs = run.model()(torch.zeros(2, 3, 8, 8))
+    outputs = run.artifact().module(torch.zeros(2, 3, 8, 8))
     assert outputs.shape == (2, CLASSES)
     assert torch.isfinite(outputs).all()
 
@@ -105,7 +105,7 @@ def test_a_lazy_student_and_its_twin_start_alike(kdbench):
     kdbench("method=none", "student._target_=tests.training.test_models.Lazy", "seed=3")
     kdbench("method=toy_idle", "student._target_=tests.training.test_models.Lazy", "seed=3")
     none, other = (record for record in sorted(kdbench.records(), key=lambda record: record.method))
-    assert none.scores.scratch == other.scores.scratch
+    assert none.scores["scratch"] == other.scores["scratch"]
 
 
 @pytest.mark.parametrize(

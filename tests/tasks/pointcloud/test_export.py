@@ -51,7 +51,7 @@ def run(tmp_path_factory) -> RecordedRun:
     assert done.returncode == 0, done.stderr + done.stdout
     (record,) = find_records(folder / "results")
     found = read_run(record)
-    model = found.model()
+    model = found.artifact().module
     batch = found.task.read(root / "training" / "velodyne" / "000001.bin")
     with torch.no_grad():
         logits = found.task.forward(model, batch.inputs).cls
@@ -154,7 +154,7 @@ class Wrapped(nn.Module):
 
 
 def test_another_detector_goes_from_points_to_boxes(run):
-    model = run.model()
+    model = run.artifact().module
     plan = run.task.export(Wrapped(model))
     assert plan.names == ("points",)
     points = plan.example[0]
