@@ -96,7 +96,8 @@ def _dirty(files: Iterable[Path]) -> bool:
         return True
     root, tracked = _root(), set((_git("ls-files", "-z") or "").split("\0"))
     modules = [Path(name) for module in [*sys.modules.values()] if (name := getattr(module, "__file__", None))]
-    loaded = (file.resolve() for file in (*modules, *files))
+    # torch.ops and torch.classes name files that are not there.
+    loaded = (file.resolve() for file in (*modules, *files) if file.is_file())
     own = (file.relative_to(root) for file in loaded if file.is_relative_to(root))
     installed = {"site-packages", "dist-packages"}  # of an environment within the checkout
     return any(file.as_posix() not in tracked for file in own if installed.isdisjoint(file.parts))

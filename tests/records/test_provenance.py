@@ -45,8 +45,12 @@ def test_provenance_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         untracked.write_text("")
         assert provenance("e" * 16, STARTED).dirty is False
     assert provenance("e" * 16, STARTED, [option]).dirty is True
-    for place, dirty in ((own, True), (tmp_path / "env" / "site-packages" / "own.py", False)):
+    installed = tmp_path / "env" / "site-packages" / "own.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    for place, dirty in ((own, True), (installed, False), (Path("_ops.py"), False)):
         with monkeypatch.context() as loading:
+            loading.chdir(tmp_path)
             loading.setitem(sys.modules, "own", SimpleNamespace(__file__=str(place)))
             assert provenance("e" * 16, STARTED).dirty is dirty
     assert provenance("e" * 16, STARTED).dirty is False
