@@ -84,8 +84,9 @@ def test_the_smoke_experiment_is_forty_runs_of_two_tasks() -> None:
     assert len({o for job in batch for o in job if o.startswith("task=")}) == 2
 
 
-def test_the_classification_table_has_every_method() -> None:
-    batch = jobs(config.folder() / "experiment" / "classification.yaml")
+@pytest.mark.parametrize("table", ["classification", "digits"])
+def test_a_classification_table_has_every_method(table: str) -> None:
+    batch = jobs(config.folder() / "experiment" / f"{table}.yaml")
     methods = {o.removeprefix("method=") for job in batch for o in job if o.startswith("method=")}
     assert methods == set(config.options("method"))
 

@@ -19,7 +19,7 @@ def pointcloud(folder: Path) -> list[str]:
 
 
 def classification(folder: Path) -> list[str]:
-    return ["data.test=60", "data.labels=64", "data.batch_size=32"]
+    return ["data=digits", "data.test=60", "data.labels=64", "data.batch_size=32"]
 
 
 #: Overrides by task, for a second a cell, two steps an epoch; a task that is not here is as its smoke preset says.

@@ -13,7 +13,7 @@ TEACHER = {"_target_": "tasks.classification.models.create", "model_name": "cifa
 
 
 def pair(*overrides: str, method: str = "fitnet") -> dict[str, Any]:
-    found: dict[str, Any] = config.load(["task=classification", f"method={method}", *overrides])["pair"]
+    found: dict[str, Any] = config.load(["task=classification", "data=digits", f"method={method}", *overrides])["pair"]
     return found
 
 
@@ -33,7 +33,9 @@ def test_a_named_network_keeps_nothing_that_the_pair_says_of_its_own(override):
 
 @pytest.mark.parametrize("override", ["teacher=timm/resnet18", "teacher.model_name=resnet18"])
 def test_a_teacher_is_named_as_a_student_is(override):
-    loaded = config.load(["task=classification", override, "teacher.block_args={attn_layer: se}", "student.width=8"])
+    loaded = config.load(
+        ["task=classification", "data=digits", override, "teacher.block_args={attn_layer: se}", "student.width=8"]
+    )
     found = loaded["pair"]
     assert found["teacher"]["architecture"]["model_name"] == "resnet18"
     assert found["teacher"]["architecture"]["block_args"] == {"attn_layer": "se"}
@@ -93,7 +95,7 @@ def test_an_option_alone_keeps_the_pair():
         (("pair.student.architecture=3",), "pair.student.architecture=3: input should be a valid"),
         (("student.init_form=x",), "student.init_form: unknown key: did you mean 'init_from'?"),
         (
-            ("task=pointcloud", "student=timm/resnet18"),
+            ("task=pointcloud", "data=pointcloud", "student=timm/resnet18"),
             "student=timm/resnet18: task pointcloud knows no networks by name",
         ),
     ],

@@ -16,7 +16,7 @@ SGD = "torch.optim.SGD"
 
 
 def load(*overrides: str) -> dict[str, Any]:
-    return config.load(["task=classification", *overrides])
+    return config.load(["task=classification", "data=digits", *overrides])
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_builds_on_real_networks(pair, method, tmp_path):
 
 def built(pair: str, *overrides: str, cache: Path) -> dict[str, Tensor]:
     """Rehearses a method on a pair, on a few digits, with an untrained teacher."""
-    composed = config.load(["task=classification", f"pair={pair}", "preset=smoke", *overrides])
+    composed = config.load(["task=classification", "data=digits", f"pair={pair}", "preset=smoke", *overrides])
     composed["data"] |= {"train": 40, "labels": 20, "test": 20, "batch_size": 4}
     run = resolve(composed, Store(cache))
     training = Training(Trainings(run).student_recipe(), run.task, untrained=True)

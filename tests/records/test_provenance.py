@@ -104,5 +104,7 @@ def test_the_files_of_a_configuration_are_those_of_its_options() -> None:
     assert names >= {"config.yaml", "method/dkd.yaml", "preset/task/classification_smoke.yaml", "preset/smoke.yaml"}
     assert not {name for name in names if name.startswith(("experiment/", "method/")) and name != "method/dkd.yaml"}
     # The data set, what it shares with others, and who made it the default.
-    assert names >= {"data/digits.yaml", "data/_images.yaml", "data/classification.yaml", "pair/resnet8_w16_w4.yaml"}
-    assert not {"data/cifar10.yaml", "task/pointcloud.yaml", "pair/pointpillars_4x.yaml"} & names
+    assert names >= {"data/glyphs.yaml", "data/_images.yaml", "data/classification.yaml", "pair/resnet8_w24_w8.yaml"}
+    assert "preset/data/glyphs_smoke.yaml" in names
+    others = {"data/cifar10.yaml", "preset/data/glyphs_quick.yaml", "task/pointcloud.yaml", "pair/pointpillars_4x.yaml"}
+    assert not others & names

@@ -19,7 +19,7 @@ DATA_SETS = ("digits", "glyphs", "mnist1d", "cifar10", "cifar100", "mnist", "fas
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_every_data_set_opens_with_its_own_options(name, tmp_path):
     options = config.load(["task=classification", f"data={name}"])["data"]
-    assert options.pop("protocol").keys() <= {"quick", "paper"}
+    assert options.pop("protocol").keys() <= {"quick", "paper", "smoke", "ssld", "pruned"}
     assert options.pop("task") == "classification"
     assert options.pop("name") == options["source"]
     roots: dict[str, Callable[[Path], Path]] = {
@@ -75,7 +75,7 @@ def test_a_rate_belongs_to_the_data_set_that_it_was_chosen_for(preset):
 
     for name, rate in RATES.items():
         assert found(f"data={name}")[0] == rate
-    assert found() == (2e-2, 0.01, 32)
+    assert found() == found("data=glyphs") == (2e-2, 0.01, 32)
     assert found("data=imagefolder", "pair=resnet34_resnet18") == (5e-4, 0.05, 64)
     assert found("data=imagefolder", "trainer.optimizer.lr=3e-3", "data.batch_size=16") == (3e-3, 0.05, 16)
     # Of a package that says nothing of it.
@@ -102,3 +102,55 @@ def test_real_cifar100_in_batches(shared_data, tmp_path):
     few = layouts.open_with(tmp_path, labels=500, unlabelled=1000, **options)
     assert set(np.bincount(few.train.targets[:500])) == {5}
     np.testing.assert_array_equal(few.val.rows, images.val.rows)
+
+
+def of_glyphs(*overrides: str) -> dict[str, Any]:
+    return config.load(["task=classification", "data=glyphs", *overrides])
+
+
+def test_rendered_characters_are_the_default():
+    """Whichever name asks for them, with the pair and the teacher that they choose."""
+    assert config.load(["task=classification"]) == of_glyphs()
+    assert of_glyphs()["pair"]["name"] == "resnet8_w24_w8"
+    assert config.load(["task=classification", "data=digits"])["pair"]["name"] == "resnet8_w16_w4"
+
+
+def test_the_teacher_of_rendered_characters_has_learned_from_more():
+    for preset, labels, epochs in (("quick", 3760, 12), ("smoke", 1880, 2)):
+        made = of_glyphs(f"preset={preset}")
+        assert made["teacher"]["data"] == {**made["data"], "labels": labels}
+        assert made["teacher"]["trainer"]["epochs"] == epochs
+        assert made["teacher"]["trainer"]["optimizer"]["lr"] == 5e-3
+    published = of_glyphs("preset=paper")
+    assert (published["teacher"]["data"]["labels"], published["teacher"]["trainer"]) == (3760, {})
+    equal = of_glyphs("teacher.data={labels: 940}")
+    assert equal["teacher"]["data"] == equal["data"]
+    for name in ("digits", "mnist1d", "cifar100"):
+        assert config.load(["task=classification", f"data={name}"])["teacher"]["data"] == {}
+
+
+def test_recipes_of_a_data_set():
+    """What a part without labels and a pruned set are is the data set's; the teacher is that of every other method."""
+    plain = of_glyphs()
+    for method in ("ssld", "pruned"):
+        assert of_glyphs(f"method={method}")["teacher"] == plain["teacher"]
+    assert of_glyphs("method=ssld")["data"]["unlabelled"] == 1880
+    pruned = of_glyphs("method=pruned")
+    assert pruned["data"] == plain["data"]
+    assert pruned["method"]["fraction"] == pruned["data"]["labels"] / pruned["teacher"]["data"]["labels"]
+    digits = config.load(["task=classification", "data=digits", "method=pruned"])
+    assert (digits["data"]["keep"]["fraction"], digits["method"]["fraction"]) == (0.25, 0.25)
+    assert config.load(["task=classification", "data=digits", "method=ssld"])["data"]["unlabelled"] == "rest"
+
+
+@pytest.mark.parametrize("method", ["kd", "ssld", "pruned"])
+def test_rendered_characters_open_at_smoke(method, tmp_path_factory):
+    """As student and teacher read them, with every recipe."""
+    cache = tmp_path_factory.getbasetemp() / "glyphs-smoke"
+    made = of_glyphs("preset=smoke", f"method={method}")
+    for data in (made["data"], made["teacher"]["data"]):
+        options = {key: value for key, value in data.items() if key not in ("name", "task", "protocol")}
+        images = layouts.open_with(cache, **options)
+        assert images.labelled == data["labels"]
+        assert images.sizes["test"] == 470
+        assert images.sizes["train"] == data["labels"] + (data["unlabelled"] or 0)

@@ -65,7 +65,14 @@ def test_stages_of_networks_of_unlike_depth_meet_at_the_deepest():
     ],
 )
 def test_methods_on_features_run_between_networks_named_by_the_user(tmp_path, method, student):
-    overrides = ["task=classification", "preset=smoke", f"method={method}", f"cache={tmp_path}", "data.batch_size=4"]
+    overrides = [
+        "task=classification",
+        "data=digits",
+        "preset=smoke",
+        f"method={method}",
+        f"cache={tmp_path}",
+        "data.batch_size=4",
+    ]
     found = config.load([*overrides, f"student=timm/{student}", "teacher=timm/test_resnet"])
     run = resolve(found, Store(tmp_path))
     training = Training(Trainings(run).student_recipe(), run.task, untrained=True)

@@ -46,7 +46,7 @@ def loaded(pair: str, *overrides: str) -> dict[str, Any]:
 
 def test_these_are_the_pairs():
     assert {p for p in config.options("pair") if not p.startswith("point")} == {*pairs()}
-    assert config.load(["task=classification"])["pair"]["name"] == "resnet8_w16_w4"
+    assert config.load(["task=classification"])["pair"]["name"] == "resnet8_w24_w8"
 
 
 @pytest.mark.parametrize("name", pairs())
@@ -100,7 +100,7 @@ def model_name(pair: dict[str, Any], side: str) -> str:
 
 
 @pytest.mark.parametrize("preset", ["smoke", "quick", "paper"])
-@pytest.mark.parametrize("data", ["classification", "glyphs", "cifar100", "mnist1d"])
+@pytest.mark.parametrize("data", ["classification", "digits", "cifar100", "mnist1d"])
 def test_presets_compose(preset, data):
     composed = config.load(["task=classification", f"data={data}", f"preset={preset}"])
     assert composed["task"]["name"] == "classification"

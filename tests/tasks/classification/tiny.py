@@ -29,7 +29,7 @@ VIT = {
 
 def task(cache: Path, data: Mapping[str, Any] | None = None, **options: Any) -> Classification:
     """The task of ``conf/`` on 200 digits, 50 of them labelled."""
-    spec = config.load(["task=classification", "preset=quick"])
+    spec = config.load(["task=classification", "data=digits", "preset=quick"])
     given = {**spec["data"], "train": 200, "labels": 50, "test": 60, "batch_size": 16, **(data or {})}
     own = {k: v for k, v in spec["task"].items() if k not in ("name", "_target_")}
     return Classification(data=given, store=Store(cache), **{**own, **options})
