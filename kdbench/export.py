@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -41,7 +41,7 @@ TOLERANCE = 1e-3
 def export(
     found: RecordedRun, form: Format = "onnx", out: Path | None = None, artifact: str = "student"
 ) -> tuple[Path, float]:
-    """Writes what a task exports of a recorded student, with any number of samples a batch.
+    """Writes what a task exports of a recorded student, with the axes of any length that its plan names.
 
     The file is read back and run on the task's example before it takes its name.
 
@@ -129,20 +129,29 @@ def _quiet() -> Iterator[None]:
 def _program(plan: ExportPlan) -> Any:
     import torch
 
-    batch = torch.export.Dim(plan.dynamic)
+    counted = {what for axes in plan.dynamic.values() for what in axes.values()}
+    sizes = {what: torch.export.Dim(what) for what in counted}
     try:
-        # Traced with two samples, as a dimension of one is taken for a constant.
-        example = tuple(torch.cat([value, value]) for value in plan.example)
-        signature = inspect.signature(plan.module.forward)
-        # What ``*inputs`` takes is one argument of several tensors.
-        shapes = {
-            name: tuple({0: batch} for _ in value) if isinstance(value, tuple) else {0: batch}
-            for name, value in signature.bind(*example).arguments.items()
-        }
+        each = [{axis: sizes[what] for axis, what in plan.dynamic.get(name, {}).items()} for name in plan.names]
+        example = tuple(_two(value, axes) for value, axes in zip(plan.example, each, strict=True))
+        bound = inspect.signature(plan.module.forward).bind(*example).arguments
+        shapes, following = {}, iter(each)
+        for name, value in bound.items():  # what ``*inputs`` takes is one argument of several tensors
+            several = isinstance(value, tuple)
+            shapes[name] = tuple(next(following) for _ in value) if several else next(following)
         return torch.export.export(plan.module, example, dynamic_shapes=shapes)
     except Exception as error:  # whatever its tracing meets in somebody's module
         reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
         raise KDBenchError(f"the student cannot be exported: {reason}") from None
+
+
+def _two(value: Any, axes: Iterable[int]) -> Any:
+    """Doubles the axes of any length, as one of length 1 is taken for a constant."""
+    import torch
+
+    for axis in axes:
+        value = torch.cat([value, value], axis)
+    return value
 
 
 def _onnx(plan: ExportPlan, path: Path, facts: str) -> float:
@@ -156,6 +165,16 @@ def _onnx(plan: ExportPlan, path: Path, facts: str) -> float:
     names = {"input_names": list(plan.names), "output_names": list(plan.outputs) or None}
     made = torch.onnx.export(_program(plan), **names, dynamo=True, verbose=False)  # type: ignore[arg-type]
     assert made is not None
+    graph = made.model.graph
+    # The exporter numbers what has a name in the plan.
+    called = {
+        str(value.shape[axis]): what
+        for value, name in zip(graph.inputs, plan.names, strict=True)
+        for axis, what in plan.dynamic.get(name, {}).items()
+    }
+    for value in (*graph.inputs, *graph.outputs):
+        for axis, size in enumerate(value.shape):
+            value.shape[axis] = called.get(str(size), size)
     made.model.metadata_props[FACTS] = facts
     made.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -82,7 +82,8 @@ class ExportPlan:
         example: Positional example inputs.
         names: Input names.
         outputs: Output names, of all tensors that the module returns; the exporter chooses where it is empty.
-        dynamic: What the first dimension of all inputs counts.
+        dynamic: By input, what its axes of any length count: ``{"images": {0: "batch"}}``. Other axes are as long as
+            those of the example; axes that count the same are equally long.
         facts: What using it takes beside the record's ``dataset``, as JSON.
         script: Modules that read an input, run the ONNX file beside them and print predictions as ``kdbench.predict``
             does. They are joined to one file and import the standard library, NumPy, Pillow and ONNX Runtime alone.
@@ -92,7 +93,7 @@ class ExportPlan:
     example: tuple[Any, ...]
     names: tuple[str, ...]
     outputs: tuple[str, ...] = ()
-    dynamic: str = "batch"
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     script: tuple[str, ...] = ()
 
@@ -314,14 +315,29 @@ def move(batch: Batch, device: torch.device) -> Batch:
 
 
 def scalars(metrics: MetricCollection | Metric) -> dict[str, float]:
-    """Computes metrics as plain floats; one that is undefined on the scored samples is left out.
+    """Computes metrics as plain floats, those in dictionaries by joined names; what is undefined is left out.
 
     Every process scores all of a set, so metrics have nothing to exchange.
     """
     for metric in metrics.values() if isinstance(metrics, MetricCollection) else [metrics]:
         metric.distributed_available_fn = _alone
-    values = {name: float(value) for name, value in metrics.compute().items()}
+    values = dict(_flat(metrics.compute()))
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yields every number under one name: ``{"iou": {"road": 0.5}}`` is ``iou.road``."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, Tensor) and value.numel() != 1:
+            raise KDBenchError(
+                f"metric {name!r} has {value.numel()} values, of the shape {tuple(value.shape)}, expected a number, or "
+                "a dictionary that names each"
+            )
+        else:
+            yield name, float(value)
 
 
 def _alone() -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.features import Logits
-from kdbench.needs import STUDENT, TEACHER, Asked, Need, Role, Views
+from kdbench.needs import STUDENT, TEACHER, Artifact, Asked, Need, Role, Views
 from kdbench.plugin import Method, Plugin
 from kdbench.signals import Context, Signals
+from kdbench.task import Batch
 from tests.plugins import KD, LOGITS, kl
 from tests.toy import CLASSES
 
@@ -33,13 +36,79 @@ class Labelled(KD):
 
     def views(self, views: Views, ctx: Context) -> Views:
         reader = "student" if ctx.side == "teacher" else "teacher"
-        batch = views[reader]["main"]
-        hint = F.one_hot(batch.targets, CLASSES).float().mean(1)[:, None, None, None] + batch.targets.view(-1, 1, 1, 1)
-        views[reader] = {"main": batch.with_inputs(batch.inputs + hint)}
+        views[reader] = {"main": hinted(views[reader]["main"])}
         return views
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         return {"kd": signals.supervised()} if ctx.side == "teacher" else super().terms(signals, ctx)
+
+
+class Privileged(Labelled):
+    """It is scored with the hint too, beside what it is without."""
+
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        student = models["student"]
+        beside = {} if "teacher" in models else {"privileged": Artifact(student, view=hinted)}
+        return {"student": Artifact(student), **beside}
+
+
+def hinted(batch: Batch) -> Batch:
+    """A batch whose inputs tell the label."""
+    hint = F.one_hot(batch.targets, CLASSES).float().mean(1)[:, None, None, None] + batch.targets.view(-1, 1, 1, 1)
+    return batch.with_inputs(batch.inputs + hint)
+
+
+class Averaged(Method):
+    """What is deployed is the moving average of the student; the student itself stands beside it."""
+
+    requires = frozenset({"toy"})
+    roles = {"student": STUDENT, "average": Role("ema", init="student", grad="none", decay=0.5)}
+    needs = (Need("logits", Logits, ("student", "average")),)
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        s, average = signals.pair("logits", roles=("student", "average"))
+        return {"kd": F.mse_loss(s.rows(), average.rows())}
+
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        return {"student": Artifact(models["average"]), "last": Artifact(models["student"])}
+
+
+class Whole(nn.Module):
+    """A linear layer of whole numbers: 8-bit weights and a scale for each row."""
+
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("weight", (layer.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("bias", layer.bias.detach().clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.linear(inputs, self.weight * self.scale, self.bias)
+
+
+class Converted(Plugin):
+    """A quantisation whose student is trained in floating point and converted for the processor."""
+
+    requires = frozenset({"toy"})
+
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        student: Any = copy.deepcopy(models["student"])
+        student.head = Whole(student.head)
+        return {"student": Artifact(models["student"]), "converted": Artifact(student, device="cpu")}
+
+
+class Clashing(KD):
+    """Leaves something of a name that a quantisation gives too."""
+
+    requires = frozenset({"toy"})
+
+    def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
+        return {name: Artifact(models["student"]) for name in ("student", "converted")}
 
 
 class TwoTeachers(Method):

@@ -120,7 +120,7 @@ class Toy(Task):
         metrics.update(outputs, batch.targets)
 
     def export(self, model: nn.Module) -> ExportPlan:
-        return ExportPlan(model, (torch.zeros(1, 3, 8, 8),), ("images",))
+        return ExportPlan(model, (torch.zeros(1, 3, 8, 8),), ("images",), dynamic={"images": {0: "batch"}})
 
 
 def recipe(

@@ -230,6 +230,7 @@ class Trainings:
         for recipe in self.recipes():
             if self.store.find("model", recipe.key):
                 continue
+            from kdbench.plugin import artifacts
             from kdbench.training.fit import Training, pick_device
             from kdbench.training.promises import check_promises, try_out
 
@@ -243,7 +244,8 @@ class Trainings:
             for stage in () if recipe.given else training.stages:
                 training.enter(stage)
                 training.distiller(stage).rehearse(batch)
-            task.measured(training.cast.model("student"))
+            for found in artifacts(training.plugins.values(), training.cast.models()).values():
+                (found.export or task.measured)(found.module)
         return notes
 
     def task_of(self, recipe: Recipe) -> Task:

@@ -66,6 +66,7 @@ def check_promises(training: Training, batch: Batch) -> None:
         seen = Seen(training, batch, Signals(training.cast, views))
         for complaint in (*_of_features(seen), *_of_loss(seen)):
             raise _broken(task, complaint)
+        _score_once(training)
         required = {capability for plugin in training.plugins.values() for capability in plugin.requires}
         for capability in sorted(CHECKS.keys() & required):
             found = CHECKS[capability](seen)
@@ -149,6 +150,14 @@ def _of_loss(seen: Seen) -> Iterator[str]:
     for name, value in seen.signals.loss().items():
         if not isinstance(value, Tensor) or value.shape != ():
             yield f"loss() gives {name!r} as {_described(value)}, expected a scalar tensor"
+
+
+def _score_once(training: Training) -> None:
+    """Scores the first validation batch: what metrics give that is no number ends a run before it trains."""
+    batch = next(iter(training.data.val_dataloader()), None)
+    student = training.cast.model("student")
+    if batch is not None:
+        training.task.evaluate(student, [batch], "val", next(student.parameters()).device)
 
 
 # ---- capabilities -----------------------------------------------------------------------------------------------

@@ -339,7 +339,7 @@ class Classification(Task):
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         image = self.example().inputs.to(device)
         image = image.contiguous(memory_format=torch.channels_last)
-        return ExportPlan(model.eval(), (image,), ("images",), ("logits",), script=SCRIPT)
+        return ExportPlan(model.eval(), (image,), ("images",), ("logits",), {"images": {0: "batch"}}, script=SCRIPT)
 
     @torch.no_grad()
     def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image:

@@ -419,7 +419,7 @@ class PointCloud(Task):
             tuple(torch.from_numpy(value).to(device) for value in given.values()),
             tuple(given),
             ("boxes", "scores"),
-            dynamic="points",
+            dynamic={name: {0: "points"} for name in given},
             facts=facts,
             script=("tasks.pointcloud.script",),
         )

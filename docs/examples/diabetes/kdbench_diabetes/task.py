@@ -167,7 +167,7 @@ class Diabetes(Task):
     def export(self, model: nn.Module) -> ExportPlan:
         """Returns the whole network and one patient."""
         example = torch.zeros(1, 10, device=next(model.parameters()).device)
-        return ExportPlan(model.eval(), (example,), ("measurements",))
+        return ExportPlan(model.eval(), (example,), ("measurements",), dynamic={"measurements": {0: "batch"}})
 
     @torch.no_grad()
     def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image.Image:
