@@ -171,10 +171,11 @@ def _onnx(plan: ExportPlan, path: Path, facts: str) -> float:
         str(value.shape[axis]): what
         for value, name in zip(graph.inputs, plan.names, strict=True)
         for axis, what in plan.dynamic.get(name, {}).items()
+        if value.shape is not None
     }
-    for value in (*graph.inputs, *graph.outputs):
-        for axis, size in enumerate(value.shape):
-            value.shape[axis] = called.get(str(size), size)
+    for shape in [value.shape for value in (*graph.inputs, *graph.outputs) if value.shape is not None]:
+        for axis, size in enumerate(shape):
+            shape[axis] = called.get(str(size), size)
     made.model.metadata_props[FACTS] = facts
     made.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -321,7 +321,11 @@ def scalars(metrics: MetricCollection | Metric) -> dict[str, float]:
     """
     for metric in metrics.values() if isinstance(metrics, MetricCollection) else [metrics]:
         metric.distributed_available_fn = _alone
-    values = dict(_flat(metrics.compute()))
+    values: dict[str, float] = {}
+    for name, value in _flat(metrics.compute()):
+        if name in values:
+            raise KDBenchError(f"two metrics are called {name!r}: give one of them another name")
+        values[name] = value
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
@@ -331,13 +335,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name}.")
-        elif isinstance(value, Tensor) and value.numel() != 1:
-            raise KDBenchError(
-                f"metric {name!r} has {value.numel()} values, of the shape {tuple(value.shape)}, expected a number, or "
-                "a dictionary that names each"
-            )
-        else:
+        elif isinstance(value, int | float) or (hasattr(value, "item") and math.prod(value.shape) == 1):
             yield name, float(value)
+        else:
+            shape = f" of the shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+            raise KDBenchError(
+                f"metric {name!r} is a {type(value).__name__}{shape}, expected a number, or a dictionary that names each"
+            )
 
 
 def _alone() -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from kdbench import export, predict
+from kdbench.errors import KDBenchError
 from kdbench.records.record import find_records, read_record
 from kdbench.runs.deployment import read_run
 from kdbench.task import ExportPlan, scalars
@@ -114,8 +115,24 @@ def test_metrics_in_dictionaries_are_joined_names():
 def test_a_metric_of_several_numbers_without_names_ends_the_run_before_it_trains(kdbench, monkeypatch):
     monkeypatch.setattr(CliToy, "metrics", lambda *_: MetricCollection({"iou": Several(torch.rand(19))}))
     error = kdbench("method=kd").error
-    assert error.startswith("metric 'iou' has 19 values, of the shape (19,), expected a number, or a dictionary")
+    assert error.startswith("metric 'iou' is a Tensor of the shape (19,), expected a number, or a dictionary")
     assert not (kdbench.cache / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (np.zeros(3), r"metric 'a' is a ndarray of the shape \(3,\), expected"),
+        ([0.5, 0.25], "metric 'a' is a list, expected"),
+        ({"road": None}, "metric 'road' is a NoneType, expected"),
+        ({"x": {"y": 0.1}, "x.y": 0.9}, "two metrics are called 'x.y'"),
+    ],
+)
+def test_what_is_no_number_is_one_line(given, says):
+    metrics = MetricCollection({"a": Several(given)})
+    metrics.update(torch.zeros(1), torch.zeros(1))
+    with pytest.raises(KDBenchError, match=says):
+        scalars(metrics)
 
 
 class Pairs(nn.Module):

@@ -66,12 +66,12 @@ def check_promises(training: Training, batch: Batch) -> None:
         seen = Seen(training, batch, Signals(training.cast, views))
         for complaint in (*_of_features(seen), *_of_loss(seen)):
             raise _broken(task, complaint)
-        _score_once(training)
         required = {capability for plugin in training.plugins.values() for capability in plugin.requires}
         for capability in sorted(CHECKS.keys() & required):
             found = CHECKS[capability](seen)
             if found is not None:
                 raise _broken(task, f"it declares the capability {capability!r}, but {found}")
+        _score_once(training, batch.ids.device)
 
 
 def _of_task(training: Training, batch: Batch) -> Iterator[str]:
@@ -152,12 +152,11 @@ def _of_loss(seen: Seen) -> Iterator[str]:
             yield f"loss() gives {name!r} as {_described(value)}, expected a scalar tensor"
 
 
-def _score_once(training: Training) -> None:
+def _score_once(training: Training, device: torch.device) -> None:
     """Scores the first validation batch: what metrics give that is no number ends a run before it trains."""
     batch = next(iter(training.data.val_dataloader()), None)
-    student = training.cast.model("student")
     if batch is not None:
-        training.task.evaluate(student, [batch], "val", next(student.parameters()).device)
+        training.task.evaluate(training.cast.model("student"), [batch], "val", device)
 
 
 # ---- capabilities -----------------------------------------------------------------------------------------------
