@@ -340,7 +340,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
         else:
             shape = f" of the shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
             raise KDBenchError(
-                f"metric {name!r} is a {type(value).__name__}{shape}, expected a number, or a dictionary that names each"
+                f"metric {name!r} is a {type(value).__name__}{shape}, expected a number, or a dictionary that names "
+                "each"
             )
 
 

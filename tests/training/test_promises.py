@@ -141,6 +141,9 @@ class Plain(LightningDataModule):
     def train_dataloader(self) -> Any:
         return self.data.train_dataloader()
 
+    def val_dataloader(self) -> Any:
+        return self.data.val_dataloader()
+
 
 @pytest.mark.parametrize(
     ("ids", "line"),
