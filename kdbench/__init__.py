@@ -4,6 +4,8 @@ What an author of a method, an augmentation, a quantised student or a task write
 
     from kdbench import Batch, Context, Logits, Method, Need, Signals, Task
 
+``kdbench.run("task=classification", "method=dkd")`` does a run, ``kdbench.load(run)`` returns what it trained.
+
 Names are looked up when they are first used, so that ``import kdbench`` and ``--help`` load no torch.
 """
 
@@ -13,6 +15,7 @@ __version__ = "0.1.0"
 
 # By text and not by import statements, also because what decides a product is found by following those.
 _HOMES = {
+    "kdbench.api": ("load", "read_record", "run"),
     "kdbench.errors": ("KDBenchError",),
     "kdbench.features": (
         "Activated",
@@ -43,8 +46,12 @@ _HOMES = {
         "Views",
     ),
     "kdbench.plugin": ("Method", "Plugin"),
+    "kdbench.optim": ("Optimization",),
+    "kdbench.roles.cast": ("Cast",),
+    "kdbench.roles.sources": ("Network",),
     "kdbench.signals": ("Context", "Signals"),
     "kdbench.task": ("Batch", "Counts", "DatasetInfo", "ExportPlan", "Task"),
+    "kdbench.training.distiller": ("Distiller",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

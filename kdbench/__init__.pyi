@@ -1,3 +1,6 @@
+from kdbench.api import load as load
+from kdbench.api import read_record as read_record
+from kdbench.api import run as run
 from kdbench.errors import KDBenchError as KDBenchError
 from kdbench.features import Activated as Activated
 from kdbench.features import Feature as Feature
@@ -23,8 +26,11 @@ from kdbench.needs import Stage as Stage
 from kdbench.needs import State as State
 from kdbench.needs import Update as Update
 from kdbench.needs import Views as Views
+from kdbench.optim import Optimization as Optimization
 from kdbench.plugin import Method as Method
 from kdbench.plugin import Plugin as Plugin
+from kdbench.roles.cast import Cast as Cast
+from kdbench.roles.sources import Network as Network
 from kdbench.signals import Context as Context
 from kdbench.signals import Signals as Signals
 from kdbench.task import Batch as Batch
@@ -32,6 +38,7 @@ from kdbench.task import Counts as Counts
 from kdbench.task import DatasetInfo as DatasetInfo
 from kdbench.task import ExportPlan as ExportPlan
 from kdbench.task import Task as Task
+from kdbench.training.distiller import Distiller as Distiller
 
 __version__: str
 __all__: list[str]

@@ -14,6 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from kdbench.base.instantiate import converted, locate
 from kdbench.errors import KDBenchError, nearest
 
+#: A schedule that keeps the learning rate.
+CONSTANT: Mapping[str, Any] = {"_target_": "kdbench.optim.constant"}
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -31,8 +34,8 @@ class Optimization:
         manual: Forces the manual path for a single update (both paths give the same weights).
     """
 
-    optimizer: Mapping[str, Any]
-    scheduler: Mapping[str, Any]
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"_target_": "torch.optim.AdamW", "lr": 1e-3})
+    scheduler: Mapping[str, Any] = field(default_factory=lambda: CONSTANT)
     others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     clip: float | None = None
     accumulate: int = 1

@@ -1,6 +1,6 @@
 """What every key and option means, from the comments of the YAML files: for ``--help`` and ``docs/reference.md``.
 
-``python -m kdbench.reference`` writes that page anew.
+``python -m kdbench.reference`` writes that page anew, and those of :mod:`kdbench.catalogue`.
 """
 
 from __future__ import annotations
@@ -194,5 +194,18 @@ def _table(rows: Sequence[Entry], prefix: str) -> list[str]:
     return ["| key | value | meaning |", "|---|---|---|", *(f"| {row} |" for row in escaped)]
 
 
+def write(docs: Path) -> None:
+    """Writes the generated pages: of keys and options, of methods, of the library of losses."""
+    from kdbench.catalogue import methods_page, with_table
+
+    losses = docs / "functional.md"
+    for path, text in (
+        (docs / "reference.md", page()),
+        (docs / "methods.md", methods_page()),
+        (losses, with_table(losses.read_text(encoding="utf-8"))),
+    ):
+        path.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    (config.folder().parent / "docs" / "reference.md").write_text(page(), encoding="utf-8")
+    write(config.folder().parent / "docs")

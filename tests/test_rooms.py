@@ -14,7 +14,7 @@ from tests.cli import ROOT
 ORDER = (
     *("errors", "base", "features", "functional", "task", "splits", "data", "needs", "roles", "signals", "plugin"),
     *("optim", "methods", "configuration", "training", "records", "mirror", "runs"),
-    *("reference", "wandb_sync", "results", "predict", "export", "matrix", "doctor", "__main__"),
+    *("api", "catalogue", "reference", "wandb_sync", "results", "predict", "export", "matrix", "doctor", "__main__"),
 )
 HOME: dict[str, str] = vars(kdbench)["_HOME"]
 PACKAGE = ROOT / "kdbench"

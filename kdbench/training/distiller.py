@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from kdbench.base.collectives import average, share
 from kdbench.base.onednn import keep_sound
 from kdbench.errors import KDBenchError
 from kdbench.needs import Artifact, Bindings, Stage, State, Views, by_feature
-from kdbench.optim import Optimization, make_optimizer, make_scheduler
+from kdbench.optim import CONSTANT, Optimization, make_optimizer, make_scheduler
 from kdbench.plugin import Plugin, artifacts
 from kdbench.roles.cast import Cast
 from kdbench.roles.sources import Answer
@@ -28,8 +29,6 @@ from kdbench.training.distributed import average_gradients, check_same, share_bu
 from kdbench.training.plan import StepPlan, Weight, covers, make_plan
 from kdbench.training.reach import check_reach, gradients
 
-CONSTANT = {"_target_": "kdbench.optim.constant"}
-
 
 class Distiller(LightningModule):
     """Trains the roles of a run with the terms and updates of its plugins.
@@ -38,12 +37,14 @@ class Distiller(LightningModule):
     Frozen roles are held outside of it, stay in eval mode and never change. Several processes that train together
     hold the same weights: gradients are averaged before each step (see :mod:`kdbench.training.distributed`).
 
+    Call :meth:`rehearse` with a batch before ``Trainer.fit``. Batches in ``val_data`` are scored after each epoch.
+
     Args:
         cast: The networks and how they take part.
         plugins: By owner: ``method``, ``augment``, ``quant``.
-        bindings: By owner, the feature names of each need.
-        weights: By owner, the weight of each term; ``task`` is the student's supervised loss.
-        optimization: Optimizer, schedule, clipping.
+        bindings: By owner, the feature names of each need; those of the need itself where there is none.
+        weights: By owner, the weight of each term; ``task`` is the student's supervised loss. None weighs each by 1.
+        optimization: Optimizer, schedule, clipping; by default AdamW at a constant rate.
         seed: Names every random stream.
         stage: Which terms and parameters take part.
         side: The entry of the pair that this training is about.
@@ -53,11 +54,11 @@ class Distiller(LightningModule):
         self,
         cast: Cast,
         plugins: Mapping[str, Plugin],
-        bindings: Mapping[str, Bindings],
-        weights: Mapping[str, Mapping[str, Weight]],
-        optimization: Optimization,
-        seed: int,
-        stage: Stage,
+        bindings: Mapping[str, Bindings] = MappingProxyType({}),
+        weights: Mapping[str, Mapping[str, Weight]] | None = None,
+        optimization: Optimization = Optimization(),
+        seed: int = 0,
+        stage: Stage = Stage(),
         side: str = "student",
     ) -> None:
         super().__init__()
@@ -124,7 +125,10 @@ class Distiller(LightningModule):
             terms = self._collect(signals, self._real(batch)[1])
             self._terms = {owner: frozenset(found) for owner, found in terms.items()}
             self._named = dict(self.trainable())
-            self.plan = make_plan(dict(self.owned()), self._terms, self.weights, self._named, self.stage)
+            weights = self.weights
+            if weights is None:
+                weights = {owner: dict.fromkeys(found, 1.0) for owner, found in terms.items() if owner != "task"}
+            self.plan = make_plan(dict(self.owned()), self._terms, weights, self._named, self.stage)
             flat = {name: value for found in terms.values() for name, value in found.items()}
             found = gradients(flat, self._named)
             check_reach(self.plan, found, [owner for owner, _ in self.owned()])
@@ -449,7 +453,11 @@ class Distiller(LightningModule):
     def _validates(self) -> bool:
         """Whether this batch is the last one of an epoch that is validated, as the last of all is."""
         done = self.trainer.current_epoch + 1
-        return self.trainer.is_last_batch and (done == self.trainer.max_epochs or done % self.val_every == 0)
+        return (
+            bool(self.val_data)
+            and self.trainer.is_last_batch
+            and (done == self.trainer.max_epochs or done % self.val_every == 0)
+        )
 
 
 def _by_feature(plugin: Plugin, signals: Signals, context: Context) -> dict[str, Tensor]:
