@@ -6,13 +6,17 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from kdbench.base.instantiate import converted, locate
 from kdbench.errors import KDBenchError, nearest
+
+#: A part of training, from 0 to 1.
+Share = Annotated[float, Field(ge=0, le=1)]
 
 #: A schedule that keeps the learning rate.
 CONSTANT: Mapping[str, Any] = {"_target_": "kdbench.optim.constant"}
@@ -83,9 +87,9 @@ def _create(where: str, spec: Mapping[str, Any], *arguments: Any) -> Any:
 def one_cycle(
     optimizer: Optimizer,
     total_steps: int,
-    peak: float = 10.0,
-    warmup: float = 0.4,
-    final: float = 1e-4,
+    peak: PositiveFloat = 10.0,
+    warmup: Share = 0.4,
+    final: PositiveFloat = 1e-4,
     momentum: tuple[float, float] = (0.85, 0.95),
 ) -> LRScheduler:
     """One cycle with cosine sides: from the optimizer's lr to ``peak`` times it, then to ``final`` times it.
@@ -111,7 +115,7 @@ def one_cycle(
     )
 
 
-def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.0, final: float = 0.0) -> LRScheduler:
+def cosine(optimizer: Optimizer, total_steps: int, warmup: Share = 0.0, final: NonNegativeFloat = 0.0) -> LRScheduler:
     """Cosine decay to ``final`` times the learning rate after a linear warm-up over a share of the steps."""
 
     def factor(step: int) -> float:
@@ -124,7 +128,10 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.0, final: f
 
 
 def steps(
-    optimizer: Optimizer, total_steps: int, milestones: Sequence[float] = (0.625, 0.75, 0.875), gamma: float = 0.1
+    optimizer: Optimizer,
+    total_steps: int,
+    milestones: Sequence[Share] = (0.625, 0.75, 0.875),
+    gamma: NonNegativeFloat = 0.1,
 ) -> LRScheduler:
     """Multiplies by ``gamma`` at shares of training (150, 180 and 210 of 240 epochs by default)."""
     return LambdaLR(optimizer, lambda step: gamma ** sum(step >= m * total_steps for m in milestones))

@@ -17,13 +17,14 @@ from yaml import YAMLError, safe_load
 
 from kdbench.base.digest import digest
 from kdbench.configuration import config
+from kdbench.configuration.network import identity
 from kdbench.errors import KDBenchError, nearest
 from kdbench.records.record import CONFIG, spec_hash
 from kdbench.records.schema import Record
 from leaderboard.boards import lower_is_better
 from leaderboard.groups import setting_of
 from leaderboard.row import Row
-from leaderboard.rows import Found, Problem, full_record, read
+from leaderboard.rows import Found, Problem, full_record, networks_of, read
 
 #: Metrics in percent by the words in their names.
 _PERCENT = re.compile(
@@ -154,6 +155,9 @@ def _config(row: Row) -> Iterator[str]:
     # A run that failed has no data in its record.
     if row.digest is not None and spec_hash({**found, "dataset": row.digest}) != row.spec_hash:
         yield f"spec_hash is not that of {CONFIG} and dataset.digest"
+    ran = networks_of(Path(row.path))
+    if ran and row.networks != identity(ran):
+        yield f"networks are {row.networks or 'not named'}, {CONFIG} says {identity(ran)}"
 
 
 def _specs(rows: Iterable[Row]) -> Iterator[Problem]:

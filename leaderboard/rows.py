@@ -198,7 +198,7 @@ def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
         text = Path(path).read_bytes()
         record = parse_record(text, path)
         if record.networks is None:
-            record = record.model_copy(update={"networks": _networks(Path(path))})
+            record = record.model_copy(update={"networks": networks_of(Path(path))})
         # Nearly no record can hold markup or an endless string, and looking takes as long as the rest.
         if b"<" in text or b"\\u" in text or size > USUAL_FILE:
             refuse_markup("", record.model_dump(mode="json", exclude={"reason", "gap_reason"}))
@@ -209,7 +209,7 @@ def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
         return Problem(path, _one_line(path, error))
 
 
-def _networks(path: Path) -> dict[str, dict[str, Any]] | None:
+def networks_of(path: Path) -> dict[str, dict[str, Any]] | None:
     """Returns the networks of a record of before it named them, from the configuration beside it."""
     try:
         text = path.with_name(CONFIG).read_bytes()

@@ -87,6 +87,29 @@ def test_a_schedule_takes_no_words_for_numbers():
         rates("steps", milestones=[0.5, "x"])
 
 
+@pytest.mark.parametrize(
+    ("schedule", "options", "line"),
+    [
+        ("cosine", {"warmup": 2}, "^trainer.scheduler.warmup: found 2; input should be less than or equal to 1$"),
+        (
+            "cosine",
+            {"final": -0.1},
+            "^trainer.scheduler.final: found -0.1; input should be greater than or equal",
+        ),
+        ("one_cycle", {"warmup": -0.1}, "^trainer.scheduler.warmup: found -0.1; input should be greater than or equal"),
+        ("one_cycle", {"final": 0}, "^trainer.scheduler.final: found 0; input should be greater than 0$"),
+        (
+            "steps",
+            {"milestones": [0.5, 180]},
+            "^trainer.scheduler.milestones.1: found 180; input should be less than",
+        ),
+    ],
+)
+def test_shares_of_training_lie_between_0_and_1(schedule, options, line):
+    with pytest.raises(KDBenchError, match=line):
+        rates(schedule, **options)
+
+
 def test_an_unknown_option_is_one_line():
     with pytest.raises(KDBenchError, match="trainer.optimizer.lrr: .* 'lr'"):
         make_optimizer({"_target_": "torch.optim.SGD", "lrr": 1}, [{"params": [nn.Parameter(torch.ones(1))]}])

@@ -12,7 +12,7 @@ import yaml
 
 from kdbench.base.digest import digest
 from kdbench.configuration import config
-from kdbench.records.record import content_hash
+from kdbench.records.record import content_hash, spec_hash
 from kdbench.records.schema import Record
 from leaderboard.check import check, percent
 from leaderboard.rows import RECORDS
@@ -124,6 +124,23 @@ def test_a_wrong_name_contradicts_the_configuration_too(tmp_path: Path, name: st
 def test_a_configuration_of_another_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     first, *_ = one(tmp_path, {}, settings)
     assert re.fullmatch(rf"{next(iter(settings))} is .*, config.yaml says .*", first)
+
+
+def test_networks_are_those_of_the_configuration(tmp_path: Path) -> None:
+    record = next(r for r in records(20, seed=3, tasks=1, specs=4) if r.method == "kd" and r.status == "ok")
+    ran = {"student": {"_target_": "a.Small"}, "teacher": {"_target_": "a.Large"}}
+    own = config_of(record) | {"pair": {"name": record.pair} | {n: {"architecture": a} for n, a in ran.items()}}
+    spec = spec_hash({**own, "dataset": record.dataset.digest if record.dataset else None})
+    settled = {"spec_hash": spec, "provenance": record.provenance.model_copy(update={"config_digest": digest(own)})}
+    for said, problems in ((ran, 0), ({**ran, "student": {"_target_": "a.Other"}}, 1)):
+        folder = tmp_path / str(problems)
+        write(folder, [record.model_copy(update={**settled, "networks": said})])
+        (path,) = folder.rglob("config.yaml")
+        path.write_text(yaml.safe_dump(own))
+        _, found = check([folder])
+        assert len(found) == problems
+    assert "networks are Large → Other #" in found[0].reason
+    assert "config.yaml says Large → Small #" in found[0].reason
 
 
 def test_a_gap_beyond_belief(tmp_path: Path) -> None:
