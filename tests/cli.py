@@ -27,6 +27,8 @@ from tests.toy import Toy, collate
 ROOT = Path(__file__).resolve().parents[1]
 #: A task in a package of its own.
 EXAMPLE = ROOT / "docs" / "examples" / "diabetes"
+#: A method, an augmentation and a quantisation in another.
+PLUGINS = ROOT / "docs" / "examples" / "plugins"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from kdbench.configuration import config
 from kdbench.errors import KDBenchError
 from kdbench.records.record import find_records, read_record
-from tests.cli import EXAMPLE, ROOT, install
+from tests.cli import EXAMPLE, PLUGINS, ROOT, install
 from tests.tasks.classification import layouts
 from tests.tasks.pointcloud import tiny
 from tests.tasks.pointcloud.tiny import RANGE
@@ -87,9 +87,11 @@ def settings() -> list[tuple[str, str]]:
 @pytest.fixture(autouse=True)
 def packages(tmp_path, monkeypatch):
     """The packages of the examples, as they would be installed."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
+    for example in (EXAMPLE, PLUGINS):
+        monkeypatch.syspath_prepend(str(example))
     monkeypatch.syspath_prepend(install(tmp_path / "toy"))
-    monkeypatch.syspath_prepend(install(tmp_path / "own", "kdbench-diabetes", "kdbench_diabetes.conf"))
+    install(tmp_path / "own", "kdbench_plugins", "kdbench_plugins.conf")
+    monkeypatch.syspath_prepend(install(tmp_path / "own", "kdbench_diabetes", "kdbench_diabetes.conf"))
 
 
 def composes(overrides: list[str], sweep: bool) -> None:
@@ -243,7 +245,7 @@ def test_a_command_runs(arguments, shelf, tmp_path):
     small = [o for o in small if o.partition("=")[0] not in taken]
     if composed["task"]["name"] == "diabetes":
         small = ["trainer.epochs=1"]
-    paths = [str(shelf), str(EXAMPLE), str(tmp_path / "own"), str(ROOT)]
+    paths = [str(shelf), str(EXAMPLE), str(PLUGINS), str(tmp_path / "own"), str(ROOT)]
     command = [sys.executable, "-m", "kdbench", *first, *small, f"results={tmp_path}/r", f"cache={shelf}/cache"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=shelf, timeout=300, check=False)

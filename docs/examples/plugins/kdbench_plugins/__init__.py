@@ -1,0 +1,1 @@
+"""A method, an augmentation and a quantisation, one file each."""

@@ -1,0 +1,1 @@
+"""The YAML of the task; the entry point names this package."""
