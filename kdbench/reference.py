@@ -196,13 +196,13 @@ def _table(rows: Sequence[Entry], prefix: str) -> list[str]:
 
 def write(docs: Path) -> None:
     """Writes the generated pages: of keys and options, of methods, of the library of losses."""
-    from kdbench.catalogue import methods_page, with_table
+    from kdbench.catalogue import functional_page, methods_page
 
     losses = docs / "functional.md"
     for path, text in (
         (docs / "reference.md", page()),
         (docs / "methods.md", methods_page()),
-        (losses, with_table(losses.read_text(encoding="utf-8"))),
+        (losses, functional_page(losses.read_text(encoding="utf-8"))),
     ):
         path.write_text(text, encoding="utf-8")
 
