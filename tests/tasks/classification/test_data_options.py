@@ -154,3 +154,11 @@ def test_rendered_characters_open_at_smoke(method, tmp_path_factory):
         assert images.labelled == data["labels"]
         assert images.sizes["test"] == 470
         assert images.sizes["train"] == data["labels"] + (data["unlabelled"] or 0)
+
+
+def test_a_student_that_learns_slowly_has_a_schedule_of_its_own():
+    """The pair says it; the teacher's is the data set's."""
+    made = of_glyphs("pair=cnn_vit_glyphs")
+    assert made["trainer"]["epochs"] > of_glyphs()["trainer"]["epochs"]
+    assert made["trainer"]["optimizer"]["lr"] < of_glyphs()["trainer"]["optimizer"]["lr"]
+    assert made["teacher"] == of_glyphs()["teacher"]

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
+from kdbench.base import rng
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 from tasks.classification import glyphs
 from tasks.classification.glyphs import CLASSES, FACES, MONOSPACED, Render, render
 from tasks.classification.sources import rendered
 from tasks.classification.sources.base import Source
-from tests.tasks.classification import layouts
+from tasks.classification.task import Classification
+from tests.tasks.classification import layouts, tiny
 
 PLAIN = Render(strength=0)
 
@@ -213,3 +216,24 @@ def test_the_pool_is_cut_as_documented(cache):
     assert len(student.shifted) == 470
     ids = [batch.ids for batch in student.module(0).shifted_dataloader() or ()]
     assert int(ids[0][0]) == 940 + 1175 + 470
+
+
+def test_both_test_sets_are_scored(cache):
+    data = {"source": "glyphs", "test": 94, "labels": 94, "test_fonts": "unseen"}
+    made = Classification(data, Store(cache))
+    with rng.scope(0, "init"):
+        model = made.build(tiny.NET).eval()
+    module = made.images.module(0)
+    found = made.evaluate(model, module.test_dataloader(), "test", torch.device("cpu"))
+    hits = []
+    with torch.no_grad():
+        for batch in module.shifted_dataloader() or ():
+            hits.append(made.forward(model, batch.inputs).logits.argmax(1) == batch.targets)
+    assert len(torch.cat(hits)) == 94
+    assert found["shifted_top1"] == pytest.approx(100 * torch.cat(hits).float().mean().item())
+    assert {"top1", "top5", "nll", "ece", "worst_class"} <= {name.removeprefix("shifted_") for name in found}
+    validation = made.evaluate(model, module.val_dataloader(), "val", torch.device("cpu"))
+    assert not any(name.startswith("shifted_") for name in validation)
+    plain = Classification({**data, "test_fonts": "seen"}, Store(cache))
+    scored = plain.evaluate(model, plain.data(0).test_dataloader(), "test", torch.device("cpu"))
+    assert not any(name.startswith("shifted_") for name in scored)
