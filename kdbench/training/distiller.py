@@ -37,7 +37,7 @@ class Distiller(LightningModule):
     Frozen roles are held outside of it, stay in eval mode and never change. Several processes that train together
     hold the same weights: gradients are averaged before each step (see :mod:`kdbench.training.distributed`).
 
-    Call :meth:`rehearse` with a batch before ``Trainer.fit``. Batches in ``val_data`` are scored after each epoch.
+    It is rehearsed as a fit begins, or before by :meth:`rehearse`. Batches in ``val_data`` are scored after each epoch.
 
     Args:
         cast: The networks and how they take part.
@@ -208,6 +208,16 @@ class Distiller(LightningModule):
                     raise KDBenchError(f"{name} and {seen[id(parameter)]} are one parameter: it must have one owner")
                 seen[id(parameter)] = name
                 yield name, parameter
+
+    def setup(self, stage: str) -> None:
+        """Rehearses on a batch of the trainer's own loader, where nobody has."""
+        if self.plan is None:
+            self.trainer.fit_loop.setup_data()
+            loaders: Any = self.trainer.train_dataloader
+            with rng.scope(self.seed, "rehearsal"):
+                self.rehearse(next(iter(loaders["train"] if isinstance(loaders, Mapping) else loaders)))
+            if not self.automatic_optimization and self.trainer.gradient_clip_val:
+                raise KDBenchError("several updates a step clip each its own: Optimization(clip=…), not the Trainer's")
 
     def configure_optimizers(self) -> Any:
         """Makes one optimizer for each set of parameters that always step together."""
@@ -453,11 +463,8 @@ class Distiller(LightningModule):
     def _validates(self) -> bool:
         """Whether this batch is the last one of an epoch that is validated, as the last of all is."""
         done = self.trainer.current_epoch + 1
-        return (
-            bool(self.val_data)
-            and self.trainer.is_last_batch
-            and (done == self.trainer.max_epochs or done % self.val_every == 0)
-        )
+        last = self.trainer.is_last_batch and bool(self.val_data)
+        return last and (done == self.trainer.max_epochs or done % self.val_every == 0)
 
 
 def _by_feature(plugin: Plugin, signals: Signals, context: Context) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import nn
 from kdbench.base import rng
 from kdbench.base.weights import save_weights
 from kdbench.data import SeededLoader
+from kdbench.errors import KDBenchError
 from kdbench.features import Logits
 from kdbench.optim import cosine
 from kdbench.roles.sources import Table
@@ -470,3 +471,25 @@ def test_channels_last_leaves_volumes_alone():
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert net[1].weight.is_contiguous()
     assert same(weights(net), before)
+
+
+def test_a_distiller_that_nobody_rehearsed_does_so_as_it_begins(tmp_path):
+    """It draws nothing and trains nothing: the weights are those of one that was rehearsed before."""
+    found = []
+    for rehearsed in (True, False):
+        trained = training(tmp_path, "Hint")
+        distiller = trained.distiller()
+        if rehearsed:
+            distiller.rehearse(trained.first_batch())
+        fit = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+        fit.fit(distiller, trained.data.train_dataloader())
+        found.append(weights(distiller))
+    assert same(*found)
+    assert any(name.startswith("plugins.method.project") for name in found[0])
+
+
+def test_several_updates_are_not_clipped_by_the_trainer(tmp_path):
+    trained = training(tmp_path, "Mutual")
+    fit = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, gradient_clip_val=1.0)
+    with pytest.raises(KDBenchError, match=r"Optimization\(clip=…\), not the Trainer's"):
+        fit.fit(trained.distiller(), trained.data.train_dataloader())
