@@ -73,7 +73,9 @@ def test_a_new_task(checkout: Path) -> None:
                 else conf / path.relative_to(code / "conf").parent
             )
             text = path.read_text().replace("kdbench_diabetes.task", "tasks.patients.task")
-            text = re.sub(r"\b(name: |task: |name: ClassVar\[str\] = \"|- )diabetes", r"\1patients", text)
+            text = re.sub(
+                r"\b(name: |task: |name: ClassVar\[str\] = \"|- |_global_.pair: )diabetes", r"\1patients", text
+            )
             (folder / path.name.replace("diabetes", "patients")).write_text(text)
     passed, said = passes(checkout, "--task=patients", "tests/test_matrix.py", "tests/test_task.py")
     options = [n for top in (conf, checkout / "tests" / "conf") for axis in AXES for n in (top / axis).glob("*.yaml")]
