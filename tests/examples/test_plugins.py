@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
@@ -47,6 +48,10 @@ def test_a_run_composes_all_three(kdbench):
     assert record.terms["angle"].first > record.terms["angle"].last > 0
     assert record.scores.keys() >= {"teacher", "scratch", "student"}
     (folder,) = find_records(command.results)
+    composed = OmegaConf.load(folder / "config.yaml")
+    assert (composed.augment.alpha, composed.quant.bits) == (0.2, 3)
+    assert record.cost.epochs == composed.trainer.epochs + 1  # a quarter of them, rounded up
+    assert record.models["student"].bytes == (folder / "student.safetensors").stat().st_size
     weights = load_file(folder / "student.safetensors")
     assert not [name for name in weights if "parametrizations" in name]
     rounded = [w for name, w in weights.items() if name.endswith("weight") and w.dim() > 1]
