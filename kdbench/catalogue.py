@@ -8,9 +8,10 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -21,10 +22,13 @@ from kdbench.configuration import config
 from kdbench.configuration.resolved import ENGINE_KEYS, PluginSpec
 from kdbench.errors import KDBenchError
 from kdbench.needs import STUDENT, TEACHER, Need, Role, Stage, kind_names
+from kdbench.plugin import Method
 
 #: ``Paper: Authors, "Title", Venue Year``; in a module of several, one a line under ``Papers:`` with the class's name.
 _PAPER = re.compile(r'^ *(\w+): ([^":]+), "([^"]+)",\s+(.*?\b(?:19|20)\d\d\b)', re.MULTILINE | re.DOTALL)
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+#: In a docstring: ``(B, C, *space)``, or in words.
+_SHAPE = re.compile(r"(?<!\w)\((?:[A-Z]|<=)[^()]*,[^()]*\)|(?i:same|any) shape|\b(?i:scalar)")
 _MARK = re.compile(r"(<!-- functions -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -87,11 +91,19 @@ def arguments(plugin: type) -> dict[str, str]:
     """Returns what each argument means, from the ``Args:`` of the class and of those that it is derived from."""
     found: dict[str, str] = {}
     for base in reversed(plugin.__mro__):
-        _, _, section = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("\nArgs:\n")
-        section = re.split(r"\n(?=\S)", section)[0]
-        for name, text in re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", section, re.MULTILINE):
-            found[name] = " ".join(text.split())
+        found |= _args(inspect.cleandoc(base.__dict__.get("__doc__") or ""))
     return found
+
+
+def _args(doc: str) -> dict[str, str]:
+    """Returns what a docstring says of each argument."""
+    entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", _part(doc, "Args"), re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _part(doc: str, name: str) -> str:
+    """Returns the section ``name:`` of a docstring, indented as it is."""
+    return re.split(r"\n(?=\S)", doc.partition(f"\n{name}:\n")[2])[0]
 
 
 def specs() -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any], PluginSpec]]:
@@ -208,6 +220,8 @@ def _facts(spec: PluginSpec) -> Iterator[str]:
     if stages != (Stage(),):
         yield f"- trains in stages: {', '.join(f'`{stage.name}` ({stage.epochs:g} of the epochs)' for stage in stages)}"
     updates = made.updates()
+    if plugin.views is not Method.views:
+        yield "- makes further views of a batch, each with passes of its own"
     if len(updates) > 1:
         yield f"- takes {len(updates)} updates a step"
     if plugin.over_batch:
@@ -229,15 +243,45 @@ def _role(role: Role) -> str:
     return f"a {role.side}'s network, {mode}, {start[role.init]}{through}"
 
 
+def shapes(function: Callable[..., Any]) -> dict[str, str]:
+    """Returns the shapes of the tensors that a function takes, by argument, and of what it gives, as ``return``.
+
+    An argument that the docstring's first paragraph explains is left out.
+    """
+    doc, signature = inspect.getdoc(function) or "", inspect.signature(function)
+    said = _args(doc)
+    taken = [
+        name
+        for name, parameter in signature.parameters.items()
+        if name in said and not re.search("float|Callable", parameter.annotation) and "Tensor" in parameter.annotation
+    ]
+    found = {name: _shape(said[name], " or ") for name in taken}
+    returns = _part(doc, "Returns")
+    return {**found, "return": _shape(returns, ", " if "tuple" in signature.return_annotation else " or ")}
+
+
+def _shape(text: str, between: str) -> str:
+    return between.join(dict.fromkeys(shape if "(" in shape else shape.lower() for shape in _SHAPE.findall(text)))
+
+
+def _shapes(function: Callable[..., Any]) -> str:
+    """Writes the shapes of a function; arguments of one shape that follow each other share it."""
+    found = {name: re.sub(r"\(.*?\)", r"`\g<0>`", shape) for name, shape in shapes(function).items()}
+    given = found.pop("return")
+    taken = "; ".join(f"{', '.join(names)} {shape}" for shape, names in groupby(found, key=found.__getitem__))
+    return f"{taken} → {given}".strip() if given else taken
+
+
 def functions_table() -> str:
     """Returns the table of all that ``kdbench.functional`` exports."""
-    lines = ["| function | what it is | paper |", "|---|---|---|"]
+    lines = ["| function | what it is | shapes | paper |", "|---|---|---|---|"]
     for name in functional.__all__:
         function = getattr(functional, name)
         home = function.__module__.rpartition(".")[2]
         first = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
         names = ", ".join(inspect.signature(function).parameters)
-        lines.append(_row([f"`{name}({names})`", _markdown(first), _source(home, inspect.getdoc(function) or "")]))
+        source = _source(home, inspect.getdoc(function) or "")
+        lines.append(_row([f"`{name}({names})`", _markdown(first), _shapes(function), source]))
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -57,13 +58,38 @@ def test_a_section_says_what_the_class_does():
 
 
 def test_every_function_has_one_row():
-    rows = re.findall(r"^\| `(\w+)\((.*?)\)` \| (.+?) \| (.*) \|$", catalogue.functions_table(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)\((.*?)\)` \| (.+?) \| (.*?) \| (.*) \|$", catalogue.functions_table(), re.MULTILINE)
     assert [row[0] for row in rows] == functional.__all__
-    papers = {name: paper for name, _, _, paper in rows}
+    papers = {name: paper for name, *_, paper in rows}
     assert papers["z_score"].startswith("Sun, Ren")  # of the three papers in one module
     assert papers["kd_loss"].startswith("Hinton")
     assert papers["average_pool"] == ""  # nobody's
-    assert {name: names for name, names, _, _ in rows}["tckd_loss"] == "student, teacher, target, temperature, weight"
+    assert {name: names for name, names, *_ in rows}["tckd_loss"] == "student, teacher, target, temperature, weight"
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_a_function_says_the_shape_of_every_tensor(name):
+    function = getattr(functional, name)
+    doc, signature = inspect.getdoc(function) or "", inspect.signature(function)
+    annotated = {n: p.annotation for n, p in signature.parameters.items()}
+    tensors = {n for n, a in annotated.items() if "Tensor" in a and not re.search("float|Callable", a)}
+    if "\nArgs:\n" in doc:
+        found = catalogue.shapes(function)
+        assert [n for n in (tensors | {"return"} if tensors else ()) if not found.get(n)] == []
+    elif tensors:
+        assert catalogue._SHAPE.search(doc.partition("\n\n")[0])  # one line says all
+
+
+def test_shapes_are_those_of_the_docstring():
+    assert catalogue.shapes(functional.nckd_loss) == {
+        "student": "(N, C)",
+        "teacher": "(N, C)",
+        "target": "(N,)",
+        "weight": "(N,)",
+        "return": "scalar",
+    }
+    assert catalogue.shapes(functional.class_activation_maps)["weight"] == "(K, C) or (K, C, 1, …)"
+    assert "| student, teacher `(N, C)`; target, weight `(N,)` → scalar |" in catalogue.functions_table()
 
 
 def test_a_stale_page_is_noticed(monkeypatch):

@@ -90,6 +90,9 @@ def log_normalizer(logits: Tensor, size: int) -> Tensor:
         logits: of :func:`contrast_logits`, (B, 1 + K), at least one row.
         size: N, the number of samples in the bank.
 
+    Returns:
+        A scalar, without gradient.
+
     Example:
         >>> log_normalizer(torch.zeros(2, 3), 10)
         tensor(2.3026)

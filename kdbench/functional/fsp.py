@@ -41,7 +41,7 @@ def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
     Args:
         student: at least two layers (B, C_l, *space), shallow to deep.
-        teacher: as many layers of the same widths; their sizes may differ.
+        teacher: as many layers (B, C_l, *space_t) of the same widths.
 
     Returns:
         A scalar, float32 for low-precision input; zero for an empty batch.

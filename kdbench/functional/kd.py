@@ -44,7 +44,7 @@ def adversarial_temperature(theta: Tensor, reversal: float = 1.0, low: float = 1
         span: width of the range of temperatures, > 0.
 
     Returns:
-        T, shaped as ``theta``.
+        T, of the same shape as ``theta``.
 
     Example:
         >>> adversarial_temperature(torch.tensor(0.0))

@@ -101,7 +101,7 @@ def kdsvd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], k: int = 1,
 
     Args:
         student: at least two layers (B, C_l, *space), shallow to deep.
-        teacher: as many layers of the same widths; their sizes may differ.
+        teacher: as many layers (B, C_l, *space_t) of the same widths.
         k: vectors of a layer.
         eps: of :func:`right_singular_vectors`.
 

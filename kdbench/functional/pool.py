@@ -51,6 +51,9 @@ def pool_to_smaller(first: Tensor, second: Tensor, what: str = "pool_to_smaller"
         second: (B, C_2, *space_2).
         what: Who asks, for the error line.
 
+    Returns:
+        (B, C_1, *space) and (B, C_2, *space).
+
     Raises:
         KDBenchError: Batch sizes or numbers of axes differ.
 
