@@ -14,6 +14,8 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from kdbench.base.machine import cores
+
 MET, WITHIN, MISSED = "met", "within the null range", "missed"
 #: What is wished for is more than this processor gives to anybody.
 BEYOND = "beyond this processor"
@@ -103,7 +105,7 @@ def machine() -> dict[str, Any]:
     )
     return {
         "cpu": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),

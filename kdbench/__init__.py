@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 # By text and not by import statements, also because what decides a product is found by following those.
 _HOMES = {
-    "kdbench.api": ("load", "read_record", "run"),
+    "kdbench.api": ("load", "run"),
     "kdbench.errors": ("KDBenchError",),
     "kdbench.features": (
         "Activated",
@@ -47,6 +47,7 @@ _HOMES = {
     ),
     "kdbench.plugin": ("Method", "Plugin"),
     "kdbench.optim": ("Optimization",),
+    "kdbench.records.record": ("read_record",),
     "kdbench.roles.cast": ("Cast",),
     "kdbench.roles.sources": ("Network",),
     "kdbench.signals": ("Context", "Signals"),

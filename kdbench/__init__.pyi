@@ -1,5 +1,4 @@
 from kdbench.api import load as load
-from kdbench.api import read_record as read_record
 from kdbench.api import run as run
 from kdbench.errors import KDBenchError as KDBenchError
 from kdbench.features import Activated as Activated
@@ -29,6 +28,7 @@ from kdbench.needs import Views as Views
 from kdbench.optim import Optimization as Optimization
 from kdbench.plugin import Method as Method
 from kdbench.plugin import Plugin as Plugin
+from kdbench.records.record import read_record as read_record
 from kdbench.roles.cast import Cast as Cast
 from kdbench.roles.sources import Network as Network
 from kdbench.signals import Context as Context

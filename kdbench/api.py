@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.configuration import config as configuration
-from kdbench.records.record import read_record
 from kdbench.records.schema import Record
 from kdbench.runs.run import Run
 
@@ -51,6 +50,3 @@ def load(run: Record | Path | str, artifact: str = "student", results: Path | st
 
     folder = Path(results, run.task, run.method, run.run_id) if isinstance(run, Record) else Path(run)
     return read_run(folder).artifact(artifact).module
-
-
-__all__ = ["load", "read_record", "run"]

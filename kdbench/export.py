@@ -58,7 +58,7 @@ def export(
         KDBenchError: The model cannot be exported, or the file does not do the same.
     """
     left = found.artifact(artifact)
-    plan = left.export(left.module) if left.export else found.task.export(left.module)
+    plan = (left.export or found.task.export)(left.module)
     facts = json.dumps(_facts(found, plan, found.called(artifact)))
     out = out if out is not None else found.folder / f"{found.called(artifact)}.{form}"
     aside = out.with_name(f".{out.name}.{os.getpid()}.{form}")

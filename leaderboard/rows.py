@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from kdbench.base.machine import cores
 from kdbench.configuration.network import architectures
 from kdbench.errors import KDBenchError
 from kdbench.records.record import CONFIG, RUN, parse_record, read_record
@@ -153,8 +154,7 @@ def _no_collection() -> Iterator[None]:
 
 def _parse_all(files: Sequence[tuple[str, int]], intern: Interner) -> Iterator[tuple[str, Row | Problem]]:
     """Parses files of known size, in several processes where they are many."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, len(files) // SHARE)
+    workers = min(cores(), len(files) // SHARE)
     if workers < 2:
         yield from ((path, _parse(path, size, intern)) for path, size in files)
         return

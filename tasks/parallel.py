@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,15 +11,11 @@ from typing import TypeVar
 
 from rich.progress import track
 
+from kdbench.base.machine import cores
 from kdbench.errors import KDBenchError
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-
-
-def cores() -> int:
-    """Returns how many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def mapped(

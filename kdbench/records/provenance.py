@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kdbench.base.machine import cores
 from kdbench.configuration.config import GROUPS, folder
 from kdbench.records.schema import Hardware, Provenance
 
@@ -57,14 +57,13 @@ def provenance(config_digest: str, started: datetime, files: Iterable[Path] = ()
     commit = _git("rev-parse", "HEAD")
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Provenance(
         commit=commit,
         dirty=None if commit is None else _dirty(files),
         config_digest=config_digest,
         packages=packages,
-        hardware=Hardware(cpu=_cpu_model(), cores=cores, gpu=gpu, system=platform.platform()),
-        threads=cores if torch is None else torch.get_num_threads(),
+        hardware=Hardware(cpu=_cpu_model(), cores=cores(), gpu=gpu, system=platform.platform()),
+        threads=cores() if torch is None else torch.get_num_threads(),
         started=started,
         finished=datetime.now(UTC),
     )

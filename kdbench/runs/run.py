@@ -222,10 +222,10 @@ class Run:
             ("teacher" if role == "teacher" else "student") + ".safetensors": trainings.weights(main),
             PREVIEW: preview,
         }
-        if role is None and (main.path / DEPLOYED).is_file():
-            files[DEPLOYED] = main.path / DEPLOYED
         if role is None:
-            files |= {f"{name}.safetensors": main.path / f"{name}.safetensors" for name in main.manifest["beside"]}
+            left = [DEPLOYED] if (main.path / DEPLOYED).is_file() else []
+            left += [f"{name}.safetensors" for name in main.manifest["beside"]]
+            files |= {name: main.path / name for name in left}
         return record, files
 
     def _replay(self, product: Product) -> None:
@@ -288,7 +288,7 @@ class Run:
         """Measures what a training left, on the processor."""
         from kdbench.training.measure import count_macs, latency_ms
 
-        plan = found.export(found.module) if found.export else self.task.measured(found.module)
+        plan = (found.export or self.task.measured)(found.module)
         latency = latency_ms(plan) if timed else None
         return Model(params=facts["params"], bytes=facts["bytes"], macs=count_macs(plan), latency_ms=latency)
 

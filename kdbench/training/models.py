@@ -1,4 +1,4 @@
-"""Models as users bring them: built, their lazy parts given a shape, and tried out before anything trains."""
+"""Models as users bring them: built, their lazy parts given a shape, and what they raise in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises: what a task declares of its features and capabilities, checked on one real batch before anything trains."""
+"""What is tried on one real batch before anything trains: what a task declares, its metrics, and the networks."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ CHECKS: dict[str, Callable[[Seen], str | None]] = {
 }
 
 
-# ---- networks ----
+# ---- networks ---------------------------------------------------------------------------------------------------
 
 
 def try_out(training: Training, batch: Batch, device: torch.device) -> None:

@@ -1,1 +1,1 @@
-"""The YAML of the task; the entry point names this package."""
+"""The YAML of the plugins; the entry point names this package."""
