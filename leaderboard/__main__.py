@@ -1,4 +1,4 @@
-"""The command line: ``python -m leaderboard [RESULTS…] [--out DIR]``, ``… check PATH…`` and ``… schema``."""
+"""The command line: ``python -m leaderboard [RESULTS…] [--out DIR]``, and its other commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 1 where a record was refused or the command was wrong.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"check": check, "schema": schema}
+    commands = {"check": check, "compare": compare, "recommend": recommend, "release": release, "reproduce": reproduce}
+    commands["schema"] = schema
     try:
         if words and words[0] in commands:
             return commands[words[0]](words[1:])
@@ -42,7 +43,8 @@ def site(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m leaderboard",
         description="Builds a static site from run records. Other commands: check PATH [PATH…] (what a submission must "
-        "pass), schema (the JSON schema of run.json).",
+        "pass), compare --task T (every method with one, corrected), recommend task=T (what to try first), reproduce "
+        "PATH (run a record again), schema (the JSON schema of run.json).",
     )
     parser.add_argument(
         "results",
@@ -98,6 +100,133 @@ def check(words: Sequence[str]) -> int:
         raise KDBenchError(f"{' '.join(map(str, options.paths))}: no run record here, expected run.json files")
     print(f"{len(found.rows)} records read, {len(problems)} problem{'s' * (len(problems) != 1)}")
     return 1 if problems else 0
+
+
+def compare(words: Sequence[str]) -> int:
+    """Prints what each setting of a task says of every method against one of them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leaderboard compare",
+        description="Compares every method with one of them over the seeds that all share, corrected for their number "
+        "(Dunnett's test, seeds as blocks, one variance).",
+    )
+    parser.add_argument("paths", nargs="*", type=Path, help="folders of records; those of the package by default")
+    parser.add_argument("--task", required=True, help="whose boards")
+    parser.add_argument("--data", help="one data set alone")
+    parser.add_argument("--control", default="kd", metavar="METHOD", help="what the others are compared with (kd)")
+    parser.add_argument("--markdown", action="store_true", help="as a table for a page")
+    options = parser.parse_args(words)
+
+    from kdbench.base.terminal import terminal
+    from leaderboard.boards import build as join
+    from leaderboard.compare import contrasts, markdown, table
+    from leaderboard.rows import RECORDS, read
+
+    boards = join(read(_existing(options.paths or [RECORDS])).rows).tasks.get(options.task, [])
+    chosen = [b for b in boards if options.data in (None, b.setting.dataset)]
+    if not chosen:
+        known = sorted({b.setting.dataset for b in boards}) or "none"
+        raise KDBenchError(f"--task {options.task} --data {options.data}: no records; data sets of the task: {known}")
+    holding = [b for b in chosen if any(g.method == options.control for g in b.groups)]
+    for board in holding or chosen[:1]:  # which says that it is not there
+        for found in contrasts(board, options.control):
+            if options.markdown:
+                print(markdown(board, found, options.control) + "\n")
+            else:
+                terminal().print(table(board, found, options.control))
+    return 0
+
+
+def recommend(words: Sequence[str]) -> int:
+    """Prints which method to try first."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leaderboard recommend",
+        description="Says from the records which method to try first, what to expect of it and at what cost, and how "
+        "good such advice was in settings that it had not seen.",
+    )
+    parser.add_argument("words", nargs="+", metavar="task=NAME [student=PART]", help="a task; part of a pair's name")
+    parser.add_argument(
+        "--records", type=Path, nargs="*", default=[], metavar="DIR", help="beside those of the package"
+    )
+    options = parser.parse_args(words)
+    asked = dict(word.partition("=")[::2] for word in options.words)
+    if not {"task"} <= asked.keys() <= {"task", "student"}:
+        raise KDBenchError(f"{' '.join(options.words)}: expected task=NAME and, if you like, student=PART")
+
+    from kdbench.base.terminal import terminal
+    from leaderboard.advice import accuracy, shown
+    from leaderboard.advice import recommend as ask
+    from leaderboard.boards import build as join
+    from leaderboard.rows import RECORDS, read
+
+    boards = join(read([*_existing(options.records), RECORDS]).rows)
+    found = ask(boards, asked["task"], asked.get("student"))
+    terminal().print(shown(found))
+    terminal().print(accuracy(found.trials))
+    return 0
+
+
+def release(words: Sequence[str]) -> int:
+    """Writes what the board holds today, and what changed since the release before."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leaderboard release",
+        description="Writes leaderboard/releases/NAME.json and an entry of its log from the records of the package.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the release, such as 2026.11")
+    options = parser.parse_args(words)
+
+    from leaderboard import releases
+    from leaderboard.agreement import reasons
+    from leaderboard.boards import build as join
+    from leaderboard.rows import RECORDS, read
+
+    changes, _ = reasons([RECORDS])
+    now = releases.snapshot(join(read([RECORDS]).rows))
+    found = releases.release(options.name, now, changes)
+    counts = ", ".join(f"{len(specs)} {what}" for what, specs in zip(found._fields, found, strict=True))
+    print(f"{releases.RELEASES / options.name}.json: {len(now)} rows, {counts}")
+    return 0
+
+
+def reproduce(words: Sequence[str]) -> int:
+    """Runs records again; 1 where one does not hold."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leaderboard reproduce",
+        description="Runs the command of a record in a clean folder with an empty cache, teacher and twin included, "
+        "and compares trials, scores and losses: bit for bit, or within twice the standard deviation of its seeds (1% "
+        "of the score where that is more).",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, help="a record, or folders of records with --seed")
+    parser.add_argument("--seed", metavar="N|random", help="which of each specification; random draws one")
+    parser.add_argument(
+        "--current", action="store_true", help="with the code of today, not that of the record's commit"
+    )
+    parser.add_argument("--draw", type=int, default=None, metavar="N", help="seed of the drawing itself")
+    parser.add_argument("--note", type=Path, metavar="DIR", help="folder of records whose verified.jsonl gets a line")
+    options = parser.parse_args(words)
+
+    import random
+
+    from leaderboard.reproduce import choose
+    from leaderboard.reproduce import reproduce as run
+    from leaderboard.verified import note
+
+    rows = choose(_existing(options.paths), options.seed, random.Random(options.draw))
+    bad = 0
+    for row in rows:
+        print(f"{row.run_id}: {row.command}", flush=True)
+        found = run(row, current=options.current)
+        bad += not found.ok
+        code = "its own commit" if found.commit is not None and found.commit == row.commit else "other code"
+        largest = "" if found.largest is None else f", furthest difference of the primary metric {found.largest:.4g}"
+        kind = (
+            "the kind of machine of the record" if found.alike else f"another kind of machine or torch: {found.machine}"
+        )
+        print(f"{row.run_id}: {found.verdict}{largest} (tolerance {found.tolerance:.4g}), {code}, on {kind}")
+        if found.said:
+            print(f"{row.run_id}: {found.said}")
+        if options.note is not None:
+            note(found, options.note)
+    return 1 if bad else 0
 
 
 def schema(words: Sequence[str]) -> int:

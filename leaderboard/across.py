@@ -4,27 +4,31 @@
 
     found = across(boards)          # boards: Boards
     found.boards      # list[Board]: the cells behind the figures, one per task and pair
-    found.methods     # list[Method], best interquartile mean first: gap (Estimate), better/worse/open against scratch
-                      # and the baseline, p (Wilcoxon over cells against the baseline, Holm-corrected), groups
+    found.common      # the cells that methods are compared over: indices of boards
+    found.methods     # list[Method], the largest gap closed over the common cells first: gap and imputed (Estimate),
+                      # missing, better/worse/open against scratch and the baseline, p (Wilcoxon, Holm), groups
     found.critical, found.critical_methods, found.critical_reason   # CriticalDifference or None with the reason
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from leaderboard.boards import BASELINE, Board, Boards
-from leaderboard.groups import Group
+from leaderboard.groups import Group, gains
 from leaderboard.stats import (
     CriticalDifference,
     Estimate,
     critical_difference,
     holm,
-    interquartile_mean,
+    mean_ratio,
     wilcoxon,
 )
+
+#: Fewest cells that a signed-rank test needs to come below 0.05 at all.
+PAIRS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +37,23 @@ class Method:
 
     Attributes:
         groups: Its group in each cell that has one, by the index of the cell in :attr:`Across.boards`.
-        gap: Interquartile mean of the gap closed over all runs, interval by stratified bootstrap; None without any.
+        gap: Mean over the common cells of the gap closed, each a ratio of means over its seeds, interval by stratified
+            bootstrap; None where the method lacks one of these cells.
+        imputed: The same over all cells in which any method has a gap closed, those that the method lacks taken for 0;
+            None where it has none.
+        missing: The cells that were taken for 0.
         scratch: How many cells say ``better``, ``worse`` and ``open`` against the student trained alone.
         baseline: The same against the baseline.
-        p: That its gap closed does not differ from the baseline's over the cells that both have; Holm-corrected.
-        cells: How many cells ``p`` was computed from.
+        p: That its gap closed does not differ from the baseline's over the cells that both have; Holm-corrected. None
+            where there are fewer than :data:`PAIRS` of them.
+        cells: How many cells both have.
     """
 
     name: str
     groups: Mapping[int, Group]
     gap: Estimate | None
+    imputed: Estimate | None
+    missing: tuple[int, ...]
     scratch: Counter[str]
     baseline: Counter[str]
     p: float | None
@@ -51,9 +62,10 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Across:
-    """All methods over all cells."""
+    """All methods over all cells, and which cells are common to those that are compared."""
 
     boards: tuple[Board, ...]
+    common: tuple[int, ...]
     methods: tuple[Method, ...]
     critical: CriticalDifference | None
     critical_methods: tuple[str, ...]
@@ -97,30 +109,76 @@ def across(boards: Boards, baseline: str = BASELINE) -> Across:
     names = sorted({name for groups in chosen for name in groups})
     gaps = {name: [_gap(groups.get(name)) for groups in chosen] for name in names}
     base = gaps.get(baseline, [None] * len(cells))
-    p, shared = [], []
+    p: list[float | None] = []
+    shared: list[int] = []
     for name in names:
         pairs = [(a, b) for a, b in zip(gaps[name], base, strict=True) if a is not None and b is not None]
         shared.append(len(pairs))
-        p.append(wilcoxon(*zip(*pairs, strict=True)) if pairs and name != baseline else None)
+        enough = name != baseline and len(pairs) >= PAIRS
+        p.append(wilcoxon(*zip(*pairs, strict=True)) if enough else None)
+    shared_cells = common({name: {i for i, gap in enumerate(own) if gap is not None} for name, own in gaps.items()})
+    usable = tuple(i for i in range(len(cells)) if any(own[i] is not None for own in gaps.values()))
     methods = [
-        _method(name, {i: groups[name] for i, groups in enumerate(chosen) if name in groups}, value, count)
+        _method(
+            name,
+            {i: groups[name] for i, groups in enumerate(chosen) if name in groups},
+            shared_cells,
+            usable,
+            value,
+            count,
+        )
         for name, value, count in zip(names, holm(p), shared, strict=True)
     ]
     methods.sort(key=lambda m: (m.gap is None, -m.gap.mean if m.gap else 0.0, m.name))
     critical, critical_methods, reason = _critical(cells, chosen)
-    return Across(tuple(cells), tuple(methods), critical, critical_methods, reason)
+    return Across(tuple(cells), shared_cells, tuple(methods), critical, critical_methods, reason)
 
 
 def _gap(group: Group | None) -> float | None:
     return group.gap.mean if group is not None and group.gap is not None else None
 
 
-def _method(name: str, groups: Mapping[int, Group], p: float | None, cells: int) -> Method:
-    strata = [[row.gap_closed for row in g.scored if row.gap_closed is not None] for g in groups.values()]
+def common(having: Mapping[str, Collection[int]]) -> tuple[int, ...]:
+    """Picks the cells to compare methods over: those for which methods times cells is largest.
+
+    Cells are left out one by one, each time the one without which most methods have all that remain.
+
+    Args:
+        having: The cells that each method has.
+    """
+    cells = sorted({cell for own in having.values() for cell in own})
+
+    def complete(kept: Collection[int]) -> int:
+        return sum(set(kept) <= set(own) for own in having.values())
+
+    best: tuple[tuple[int, int], tuple[int, ...]] = ((0, 0), ())
+    kept = tuple(cells)
+    while kept:
+        methods = complete(kept)
+        # One method is nothing to compare with, but better than nothing to show.
+        best = max(best, ((methods * len(kept) if methods > 1 else 0, methods), kept), key=lambda found: found[0])
+        without = [tuple(c for c in kept if c != cell) for cell in kept]
+        kept = max(without, key=complete)
+    return best[1]
+
+
+def _method(
+    name: str,
+    groups: Mapping[int, Group],
+    shared: Sequence[int],
+    usable: Sequence[int],
+    p: float | None,
+    cells: int,
+) -> Method:
+    strata = {i: gains(g.scored) for i, g in groups.items() if g.gap is not None}
+    missing = tuple(i for i in usable if i not in strata)
+    nothing = ([0.0], [1.0])
     return Method(
         name=name,
         groups=groups,
-        gap=interquartile_mean(strata),
+        gap=mean_ratio([strata[i] for i in shared]) if shared and strata.keys() >= set(shared) else None,
+        imputed=mean_ratio([strata.get(i, nothing) for i in usable]) if strata else None,
+        missing=missing,
         scratch=Counter(g.vs_scratch.verdict for g in groups.values() if g.vs_scratch.verdict),
         baseline=Counter(g.vs_kd.verdict for g in groups.values() if g.vs_kd.verdict),
         p=p,

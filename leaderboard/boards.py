@@ -12,13 +12,13 @@ The API that the pages are built on::
     board.metric == group.metric    # False: the group is scored by another metric, and the board shows no score of it
     group.score         # Estimate(n, mean, sd, low, high) of the primary metric; group.metrics: the same for each
     group.gap, group.gap_reason     # share of the gap closed (Estimate or None), and why it is None or partial
-    group.vs_scratch, group.vs_kd   # Difference(estimate, verdict, reason, partner): paired over shared seeds
+    group.vs_scratch, group.vs_kd   # Difference(estimate, verdict, reason, partner, p, corrected, family): paired
     group.rank          # (best, worst) place among the groups that it can be compared with, or None: group.unranked
     group.enough        # False: fewer seeds than `minimum` or of several codes: the row is grey, group.note says why
     group.reference     # True: the student trained alone (no method)
     group.rows          # the row that counts of each seed; group.superseded: the older ones; group.newest
     group.cost          # Cost: medians over seeds
-    lower_is_better(name)           # direction of a metric that is not the primary one
+    lower_is_better(name), directed(name)   # direction of a metric that is not the primary one, if it has one
 
 Reported numbers (:mod:`leaderboard.anchors`) never come near these: they have no group and no rank. What joins boards
 to one figure per method is in :mod:`leaderboard.across`.
@@ -34,19 +34,23 @@ from itertools import groupby
 
 import numpy as np
 
-from leaderboard.groups import MINIMUM, Difference, Group, Setting, group, summarise
+from leaderboard.costs import student_passes
+from leaderboard.families import Families
+from leaderboard.groups import MINIMUM, Difference, Group, Setting, Verdict, gains, group, summarise
 from leaderboard.row import Row
-from leaderboard.stats import Estimate, paired, places
+from leaderboard.stats import Contrast, Estimate, estimate, paired, paired_p
 
 #: The method that every other one is compared with, tuned with as many trials.
 BASELINE = "kd"
 #: Presets that are for trying the code: shown, but never in front.
 TRIALS = frozenset({"smoke"})
+_ALONE = "the student was trained alone"
 
 _LOWER = re.compile(
     r"(^|_)(loss|nll|ece|mce|brier|error|err|mae|mse|rmse|mape|hd|hd95|assd|fpr|fnr|fid|kid|ade|fde|epe|mr|mpjpe|"
     r"perplexity|distance|latency|wer|cer|flops|disagreement|kl|churn)(_|$)"
 )
+_NEITHER = re.compile(r"(^|_)(temperature|threshold|entropy|confidence)(_|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,9 @@ class Board:
         scratch: Test metrics of the student trained alone, over the seeds of one recipe: that of the reference, else
             of the baseline, else of most seeds.
         twins: Different scratch students of one seed in the records, at most; several are of several recipes.
+        headroom: What the teacher is better by than the scratch student, over the different pairs of them that most
+            rows have.
+        twin_passes: Forward passes of the whole training of the student alone; the baseline trains as long.
     """
 
     setting: Setting
@@ -70,6 +77,8 @@ class Board:
     teachers: int
     scratch: Mapping[str, Estimate]
     twins: int
+    headroom: Estimate | None = None
+    twin_passes: float | None = None
 
     @property
     def metric(self) -> tuple[str, bool]:
@@ -91,6 +100,11 @@ class Boards:
         return {task: list(found) for task, found in groupby(self.boards, key=lambda board: board.setting.task)}
 
 
+def directed(metric: str) -> bool:
+    """Tells whether more or less of a metric is better at all: a calibrated temperature is neither."""
+    return _NEITHER.search(metric.lower()) is None
+
+
 def lower_is_better(metric: str) -> bool:
     """Tells the direction of a metric by the words in its name; records know only that of the primary one."""
     return _LOWER.search(metric.lower()) is not None
@@ -106,8 +120,11 @@ def build(rows: Iterable[Row], minimum: int = MINIMUM, baseline: str = BASELINE)
     """
     found = Boards()
     settings: dict[Setting, list[Group]] = {}
+    rows = list(rows)
+    speeds = latencies(rows)
     for _, same in groupby(rows, key=lambda row: (row.task, row.method, row.spec_hash)):
         for one in group(list(same), minimum):
+            one = replace(one, latency=speeds.get(network(one.newest)))
             if not one.seeds:
                 found.failures.append(one)
             elif one.role == "teacher":
@@ -119,6 +136,30 @@ def build(rows: Iterable[Row], minimum: int = MINIMUM, baseline: str = BASELINE)
     return found
 
 
+def network(row: Row) -> tuple[object, ...]:
+    """Names the deployed student of a run and the machine that it was timed on: runs alike in it are equally fast."""
+    sizes = [row.figure(name) for name in ("params", "macs", "bits", "packed_bytes")]
+    machine = row.cpu, row.gpu, row.cores, row.threads
+    return row.task, row.networks or row.pair, row.quant, *sizes, *machine
+
+
+def latencies(rows: Iterable[Row]) -> dict[tuple[object, ...], Estimate]:
+    """Joins what was measured of each network on each machine, by :func:`network`.
+
+    A run is timed while others are busy, which differs from run to run and says nothing of the network. The ends are
+    those of the fastest and the slowest run.
+    """
+    found: dict[tuple[object, ...], list[float]] = {}
+    for row in rows:
+        value = row.figure("latency_ms") if row.ok else None
+        if value is not None:
+            found.setdefault(network(row), []).append(value)
+    return {
+        key: Estimate(len(v), float(np.median(v)), None, min(v) if len(v) > 1 else None, max(v) if len(v) > 1 else None)
+        for key, v in found.items()
+    }
+
+
 def _in_front(board: Board) -> tuple[object, ...]:
     enough = sum(g.enough for g in board.groups)
     newest = max(g.newest.finished for g in board.groups)
@@ -126,14 +167,14 @@ def _in_front(board: Board) -> tuple[object, ...]:
 
 
 def _board(setting: Setting, groups: list[Group], baseline: str) -> Board:
-    baselines = [g for g in groups if g.method == baseline]
-    groups = [replace(g, vs_scratch=_versus_scratch(g), vs_kd=_versus(g, baselines, baseline)) for g in groups]
     # Records are from strangers: the metric is what most groups say.
     metrics = Counter((g.primary, g.higher_is_better) for g in groups if g.primary)
     lead = max(groups, key=lambda g: (g.reference, g.method == baseline, len(g.seeds), g.newest.finished, g.spec_hash))
     (primary, higher_is_better), _ = min(metrics.items(), key=lambda item: (-item[1], item[0]))
     sign = -1.0 if higher_is_better else 1.0
-    ranked = _ranked(groups, primary, higher_is_better)
+    headroom, missing = _headroom(groups, primary, higher_is_better)
+    groups = [_with_gap(g, missing) for g in groups]
+    ranked = _compared(groups, primary, higher_is_better, baseline)
 
     def place(g: Group) -> tuple[float, str, str]:
         shown = g.score if g.metric == (primary, higher_is_better) else None
@@ -154,29 +195,69 @@ def _board(setting: Setting, groups: list[Group], baseline: str) -> Board:
         teachers=len({row.of("teacher") for row in teachers}),
         scratch=summarise([row.scores.get("scratch") for row in lead.scored]),
         twins=max(Counter(seed for seed, _ in twins).values(), default=0),
+        headroom=headroom,
+        twin_passes=_twin_passes(groups, baseline),
     )
 
 
-def _ranked(groups: list[Group], primary: str, higher_is_better: bool) -> list[Group]:
-    """Gives places to groups of equal tuning; the rest learns why it has none."""
-    by_trials: dict[int, list[Group]] = {}
-    done = []
+def _twin_passes(groups: Iterable[Group], baseline: str) -> float | None:
+    models = sorted((g for g in groups if g.reference or g.method == baseline), key=lambda g: not g.reference)
+    found = (student_passes(g) for g in models)
+    return next((value for value in found if value), None)
+
+
+def _headroom(groups: Iterable[Group], primary: str, higher_is_better: bool) -> tuple[Estimate | None, str | None]:
+    """Says what the teacher is better by in a setting, and why there is no gap to close where that may be nothing."""
+    rows = (row for g in groups if g.metric == (primary, higher_is_better) for row in g.scored)
+    counts = Counter((row.seed, row.of("scratch"), row.of("teacher")) for row in rows)
+    # A method that teaches its teacher something else has one of its own, which is not what the setting is about.
+    usual = max(counts.values(), default=0) / 2
+    pairs = sorted({pair for pair, n in counts.items() if n >= usual}, key=str)
+    sign = 1.0 if higher_is_better else -1.0
+    found = estimate([sign * (t - s) for _, s, t in pairs if s is not None and t is not None])
+    if found is None or (found.mean > 0 if found.low is None else found.low > 0):
+        return found, None
+    if found.low is None:
+        return found, "the teacher is not above the scratch student"
+    half = found.mean - found.low
+    return found, f"no headroom in this setting: the teacher is {found.mean:.3g} ± {half:.3g} above the scratch student"
+
+
+def _with_gap(g: Group, missing: str | None) -> Group:
+    if g.gap is None:
+        return g
+    if missing is None:
+        # A teacher of the method's own may be worse than the student, whatever the setting has.
+        room = sum(gains(g.scored)[1])
+        missing = None if (room > 0) == g.higher_is_better else "its own teacher is not above the scratch student"
+    return g if missing is None else replace(g, gap=None, gap_reason=missing)
+
+
+def _compared(groups: Sequence[Group], primary: str, higher_is_better: bool, baseline: str) -> list[Group]:
+    """Compares groups of equal tuning with their twins and the baseline, and gives them places or says why not."""
+    done = [replace(g, vs_scratch=_alone(), vs_kd=_alone(), unranked=_ALONE) for g in groups if g.reference]
+    by_trials: dict[tuple[object, ...], list[Group]] = {}
     for g in groups:
-        reason = _unranked(g, primary, higher_is_better)
-        if reason:
-            done.append(replace(g, unranked=reason))
-        else:
-            by_trials.setdefault(g.trials, []).append(g)
-    for same in by_trials.values():
-        scores = [g.score for g in same if g.score is not None]
-        found = places(scores, higher_is_better)
-        done += [replace(g, rank=place) for g, place in zip(same, found, strict=True)]
+        if not g.reference:
+            by_trials.setdefault((g.trials, g.metric), []).append(g)
+    for (trials, _), same in by_trials.items():
+        families = Families(same)
+        baselines = [i for i, g in enumerate(same) if g.method == baseline]
+        reasons = [_unranked(g, primary, higher_is_better) for g in same]
+        ranked = [i for i, reason in enumerate(reasons) if reason is None]
+        places = dict(zip(ranked, families.places(ranked, higher_is_better), strict=True)) if ranked else {}
+        tuned = f"with {trials} tuning trials" if trials else "without tuning"
+        none = f"no {baseline} {tuned} here" if not baselines else None
+        for i, g in enumerate(same):
+            vs_kd = Difference(reason=none) if none else _versus(families, i, baselines)
+            if g.method == baseline:
+                vs_kd = Difference(reason=f"{baseline} itself")
+            vs_scratch = _versus_scratch(families, i)
+            done.append(replace(g, vs_scratch=vs_scratch, vs_kd=vs_kd, rank=places.get(i), unranked=reasons[i]))
     return done
 
 
 def _unranked(g: Group, primary: str, higher_is_better: bool) -> str | None:
-    if g.reference:
-        return "the student was trained alone"
     if g.newest.origin != "measured":
         return f"its numbers are {g.newest.origin}, not measured"
     if g.metric != (primary, higher_is_better):
@@ -184,44 +265,53 @@ def _unranked(g: Group, primary: str, higher_is_better: bool) -> str | None:
     return g.note
 
 
-def _versus_scratch(g: Group) -> Difference:
-    if g.reference:
-        return Difference(reason="the student was trained alone")
+def _alone() -> Difference:
+    return Difference(reason=_ALONE)
+
+
+def _versus_scratch(families: Families, index: int) -> Difference:
+    g = families.groups[index]
     pairs = [
         (row.score, row.of("scratch")) for row in g.scored if row.score is not None and row.of("scratch") is not None
     ]
-    return _difference(pairs, g.higher_is_better) if pairs else Difference(reason="no scratch twin")
-
-
-def _versus(g: Group, baselines: Sequence[Group], name: str) -> Difference:
-    """Compares with the baseline of equal tuning by seeds of the same scratch twin, hence of the same recipe."""
-    if g.reference:
-        return Difference(reason="the student was trained alone")
-    if g.method == name:
-        return Difference(reason=f"{name} itself")
-    alike = [b for b in baselines if b.trials == g.trials and b.metric == g.metric]
-    if not alike:
-        tuned = f"with {g.trials} tuning trials" if g.trials else "without tuning"
-        return Difference(reason=f"no {name} {tuned} here")
-    own = {row.seed: row for row in g.scored}
-
-    def shared(other: Group) -> list[tuple[float | None, float | None]]:
-        rows = [(own[row.seed], row) for row in other.scored if row.seed in own]
-        return [(a.score, b.score) for a, b in rows if a.of("scratch") == b.of("scratch") is not None]
-
-    partner = max(alike, key=lambda b: (len(shared(b)), b.newest.finished, b.spec_hash))
-    pairs = shared(partner)
     if not pairs:
-        met = any(row.seed in own for b in alike for row in b.scored)
+        return Difference(reason="no scratch twin")
+    return _difference(pairs, families.to_scratch(index), g.higher_is_better)
+
+
+def _versus(families: Families, index: int, baselines: Sequence[int]) -> Difference:
+    """Compares with the baseline of equal tuning by seeds of the same scratch twin, hence of the same recipe."""
+    g = families.groups[index]
+    own = families.twins[index]
+
+    def preference(i: int) -> tuple[object, ...]:
+        other = families.groups[i]
+        return len(own & families.twins[i]), other.newest.finished, other.spec_hash
+
+    chosen = max(baselines, key=preference)
+    partner = families.groups[chosen]
+    shared = {seed for seed, _ in own & families.twins[chosen]}
+    if not shared:
+        met = any(set(g.seeds) & set(families.groups[i].seeds) for i in baselines)
+        name = partner.method
         return Difference(reason=f"no {name} with the same scratch twins" if met else f"no seed in common with {name}")
-    return replace(_difference(pairs, g.higher_is_better), partner=partner.spec_hash)
+    theirs = {row.seed: row.score for row in partner.scored}
+    pairs = [(row.score, theirs[row.seed]) for row in g.scored if row.seed in shared]
+    found = _difference(pairs, families.between(index, chosen), g.higher_is_better)
+    return replace(found, partner=partner.spec_hash)
 
 
-def _difference(pairs: Sequence[tuple[float | None, float | None]], higher_is_better: bool) -> Difference:
+def _difference(
+    pairs: Sequence[tuple[float | None, float | None]], contrast: tuple[Contrast, int] | None, higher_is_better: bool
+) -> Difference:
     first, second = np.array(pairs, dtype=float).T
     found = paired(first, second)
     if found is None:
         return Difference(reason="no seed with both scores")
-    if not found.excludes(0.0):
+    if contrast is None:  # a single seed
         return Difference(found, "open")
-    return Difference(found, "better" if (found.mean > 0) == higher_is_better else "worse")
+    corrected, family = contrast
+    verdict: Verdict = "open"
+    if corrected.resolved:
+        verdict = "better" if (found.mean > 0) == higher_is_better else "worse"
+    return Difference(found, verdict, p=paired_p(found), corrected=corrected.p, family=family)

@@ -20,7 +20,7 @@ from kdbench.matrix import Cell
 from leaderboard.anchors import Anchor
 from leaderboard.boards import Boards
 from leaderboard.groups import MINIMUM
-from leaderboard.pages import about, compatibility, coverage, group, method, overview, run, task
+from leaderboard.pages import about, advice, claims, compatibility, coverage, group, method, overview, run, task
 from leaderboard.rows import Found
 from leaderboard.site import HERE, RUN_PAGES, Site
 
@@ -76,7 +76,7 @@ def build(
         aside.mkdir(parents=True)
         shutil.copytree(HERE / "assets", aside / "assets")
         site = Site(aside, found, boards, anchors, cells, minimum, run_pages)
-        for kind in (overview, task, method, group, run, coverage, about):
+        for kind in (overview, task, method, advice, claims, group, run, coverage, about):
             kind.write(site)
         if cells is not None:
             compatibility.write(site, cells)

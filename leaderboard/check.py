@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,13 @@ from kdbench.configuration.network import identity
 from kdbench.errors import KDBenchError, nearest
 from kdbench.records.record import CONFIG, spec_hash
 from kdbench.records.schema import Record
+from leaderboard import agreement
+from leaderboard.boards import build as join
 from leaderboard.boards import lower_is_better
-from leaderboard.groups import setting_of
+from leaderboard.foreign import TRUSTED, foreign, foreign_targets
+from leaderboard.releases import snapshot, vanished
 from leaderboard.row import Row
-from leaderboard.rows import Found, Problem, full_record, networks_of, read
+from leaderboard.rows import RECORDS, Found, Problem, full_record, networks_of, read
 
 #: Metrics in percent by the words in their names.
 _PERCENT = re.compile(
@@ -39,8 +40,6 @@ REGISTRY = ("task", "method", "augment", "quant")
 NAMES = (*REGISTRY, "pair", "preset")
 #: What a command of the engine says as the record does.
 COMMANDED = ("task", "method", "seed")
-#: How far in the future a run may end: clocks differ.
-AHEAD = 86_400.0
 #: A student that closes the gap a hundred times over is a mistake.
 GAP = 100.0
 
@@ -50,15 +49,26 @@ def check(paths: Sequence[Path]) -> tuple[Found, list[Problem]]:
 
     Returns:
         What was found, and all problems by path: those of reading first, then names, ranges, what contradicts the
-        configuration beside the record, and specifications.
+        configuration and the curves beside the record, then specifications, and what methods of one recipe share.
     """
     found = read(paths)
     problems = list(found.problems)
     known = {group: config.options(group) for group in REGISTRY}
     for row in found.rows:
-        reasons = (*_names(row, known), *_ranges(row, full_record(row)), *_gap(row), *_command(row), *_config(row))
+        record = full_record(row)
+        reasons = (
+            *_names(row, known),
+            *_ranges(row, record),
+            *_gap(row),
+            *_command(row),
+            *_config(row),
+            *agreement.of_itself(row, record),
+        )
         problems += (Problem(row.path, reason) for reason in reasons)
-    problems += _specs(found.rows)
+    changes, broken = agreement.reasons(paths)
+    if any(Path(path).resolve() == RECORDS for path in paths):
+        problems += vanished(snapshot(join(found.rows)), changes)
+    problems += [*broken, *agreement.of_specs(found.rows, changes), *agreement.of_recipes(found.rows)]
     return found, sorted(problems, key=lambda problem: problem.path)
 
 
@@ -96,8 +106,6 @@ def _ranges(row: Row, record: Record) -> Iterator[str]:
             yield f"{name} is {value:g}, expected 0 or more"
     if row.finished < row.started:
         yield "provenance: the run ends before it starts"
-    if row.finished > time.time() + AHEAD:
-        yield "provenance: the run ends in the future"
 
 
 def _gap(row: Row) -> Iterator[str]:
@@ -116,6 +124,8 @@ def _gap(row: Row) -> Iterator[str]:
 
 
 def _command(row: Row) -> Iterator[str]:
+    for said in foreign(row.command):
+        yield f"command: {said!r} is foreign code or configuration, expected names of {TRUSTED.name}"
     words = dict(word.lstrip("+").partition("=")[::2] for word in shlex.split(row.command))
     for key in COMMANDED:
         if key in words and getattr(row, key) not in (words[key], _value(words[key])):
@@ -149,6 +159,8 @@ def _config(row: Row) -> Iterator[str]:
     if edited:
         yield f"{CONFIG} beside it is not that of the run: it was edited"
         return
+    for target in dict.fromkeys(foreign_targets(found)):
+        yield f"{CONFIG} names {target!r}, which is not of {TRUSTED.name}: foreign code"
     for name, value in said.items():
         if value != getattr(row, name):
             yield f"{name} is {getattr(row, name)!r}, {CONFIG} says {value!r}"
@@ -158,15 +170,3 @@ def _config(row: Row) -> Iterator[str]:
     ran = networks_of(Path(row.path))
     if ran and row.networks != identity(ran):
         yield f"networks are {row.networks or 'not named'}, {CONFIG} says {identity(ran)}"
-
-
-def _specs(rows: Iterable[Row]) -> Iterator[Problem]:
-    """Seeds of one specification differ in the seed alone."""
-    for _, same in groupby(rows, key=lambda row: (row.task, row.method, row.spec_hash)):
-        first: Row | None = None
-        for row in same:
-            if not row.ok:
-                continue
-            first = first or row
-            if (setting_of(row), row.primary, row.trials) != (setting_of(first), first.primary, first.trials):
-                yield Problem(row.path, f"spec_hash: {first.path} has the same, but other data, names or tuning")

@@ -17,6 +17,8 @@ from markupsafe import Markup
 #: What shows an absent value.
 NONE = "–"
 
+#: Kinds of columns whose values have ends.
+ENDED = ("estimate", "range")
 #: The direction in which values are better.
 Direction = Literal["high", "low"]
 
@@ -29,7 +31,8 @@ class Column:
         key: Name in CSV and JSON.
         label: Heading.
         help: What the numbers are, shown on the heading.
-        kind: ``text``, ``number``, or ``estimate``: a number with an interval, three columns in CSV and JSON.
+        kind: ``text``, ``number``, ``estimate``: a number with an interval, three columns in CSV and JSON, or
+            ``range``: two ends, two columns.
         better: The direction in which values are better; None where there is no such.
         shown: Whether the column is in view before a reader chooses.
         facet: Whether rows can be filtered by its values.
@@ -40,7 +43,7 @@ class Column:
     key: str
     label: str
     help: str = ""
-    kind: Literal["text", "number", "estimate"] = "text"
+    kind: Literal["text", "number", "estimate", "range"] = "text"
     better: Direction | None = None
     shown: bool = True
     facet: bool = False
@@ -55,7 +58,10 @@ class Column:
 
 @dataclass(slots=True)
 class Cell:
-    """A value: what is shown, the number behind it (numbers and estimates only), where it leads, a remark, a class."""
+    """A value: what is shown, the number behind it (not of texts), where it leads, a remark, a class.
+
+    ``order`` is what a column is sorted by where that is not the number.
+    """
 
     text: str = NONE
     value: float | None = None
@@ -64,6 +70,7 @@ class Cell:
     href: str | None = None
     note: str | None = None
     css: str = ""
+    order: float | None = None
 
     @property
     def raw(self) -> str:
@@ -125,7 +132,8 @@ def to_html(table: Table, root: str) -> Markup:
             css = f"{kinds[i]} {cell.css}".strip() if cell.css else kinds[i]
             opening = f'{tag} class="{css}"' if css else tag
             if column.kind != "text":
-                opening += f' data-order="{"" if cell.value is None else number(cell.value)}"'
+                order = cell.value if cell.order is None else cell.order
+                opening += f' data-order="{"" if order is None else number(order)}"'
                 if cell.low is not None and cell.high is not None:
                     opening += f' data-low="{number(cell.low)}" data-high="{number(cell.high)}"'
             if cell.note:
@@ -149,8 +157,9 @@ def _classes(column: Column) -> str:
 def _header(table: Table) -> list[str]:
     names = []
     for column in table.columns:
-        names.append(column.key)
-        if column.kind == "estimate":
+        if column.kind != "range":
+            names.append(column.key)
+        if column.kind in ENDED:
             names += [f"{column.key}_low", f"{column.key}_high"]
     return names
 
@@ -158,8 +167,9 @@ def _header(table: Table) -> list[str]:
 def _values(table: Table, line: Line) -> Iterable[tuple[str, bool]]:
     """Yields each value as text and whether it is a number."""
     for column, cell in zip(table.columns, line.cells, strict=True):
-        yield cell.raw, cell.value is not None
-        if column.kind == "estimate":
+        if column.kind != "range":
+            yield cell.raw, cell.value is not None
+        if column.kind in ENDED:
             for end in (cell.low, cell.high):
                 yield ("", False) if end is None else (number(end), True)
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from leaderboard.row import Metrics, Row
-from leaderboard.stats import Estimate, columns, estimate
+from leaderboard.stats import Estimate, columns, estimate, ratio
 
 #: Fewest seeds that a row needs to be ranked.
 MINIMUM = 3
@@ -23,7 +23,10 @@ Verdict = Literal["better", "worse", "open"]
 
 
 class Setting(NamedTuple):
-    """What two groups must have in common to be compared; ``pair`` stands for its networks."""
+    """What two groups must have in common to be compared.
+
+    ``pair`` stands for its networks, ``augment`` and ``quant`` are names with those options that not all rows share.
+    """
 
     task: str
     pair: str
@@ -41,8 +44,10 @@ class Difference:
     """A paired difference of the primary metric, in its units: group minus baseline.
 
     Attributes:
-        estimate: Mean with interval over the shared seeds; None says ``reason``.
-        verdict: ``better`` or ``worse`` where the interval leaves zero out, in the direction of the metric.
+        estimate: Mean with its own interval over the shared seeds; None says ``reason``.
+        verdict: ``better`` or ``worse`` where that survives the correction for all that the table compares, else
+            ``open``; in the direction of the metric.
+        p: Two-sided, of the paired t-test alone; ``corrected`` for ``family`` comparisons, None for a single seed.
         reason: Why there is no estimate.
         partner: ``spec_hash`` of the group that was compared with.
     """
@@ -51,6 +56,9 @@ class Difference:
     verdict: Verdict | None = None
     reason: str | None = None
     partner: str | None = None
+    p: float | None = None
+    corrected: float | None = None
+    family: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +68,14 @@ class Cost:
     params: float | None = None
     macs: float | None = None
     bytes: float | None = None
-    latency_ms: float | None = None
+    packed_bytes: float | None = None
+    coded_bytes: float | None = None
+    bits: float | None = None
     epochs: float | None = None
     samples_seen: float | None = None
     student_passes: float | None = None
     teacher_passes: float | None = None
     wall_s: float | None = None
-    peak_rss_mb: float | None = None
     added_params: float | None = None
 
 
@@ -88,7 +97,9 @@ class Group:
         failed: Seeds without a score because the run failed; ``diverged`` likewise.
         enough: Enough seeds, all by the same code; else the row is grey and has no rank.
         note: Why the row is grey, or None.
+        gap: Share of the gap between scratch student and teacher that is closed: a ratio of means over all seeds.
         unranked: Why there is no rank, or None.
+        latency: Median over all runs of this network on this machine, from the fastest to the slowest of them.
     """
 
     setting: Setting
@@ -119,6 +130,7 @@ class Group:
     vs_kd: Difference = Difference()
     rank: tuple[int, int] | None = None
     unranked: str | None = None
+    latency: Estimate | None = None
 
     @property
     def score(self) -> Estimate | None:
@@ -139,7 +151,8 @@ class Group:
 def setting_of(row: Row) -> Setting:
     """Returns the setting of a row; a run without a score knows only the names of its configuration."""
     data = (row.dataset or "", row.digest or "", row.fold or "")
-    return Setting(row.task, row.pairing or row.pair, *data, row.preset, row.augment, row.quant, row.protocol)
+    axes = (row.augmenting or row.augment, row.quantising or row.quant)
+    return Setting(row.task, row.pairing or row.pair, *data, row.preset, *axes, row.protocol)
 
 
 def group(rows: Sequence[Row], minimum: int = MINIMUM) -> list[Group]:
@@ -170,7 +183,7 @@ def _group(rows: list[Row], minimum: int) -> Group:
     chosen = tuple(kept[seed] for seed in sorted(kept))
     scored = [row for row in chosen if row.has_score]
     newest = max(scored or chosen, key=lambda row: (row.finished, row.run_id))
-    gap, gap_reason = _gap(scored, newest)
+    gap, gap_reason = gap_of(scored, newest)
     counts = Counter(row.status for row in chosen)
     note = _note(scored, minimum)
     return Group(
@@ -208,16 +221,33 @@ def _note(scored: Sequence[Row], minimum: int) -> str | None:
     return f"seeds of {revisions} code revisions" if revisions > 1 else None
 
 
-def _gap(scored: Sequence[Row], model: Row) -> tuple[Estimate | None, str | None]:
+def gap_of(scored: Sequence[Row], model: Row) -> tuple[Estimate | None, str | None]:
+    """Returns the share of the gap that is closed, of all seeds, and why there is none or of which seeds it is.
+
+    It is the ratio of means: student - scratch over teacher - scratch, each over the same seeds. Whether there is a gap
+    to close at all is a matter of the setting, which :mod:`leaderboard.boards` decides.
+    """
     if model.reference:
         return None, "the student was trained alone"
-    reasons = Counter(row.gap_reason or "no reason given" for row in scored if row.gap_closed is None)
-    gap = _estimate(row.gap_closed for row in scored)
-    if not reasons:
-        return gap, None
-    reason, _ = min(reasons.items(), key=lambda item: (-item[1], item[0]))
-    missing = sum(reasons.values())
-    return gap, reason if gap is None else f"{missing} of {len(scored)} seeds have none: {reason}"
+    above, below = gains(scored)
+    if not above:
+        return None, "no scratch twin" if any(row.of("teacher") is not None for row in scored) else "no teacher"
+    found = ratio(above, below)
+    missing = len(scored) - len(above)
+    if found is None:
+        return None, "teacher and scratch student score alike"
+    return found, f"{missing} of {len(scored)} seeds have no scratch twin or no teacher" if missing else None
+
+
+def gains(scored: Iterable[Row]) -> tuple[list[float], list[float]]:
+    """Returns student - scratch and teacher - scratch of every seed that has all three."""
+    above, below = [], []
+    for row in scored:
+        alone, teacher = row.of("scratch"), row.of("teacher")
+        if row.score is not None and alone is not None and teacher is not None:
+            above.append(row.score - alone)
+            below.append(teacher - alone)
+    return above, below
 
 
 def _estimate(values: Iterable[float | None]) -> Estimate | None:

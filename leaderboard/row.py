@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import operator
 import re
@@ -12,10 +13,12 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from kdbench.base.digest import digest
 from kdbench.configuration.network import identity
 from kdbench.errors import KDBenchError
 from kdbench.records.schema import Record, RoleScores, Sizes
@@ -23,9 +26,12 @@ from kdbench.records.schema import Record, RoleScores, Sizes
 #: Longest name, longest text, largest number that makes sense anywhere.
 LABEL, TEXT, LARGEST = 200, 20_000, 1e30
 
+#: Of a run whose augmentation and quantisation have no options, or whose configuration is not there.
+NO_AXES: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 _MARKUP = re.compile(r"<[A-Za-z/!?]")
 #: Control characters; those that reverse the text around them are among them.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_WORD = re.compile(r"[\w.,:*\[\]{}+-]{1,40}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*")
 # What shlex.quote makes of words: pasted into a shell it runs kdbench and nothing else.
 _COMMAND = re.compile(r"python -m kdbench(?: (?:[\w@%+=:,./-]++|'[^']*+'|\"'\")++)*+", re.ASCII)
@@ -77,6 +83,10 @@ class Row:
         started: UTC, seconds since 1970; ``finished`` likewise.
         networks: The pair's networks, alike for equal ones and no others; empty where nothing tells.
         pairing: What the pair of these networks is called over all rows, set by :func:`leaderboard.rows.read`.
+        augment_options: Options of the augmentation, alike for equal ones and no others; empty where there are none or
+            nothing tells. ``quant_options`` likewise.
+        augmenting: What the augmentation under these options is called over all rows, set as ``pairing`` is;
+            ``quantising`` likewise.
     """
 
     path: str
@@ -129,6 +139,10 @@ class Row:
     finished: float
     networks: str = ""
     pairing: str = ""
+    augment_options: str = ""
+    quant_options: str = ""
+    augmenting: str = ""
+    quantising: str = ""
 
     @property
     def ok(self) -> bool:
@@ -151,10 +165,13 @@ class Row:
         return found.get(self.primary) if found and self.primary else None
 
     def figure(self, name: str, model: str = "student") -> float | None:
-        """Returns a number of the cost (``wall_s``), or of a model's size (``params``)."""
-        size = self.models.get(model)
-        found = self.cost.get(name)
-        return found if found is not None else size.get(name) if size else None
+        """Returns a number of the cost (``wall_s``), or of a model's size (``params``).
+
+        A student that rounds in floating point is stored as the converted one.
+        """
+        models = (model, "converted") if model == "student" and name in _STORED else (model,)
+        found = (self.cost.get(name), *(size.get(name) for each in models if (size := self.models.get(each))))
+        return next((value for value in found if value is not None), None)
 
     @property
     def finished_utc(self) -> str:
@@ -170,6 +187,8 @@ class Row:
 FIELDS = tuple(f.name for f in dataclasses.fields(Row))
 #: The values of a row, in the order of its fields.
 values_of = operator.attrgetter(*FIELDS)
+#: Numbers of a model as it is stored.
+_STORED = ("bits", "packed_bytes")
 #: Fields that are names, as the record has them.
 _LABELS = ("run_id", "task", "method", "pair", "augment", "quant", "preset", "fidelity", "origin")
 _TEXTS = tuple(i for i, f in enumerate(dataclasses.fields(Row)) if str(f.type).startswith("str"))
@@ -232,8 +251,16 @@ def label(where: str, value: str) -> str:
     return sys.intern(value)
 
 
-def flatten(record: Record, path: str, intern: Interner) -> Row:
+def flatten(
+    record: Record, path: str, intern: Interner, axes: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> Row:
     """Makes a row of a record.
+
+    Args:
+        record: The record.
+        path: Its file.
+        intern: Keeps what rows share.
+        axes: Options of its augmentation and its quantisation, by ``augment`` and ``quant``.
 
     Raises:
         KDBenchError: A string is no plain label or text, a command would run something else, a number is out of range.
@@ -293,12 +320,30 @@ def flatten(record: Record, path: str, intern: Interner) -> Row:
         started=origin.started.timestamp(),
         finished=origin.finished.timestamp(),
         networks=label("networks", identity(record.networks)) if record.networks else "",
+        augment_options=sys.intern(_options(axes.get("augment", {}))),
+        quant_options=sys.intern(_options(axes.get("quant", {}))),
     )
     for name in _NUMBERS:
         value = getattr(row, name)
         if value is not None and not -LARGEST < value < LARGEST:
             raise KDBenchError(f"{name}: a number of {len(str(value))} digits is out of range")
     return row
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """Writes options as one text, dotted and sorted; what is no plain word is written as a digest."""
+    return json.dumps(dict(sorted(_flat(options))), separators=(",", ":")) if options else ""
+
+
+def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in options.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{name}.")
+        else:
+            said = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            plain = (part if _WORD.fullmatch(part) else f"#{digest(part, 6)}" for part in (name, said))
+            yield next(plain), next(plain)
 
 
 def _numbers(part: BaseModel | None, intern: Interner) -> Metrics:

@@ -21,31 +21,44 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from stat import S_ISDIR
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
+from pydantic_core import from_json
 
+from kdbench.base.digest import digest
 from kdbench.base.machine import cores
 from kdbench.configuration.network import architectures
 from kdbench.errors import KDBenchError
 from kdbench.records.record import CONFIG, RUN, parse_record, read_record
 from kdbench.records.schema import Record
 from leaderboard.cache import RowCache
-from leaderboard.row import CONTROL, Interner, Metrics, Parts, Row, flatten, refuse_markup, values_of
+from leaderboard.row import CONTROL, LABEL, Interner, Metrics, Parts, Row, flatten, refuse_markup, values_of
+from leaderboard.verified import Verification, verified
 
 #: The records that come with the package: what was accepted by pull request.
 RECORDS = Path(__file__).resolve().parent / "records"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: Axes whose options part settings, and the field of a row that has the name of one under its options.
+AXES = {"augment": "augmenting", "quant": "quantising"}
+_NO_OPTIONS = ("name", "_target_")
 #: Largest file that is read, and what is looked at closely; a record of sixty metrics has 20 kB.
 LARGEST_FILE, USUAL_FILE = 8_000_000, 100_000
 #: Files that one process reads at a time; with twice as many there are several processes.
 SHARE = 2000
+#: Seconds that a run may end ahead of this clock: clocks differ.
+AHEAD = 3600.0
+#: Letters of a path that are shown.
+LONGEST_PATH = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,7 @@ class Found(NamedTuple):
         copies: Records that are in several of the folders, such as one of ``results/`` submitted to the board.
         parsed: Files that were read; the others came from the cache.
         empty: Those of the given folders that hold no record, not even a broken one.
+        verified: What running a record again gave, by its content hash.
     """
 
     rows: list[Row]
@@ -72,6 +86,7 @@ class Found(NamedTuple):
     copies: int
     parsed: int
     empty: tuple[Path, ...] = ()
+    verified: Mapping[str, Verification] = MappingProxyType({})
 
 
 def read(roots: Sequence[Path], cache: Path | None = None) -> Found:
@@ -92,11 +107,13 @@ def _read(roots: Mapping[Path, Path], cache: Path | None) -> Found:
     parsed = copies = 0
     empty = []
     paths: set[str] = set()
+    now = time.time()
     runs: dict[tuple[str, float, float], tuple[str, int]] = {}  # a run, where it was found first and in which root
     for number, (root, given) in enumerate(roots.items()):
         kept = RowCache.load(cache, root, intern)
-        files = list(find(root))
-        if not files:
+        before = len(problems)
+        files = list(find(root, problems))
+        if not files and len(problems) == before:
             empty.append(given)
         files = [file for file in files if file[0] not in paths]
         paths.update(path for path, _ in files)
@@ -111,6 +128,9 @@ def _read(roots: Mapping[Path, Path], cache: Path | None) -> Found:
             row = kept.get(path)
             if row is None:
                 continue
+            if row.finished > now + AHEAD:  # it would be the newest of its seed until then
+                problems.append(Problem(path, f"it ends in the future, {row.finished_utc} UTC: which clock was that?"))
+                continue
             first, place = runs.setdefault((row.content_hash, row.started, row.finished), (path, number))
             if first == path:
                 rows.append(row)
@@ -119,9 +139,9 @@ def _read(roots: Mapping[Path, Path], cache: Path | None) -> Found:
             else:
                 copies += 1
         kept.save()
-    rows = sorted(_paired(rows), key=lambda row: row.order)
+    rows = sorted(_chosen(_paired(rows)), key=lambda row: row.order)
     problems.sort(key=lambda problem: problem.path)
-    return Found(rows, problems, copies, parsed, tuple(empty))
+    return Found(rows, problems, copies, parsed, tuple(empty), verified(roots.values()))
 
 
 def _paired(rows: Sequence[Row]) -> list[Row]:
@@ -138,6 +158,36 @@ def _paired(rows: Sequence[Row]) -> list[Row]:
         called[task, networks] = free or f"{usual[0]} ({said})"
         taken.add((task, called[task, networks]))
     return [replace(row, pairing=called[row.task, row.networks or row.pair]) for row in rows]
+
+
+def _chosen(rows: Iterable[Row]) -> Iterator[Row]:
+    """Names augmentations and quantisations by those of their options in which a task's rows of them differ."""
+    rows = list(rows)
+    named = {axis: _named({(row.task, *_axis(row, axis)) for row in rows}) for axis in AXES}
+    for row in rows:
+        own = {called: named[axis].get((row.task, *_axis(row, axis)), "") for axis, called in AXES.items()}
+        yield replace(row, augmenting=own["augmenting"], quantising=own["quantising"]) if any(own.values()) else row
+
+
+def _axis(row: Row, axis: str) -> tuple[str, str]:
+    """Returns the name and the options of an augmentation or a quantisation."""
+    return getattr(row, axis), getattr(row, f"{axis}_options")
+
+
+def _named(found: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
+    """Names each of those of one task and name by the options that differ."""
+    alike: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for task, name, text in found:
+        if text:
+            alike.setdefault((task, name), {})[text] = from_json(text)
+    called = {}
+    for (task, name), known in alike.items():
+        keys = sorted({key for options in known.values() for key in options})
+        differ = [key for key in keys if len({options.get(key) for options in known.values()}) > 1]
+        for text, options in known.items():
+            said = " ".join([name, *(f"{key}={options[key]}" for key in differ if key in options)])
+            called[task, name, text] = said if len(said) <= LABEL else f"{name} #{digest(text, 6)}"
+    return called
 
 
 @contextlib.contextmanager
@@ -199,10 +249,11 @@ def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
         record = parse_record(text, path)
         if record.networks is None:
             record = record.model_copy(update={"networks": networks_of(Path(path))})
+        axes = axes_of(Path(path)) if {record.augment, record.quant} != {"none"} else {}
         # Nearly no record can hold markup or an endless string, and looking takes as long as the rest.
         if b"<" in text or b"\\u" in text or size > USUAL_FILE:
             refuse_markup("", record.model_dump(mode="json", exclude={"reason", "gap_reason"}))
-        return flatten(record, path, intern)
+        return flatten(record, path, intern, axes)
     except OSError as error:
         return Problem(path, f"cannot be read ({error.strerror})")
     except KDBenchError as error:
@@ -211,10 +262,21 @@ def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
 
 def networks_of(path: Path) -> dict[str, dict[str, Any]] | None:
     """Returns the networks of a record of before it named them, from the configuration beside it."""
+    return _configured(path, lambda config: architectures(config["pair"]))
+
+
+def axes_of(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the options of a record's augmentation and quantisation, from the configuration beside it."""
+    found = _configured(path, lambda config: {axis: dict(config[axis]) for axis in AXES})
+    return {axis: {k: v for k, v in own.items() if k not in _NO_OPTIONS} for axis, own in (found or {}).items()}
+
+
+def _configured(path: Path, take: Callable[[Any], Any]) -> Any:
+    """Returns what is taken of the configuration beside a record, None where that cannot be read."""
     try:
         text = path.with_name(CONFIG).read_bytes()
         # Aliases may unfold without end; what the engine wrote has none.
-        return None if b"&" in text else architectures(yaml.load(text[:USUAL_FILE], Loader=_Loader)["pair"])
+        return None if b"&" in text else take(yaml.load(text[:USUAL_FILE], Loader=_Loader))
     except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError):
         return None
 
@@ -224,34 +286,36 @@ def _one_line(path: str, error: KDBenchError) -> str:
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
-def find(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+def find(root: Path, problems: list[Problem]) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yields the path of every ``run.json`` below ``root`` in a fixed order, with its size and time of change.
 
     Folders whose names begin with a dot hold what is being written and the sweeps' notes. A folder that links lead to
-    again, such as a link to a parent, is read once.
+    again, such as a link to a parent, is read once. What cannot be looked at is added to ``problems``.
     """
-    if root.is_file():
-        state = root.stat()
-        yield str(root), (state.st_size, state.st_mtime_ns)
-    else:
-        yield from _below(str(root), set())
-
-
-def _below(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
-    try:
-        state = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise KDBenchError(f"{folder}: cannot be read ({error.strerror}), expected a folder of run records") from None
-    if (state.st_dev, state.st_ino) in seen:
-        return
-    seen.add((state.st_dev, state.st_ino))
-    for entry in entries:
-        if entry.name == RUN and os.path.isfile(entry.path):
-            state = os.stat(entry.path)
-            yield entry.path, (state.st_size, state.st_mtime_ns)
-    for entry in entries:
-        # What the entry says costs nothing; a link may lead to itself, which only os.path takes for no folder.
-        folds = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-        if folds and not entry.name.startswith("."):
-            yield from _below(entry.path, seen)
+    seen: set[tuple[int, int]] = set()
+    waiting = [str(root)]
+    while waiting:
+        path = waiting.pop()
+        try:
+            state = os.stat(path)
+            if not S_ISDIR(state.st_mode):
+                yield path, (state.st_size, state.st_mtime_ns)
+                continue
+            if (state.st_dev, state.st_ino) in seen:
+                continue
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+            seen.add((state.st_dev, state.st_ino))
+            files = [entry.path for entry in entries if entry.name == RUN and os.path.isfile(entry.path)]
+            # What the entry says costs nothing; a link may lead to itself, which only os.path takes for no folder.
+            folders = [
+                entry.path
+                for entry in entries
+                if not entry.name.startswith(".")
+                and (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir())
+            ]
+        except OSError as error:
+            shown = path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…"
+            problems.append(Problem(shown, f"cannot be read ({error.strerror}): what is below it is not shown"))
+            continue
+        waiting += [*reversed(folders), *reversed(files)]

@@ -20,6 +20,7 @@ from leaderboard.exports import FORMATS, Table, to_html
 from leaderboard.groups import MINIMUM, Group
 from leaderboard.row import Row
 from leaderboard.rows import Found
+from leaderboard.verified import Verification
 
 HERE = Path(__file__).resolve().parent
 #: Runs that get a page of their own; the others are rows of their group's page.
@@ -57,6 +58,11 @@ class Site:
     def tasks(self) -> Mapping[str, list[Board]]:
         """Boards by task."""
         return self.boards.tasks
+
+    def verified(self, group: Group) -> Verification | None:
+        """Returns the newest verification of one of the runs that count of a group."""
+        found = [v for row in group.rows if (v := self.found.verified.get(row.content_hash)) is not None]
+        return max(found, key=lambda v: v.date, default=None)
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -133,7 +139,7 @@ class Site:
         )
         environment.filters["rows"] = to_html
         navigation = [("Overview", "index.html"), ("Tasks", "tasks.html"), ("Methods", "methods.html")]
-        navigation += [("Coverage", "coverage.html")]
+        navigation += [("Advice", "advice.html"), ("Claims", "claims.html"), ("Coverage", "coverage.html")]
         navigation += [("Compatibility", "compatibility.html")] if self.cells is not None else []
         environment.globals.update(
             navigation=[*navigation, ("About", "about.html")],

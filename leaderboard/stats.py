@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ class Estimate:
 
     Attributes:
         n: Values that it was computed from.
-        mean: Their mean (for :func:`interquartile_mean` the mean of the middle half).
-        sd: Sample standard deviation; None for one value.
+        mean: Their mean, or a ratio of means.
+        sd: Sample standard deviation; None for one value and for a ratio.
         low: Lower end of the 95% interval; None for one value.
         high: Upper end.
     """
@@ -40,6 +41,28 @@ class Estimate:
     def excludes(self, value: float) -> bool:
         """Whether the interval lies wholly on one side of ``value``; False without an interval."""
         return self.low is not None and self.high is not None and not self.low <= value <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A method against a control, corrected for all methods that are compared with it.
+
+    Attributes:
+        mean: Difference of the means, method minus control.
+        low: Lower end of the simultaneous interval: all of them hold together at :data:`LEVEL`.
+        high: Upper end.
+        p: Two-sided, corrected.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def resolved(self) -> bool:
+        """Whether method and control can be told apart."""
+        return not self.low <= 0.0 <= self.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,45 +115,75 @@ def paired(first: ArrayLike, second: ArrayLike, level: float = LEVEL) -> Estimat
     return estimate(np.asarray(first, dtype=float) - np.asarray(second, dtype=float), level)
 
 
-def iqm(values: ArrayLike) -> float:
-    """Returns the interquartile mean: without the lowest and the highest quarter, ``floor(n / 4)`` values each."""
-    x = np.sort(np.asarray(values, dtype=float), axis=None)
-    cut = len(x) // 4
-    return float(x[cut : len(x) - cut].mean())
+def paired_p(found: Estimate) -> float | None:
+    """Returns the two-sided p of the paired t-test behind :func:`paired`: that there is no difference."""
+    if found.sd is None:
+        return None
+    if not found.sd:
+        return 0.0 if found.mean else 1.0
+    return float(2 * special.stdtr(found.n - 1, -abs(found.mean) * math.sqrt(found.n) / found.sd))
 
 
-def interquartile_mean(
-    strata: Sequence[ArrayLike], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate | None:
-    """Returns the interquartile mean of all runs with a percentile interval by stratified bootstrap.
-
-    As in Agarwal et al.: Deep Reinforcement Learning at the Edge of the Statistical Precipice (NeurIPS 2021): runs are
-    drawn again within each stratum (a cell: one task and pair), never across, and the mean of the middle half is taken
-    over all of them.
+def ratio(above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Estimate | None:
+    """Returns the ratio of two means of paired values, its interval by Fieller (J. R. Stat. Soc. B 1954).
 
     Args:
-        strata: Normalised scores of the runs of each cell; the cells may differ in their number of runs.
+        above: Values of the numerator.
+        below: Those of the denominator, of the same seeds in the same order.
+        level: Of the interval.
+
+    Returns:
+        None where nothing is paired or the denominator is zero; an estimate without an interval for one pair and where
+        the denominator cannot be told from zero, so that no ratio can be excluded.
+    """
+    x, y = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    kept = np.isfinite(x) & np.isfinite(y)
+    x, y = x[kept], y[kept]
+    n = len(x)
+    if not n or not y.mean():
+        return None
+    top, bottom = float(x.mean()), float(y.mean())
+    if n < 2:
+        return Estimate(n, top / bottom)
+    xx, xy, yy = (
+        float(v) * special.stdtrit(n - 1, (1 + level) / 2) ** 2 / n for v in np.cov(x, y)[[0, 0, 1], [0, 1, 1]]
+    )
+    a, b, c = bottom**2 - yy, top * bottom - xy, top**2 - xx
+    if a <= 0:
+        return Estimate(n, top / bottom)
+    half = math.sqrt(max(0.0, b * b - a * c))
+    return Estimate(n, top / bottom, None, float((b - half) / a), float((b + half) / a))
+
+
+def mean_ratio(
+    cells: Sequence[tuple[ArrayLike, ArrayLike]], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate | None:
+    """Returns the mean over cells of the ratio of means of each, with a percentile interval by stratified bootstrap.
+
+    Args:
+        cells: Values above and below of the seeds of each cell, see :func:`ratio`; pairs are drawn within their cell.
         level: Of the interval.
         resamples: How often to draw.
         seed: Of the draws.
 
     Returns:
-        None where there is no run; an estimate without an interval where no cell has two runs.
+        None without cells; no interval where no cell has two pairs.
     """
-    groups = [x[np.isfinite(x)] for x in (np.asarray(s, dtype=float).ravel() for s in strata)]
-    groups = [x for x in groups if len(x)]
-    if not groups:
+    pairs = [np.asarray(cell, dtype=float) for cell in cells]
+    if not pairs:
         return None
-    together = np.concatenate(groups)
-    if max(map(len, groups)) < 2:
-        return Estimate(len(together), iqm(together))
+    found = float(np.mean([x.mean() / y.mean() for x, y in pairs]))
+    count = sum(x.shape[1] for x in pairs)
+    if max(x.shape[1] for x in pairs) < 2:
+        return Estimate(count, found)
     rng = np.random.default_rng(seed)
-    drawn = np.concatenate([x[rng.integers(0, len(x), (resamples, len(x)))] for x in groups], axis=1)
-    drawn.sort(axis=1)
-    cut = len(together) // 4
-    means = drawn[:, cut : len(together) - cut].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(len(together), iqm(together), float(together.std(ddof=1)), float(low), float(high))
+    total = np.zeros(resamples)
+    for cell in pairs:
+        drawn = cell[:, rng.integers(0, cell.shape[1], (resamples, cell.shape[1]))].mean(axis=2)
+        # A draw may have a denominator of zero; it says nothing.
+        total += np.divide(drawn[0], drawn[1], out=np.full(resamples, np.nan), where=drawn[1] != 0)
+    low, high = np.nanquantile(total / len(pairs), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(count, found, None, float(low), float(high))
 
 
 def wilcoxon(first: ArrayLike, second: ArrayLike) -> float | None:
@@ -169,30 +222,93 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Methods under the same seeds: scores are taken for method + seed + noise of one variance.
+
+    That is estimated from all of them: with few seeds a correction of separate t-tests would resolve next to nothing.
+    Every difference of two has the same error, and Dunnett's correction (JASA 1955) holds for all differences to any
+    one of the methods together.
+
+    Attributes:
+        means: Of each method.
+        error: Standard error of a difference.
+        half: Half of the simultaneous interval of a difference.
+        df: Degrees of freedom of the error.
+    """
+
+    means: Floats
+    error: float
+    half: float
+    df: int
+
+    @classmethod
+    def of(cls, scores: ArrayLike) -> Blocks:
+        """Takes scores ``(methods, seeds)``, nothing missing, at least two of each."""
+        x = np.asarray(scores, dtype=float)
+        methods, seeds = x.shape
+        means = x.mean(axis=1)
+        noise = x - means[:, None] - x.mean(axis=0) + x.mean()
+        df = (methods - 1) * (seeds - 1)
+        error = math.sqrt(2 * float((noise**2).sum()) / df / seeds)
+        return cls(means, error, error * _dunnett_quantile(methods - 1, df), df)
+
+    def contrast(self, method: int, control: int) -> Contrast:
+        """Compares two methods, corrected for the differences of all to the control."""
+        mean = float(self.means[method] - self.means[control])
+        t = abs(mean) / self.error if self.error else math.inf * abs(mean or 1.0)
+        p = max(0.0, 1 - dunnett_cdf(t, len(self.means) - 1, self.df))
+        return Contrast(mean, mean - self.half, mean + self.half, p)
+
+
+def dunnett(scores: ArrayLike, control: int) -> list[Contrast | None]:
+    """Compares every method with one control (Dunnett, JASA 1955), the seeds as blocks, see :class:`Blocks`.
+
+    Args:
+        scores: ``(methods, seeds)``, nothing missing, at least two of each.
+        control: Row that the others are compared with.
+
+    Returns:
+        A contrast for each method; None for the control.
+    """
+    found = Blocks.of(scores)
+    return [None if i == control else found.contrast(i, control) for i in range(len(found.means))]
+
+
+def dunnett_cdf(t: float, contrasts: int, df: float) -> float:
+    """Returns the probability that the largest of several |t| that share a control stays below ``t``.
+
+    Means of equal size are compared, so that any two contrasts correlate by one half; the error has ``df`` degrees of
+    freedom. Given the control's mean and the error the contrasts are independent: a double integral.
+    """
+    nodes, weights = _nodes()
+    half = len(nodes) // 2  # the integrand is even in the control's mean
+    z = 8 * nodes[half:]
+    z_weights = 16 * weights[half:] * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    spread = np.sqrt(special.chdtri(df, (1 - nodes) / 2) / df)
+    reach = math.sqrt(2) * min(t, 1e6) * spread[:, None]
+    inside = special.ndtr(z + reach) - special.ndtr(z - reach)
+    return float((weights / 2) @ (inside**contrasts @ z_weights))
+
+
+@functools.cache
+def _nodes() -> tuple[Floats, Floats]:
+    return np.polynomial.legendre.leggauss(96)
+
+
+@functools.cache
+def _dunnett_quantile(contrasts: int, df: float) -> float:
+    from scipy.optimize import brentq  # half a second to import, and seldom needed
+
+    return float(brentq(lambda t: dunnett_cdf(t, contrasts, df) - LEVEL, 0.1, 100.0))
+
+
 def rank(values: ArrayLike) -> Floats:
     """Returns the ranks of values, 1 for the lowest; equal values share the mean of their places."""
     x = np.asarray(values, dtype=float)
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=float)
-
-
-def places(estimates: Sequence[Estimate], higher_is_better: bool = True) -> list[tuple[int, int]]:
-    """Returns the best and the worst place of each estimate: those whose intervals overlap are tied.
-
-    The best place is one more than the number that are surely better, that is with an interval wholly above; the worst
-    leaves only those behind that are surely worse. An estimate without an interval is sure of nothing.
-    """
-    sign = 1.0 if higher_is_better else -1.0
-    ends = [
-        (-math.inf, math.inf) if e.low is None or e.high is None else sorted((sign * e.low, sign * e.high))
-        for e in estimates
-    ]
-    low, high = np.array([e[0] for e in ends]), np.array([e[1] for e in ends])
-    return [
-        (1 + int((low > own_high).sum()), len(ends) - int((high < own_low).sum()))
-        for own_low, own_high in zip(low, high, strict=True)
-    ]
 
 
 def critical_difference(

@@ -80,6 +80,7 @@
   const words = (sign) => (a, b) => (a === NONE) - (b === NONE) ||
     sign * a.localeCompare(b, "en", { numeric: true, sensitivity: "base" });
 
+  const ended = (column) => column.kind === "estimate" || column.kind === "range"; /* two more values, low and high */
   const tables = [];
 
   function enhance(section) {
@@ -174,8 +175,8 @@
       const out = { caption: element.caption.textContent.trim(), keys: [], heads: [], kinds: [], rows: [] };
       kept.forEach((i) => {
         const column = columns[i];
-        out.keys.push(column.key);
-        if (column.kind === "estimate") out.keys.push(column.key + "_low", column.key + "_high");
+        if (column.kind !== "range") out.keys.push(column.key);
+        if (ended(column)) out.keys.push(column.key + "_low", column.key + "_high");
         out.heads.push(column.head);
         out.kinds.push(column.kind);
       });
@@ -186,8 +187,10 @@
           const shown = cell.textContent.trim();
           const raw = cell.dataset.order || "";
           line.texts.push(shown);
-          line.values.push(raw ? { text: raw, number: true } : { text: shown === NONE ? "" : shown, number: false });
-          if (columns[i].kind === "estimate") {
+          if (columns[i].kind !== "range") {
+            line.values.push(raw ? { text: raw, number: true } : { text: shown === NONE ? "" : shown, number: false });
+          }
+          if (ended(columns[i])) {
             for (const end of ["low", "high"]) line.values.push({ text: cell.dataset[end] || "", number: !!cell.dataset[end] });
           }
         });

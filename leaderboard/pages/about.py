@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from leaderboard.across import headline
+from leaderboard.across import PAIRS, headline
 from leaderboard.boards import BASELINE
 from leaderboard.exports import Cell, Column, Table
 from leaderboard.pages import common
@@ -27,6 +27,7 @@ def write(site: Site) -> None:
         refused=refused,
         baseline=BASELINE,
         resamples=RESAMPLES,
+        pairs=PAIRS,
         min_methods=MIN_METHODS,
         min_cells=MIN_CELLS,
         protocols=sorted({row.protocol for row in site.found.rows}),

@@ -7,14 +7,18 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Container, Iterable
+from dataclasses import replace
 
 from kdbench.records.schema import idle_terms
-from leaderboard.boards import Board, lower_is_better
+from leaderboard.boards import Board, directed, lower_is_better
 from leaderboard.charts import Dot, short
+from leaderboard.costs import training
 from leaderboard.exports import NONE, Cell, Column, Direction
+from leaderboard.foreign import foreign
 from leaderboard.groups import Difference, Group
 from leaderboard.row import Row
 from leaderboard.stats import Estimate
+from leaderboard.verified import Verification
 
 #: Keys of a command that another run of its setting says anew, or that are its owner's.
 ANEW = {"task", "method", "pair", "preset", "seed", "results", "cache", "logger", "rerun"}
@@ -53,20 +57,28 @@ def estimate(found: Estimate | None, places: int, *, plus: bool = False, percent
 
 
 def difference(found: Difference, places: int) -> Cell:
-    """Makes a cell of a paired difference, marked where its interval leaves zero out."""
+    """Makes a cell of a paired difference, marked where it survives the correction for all that are compared."""
     if found.estimate is None:
         return Cell(note=found.reason)
     cell = estimate(found.estimate, places, plus=True)
     cell.css = {"better": "good", "worse": "bad"}.get(found.verdict or "", "")
-    if found.verdict == "open":
-        cell.note = "the interval holds zero: not told apart"
+    if found.corrected is None:
+        cell.note = "one seed: not told apart"
+    elif found.p is not None:
+        told = "" if found.verdict != "open" else "not told apart: "
+        cell.note = f"{told}p = {found.p:.2g} alone, {found.corrected:.2g} corrected for {found.family} comparisons"
     return cell
 
 
 def gap(group: Group) -> Cell:
     """Makes the cell of the gap closed."""
     cell = estimate(group.gap, 0, percent=True)
-    if group.gap_reason:
+    if group.gap is not None:
+        said = [f"of {group.gap.n} seed{'s' * (group.gap.n > 1)}"]
+        if group.gap.n > 1 and group.gap.low is None:
+            said.append("no interval: over these seeds alone the headroom may be nothing")
+        cell.note = "; ".join([*said, *filter(None, [group.gap_reason])])
+    elif group.gap_reason:
         cell.note = group.gap_reason
     return cell
 
@@ -94,12 +106,14 @@ def percent_dot(label: str, found: Estimate) -> Dot:
     return Dot(label, 100 * found.mean, low, high)
 
 
-def rank(group: Group) -> Cell:
-    """Makes the cell of a place: a range where intervals overlap."""
+def rank(group: Group, block: int = 0) -> Cell:
+    """Makes the cell of a place, a range; places exist within a block of rows only, by which they are sorted first."""
     if group.rank is None:
         return Cell(note=group.unranked)
     best, worst = group.rank
-    return Cell(str(best) if best == worst else f"{best}–{worst}", best)
+    return Cell(
+        str(best) if best == worst else f"{best}–{worst}", best, best, worst, order=1e8 * block + 1e4 * best + worst
+    )
 
 
 def tail(path: str) -> str:
@@ -128,40 +142,47 @@ def setting(board: Board) -> str:
 
 
 def settings(boards: Iterable[Board]) -> list[str]:
-    """Names boards; those of one name are told apart by the digest of their data, then by protocol."""
+    """Names boards; those of one name by what differs: samples to learn from, else digest of the data or protocol."""
     boards = list(boards)
     names = [setting(board) for board in boards]
-    for key in ("digest", "protocol"):
-        counts = Counter(names)
-        names = [
-            name if counts[name] == 1 else f"{name} · {key} {getattr(board.setting, key)[:8]}"
-            for name, board in zip(names, boards, strict=True)
-        ]
+    extras = (
+        lambda board: f"{board.groups[0].newest.train_size} train" if board.groups[0].newest.train_size else "",
+        lambda board: f"digest {board.setting.digest[:8]}",
+        lambda board: f"protocol {board.setting.protocol}",
+    )
+    for extra in extras:
+        alike: dict[str, list[int]] = {}
+        for i, name in enumerate(names):
+            alike.setdefault(name, []).append(i)
+        for same in alike.values():
+            said = [extra(boards[i]) for i in same]
+            if len(same) > 1 and len(set(said)) > 1:
+                for i, more in zip(same, said, strict=True):
+                    names[i] = " · ".join(filter(None, (names[i], more)))
     return names
 
 
 def labels(board: Board) -> dict[int, str]:
-    """Names the groups of a board shortly, by id: those of one method by their tuning, then by their hash."""
+    """Names the groups of a board shortly, by id: those of one method by tuning, then by bits, then by their hash."""
     names = [group.method for group in board.groups]
-    for extra in (lambda g: f", {g.trials} trials", lambda g: f" #{g.spec_hash[:5]}"):
+    extras = (
+        lambda g: f", {g.trials} trials",
+        lambda g: f", {short(g.cost.bits)} bits" if g.cost.bits else "",
+        lambda g: f" #{g.spec_hash[:5]}",
+    )
+    for extra in extras:
         counts = Counter(names)
         tried = [n + extra(g) if counts[n] > 1 else n for n, g in zip(names, board.groups, strict=True)]
         names = tried if len(set(tried)) > len(set(names)) else names
     return {id(group): name for group, name in zip(board.groups, names, strict=True)}
 
 
-def better(name: str, board: Board) -> Direction:
-    """Returns the direction of a metric."""
+def better(name: str, board: Board) -> Direction | None:
+    """Returns the direction of a metric, None where it has none."""
+    if name != board.primary and not directed(name):
+        return None
     up = board.higher_is_better if name == board.primary else not lower_is_better(name)
     return "high" if up else "low"
-
-
-def passes(group: Group) -> float | None:
-    """Returns forward passes per sample over the whole training, student and teacher together, one a sample each."""
-    cost = group.cost
-    if cost.student_passes is None and cost.teacher_passes is None:
-        return None
-    return (cost.student_passes or 0.0) + (cost.teacher_passes or 0.0)
 
 
 #: Roles that few runs have.
@@ -174,23 +195,71 @@ RARE = (
 COST = (
     Column("params", "Params", "Parameters of the student as it is deployed.", "number", "low"),
     Column("macs", "MACs", "Multiply-accumulates of the student for one sample.", "number", "low"),
-    Column("latency_ms", "Latency", "Median latency of one sample in ms, on the machine of the run.", "number", "low"),
-    Column("passes", "Passes", "Forward passes per training sample, student and teacher.", "number", "low"),
-    Column("bytes", "Bytes", "Size of the student on disk.", "number", "low", shown=False),
+    Column(
+        "latency_ms",
+        "Latency",
+        "Of one sample in ms: median, fastest and slowest run of all with this network and machine.",
+        "estimate",
+        "low",
+    ),
+    Column(
+        "student_cost",
+        "Training, student",
+        "Samples seen times forward passes of the student, in those of the scratch twin's whole training.",
+        "number",
+        "low",
+    ),
+    Column(
+        "teacher_cost",
+        "Training, teacher",
+        "Samples seen times forward passes of the teacher, in those of the scratch twin's whole training.",
+        "number",
+        "low",
+    ),
+    Column("bytes", "Bytes", "Size of the student on disk, as floats.", "number", "low", shown=False),
+    Column("packed_bytes", "Packed", "Size of its packed weights on disk, all overhead in it.", "number", "low", False),
+    Column("coded_bytes", "Coded", "What an entropy code would make of that file.", "number", "low", shown=False),
+    Column("bits", "Bits", "Of a packed weight, on average; ranges and points aside.", "number", "low", shown=False),
     Column("added_params", "Added", "Parameters that only training has.", "number", "low", shown=False),
     Column("epochs", "Epochs", "", "number", shown=False),
     Column(
         "wall_s", "Wall s", "Seconds of the student stage, on the machine of the run.", "number", "low", shown=False
     ),
-    Column("peak_rss_mb", "Peak MB", "Peak memory of the student stage.", "number", "low", shown=False),
 )
 
 
-def cost_cells(group: Group) -> list[Cell]:
+def cost_cells(group: Group, board: Board) -> list[Cell]:
     """Makes the cells of :data:`COST`."""
     cost = group.cost
-    values = (cost.params, cost.macs, cost.latency_ms, passes(group), cost.bytes, cost.added_params, cost.epochs)
-    return [plain(value) for value in (*values, cost.wall_s, cost.peak_rss_mb)]
+    further = (cost.bytes, cost.packed_bytes, cost.coded_bytes, cost.bits, cost.added_params, cost.epochs, cost.wall_s)
+    first = [plain(cost.params), plain(cost.macs), latency(group)]
+    return [*first, *(_times(v) for v in training(group, board)), *(plain(v) for v in further)]
+
+
+def _times(value: float | None) -> Cell:
+    cell = plain(value)
+    return cell if value is None else replace(cell, text=f"{cell.text} ×")
+
+
+def latency(group: Group) -> Cell:
+    """Makes the cell of the latency that all runs with one network on one machine share."""
+    found = group.latency
+    if found is None:
+        return Cell()
+    text, note = short(found.mean), f"{found.n} run{'s' * (found.n > 1)} of this network on {group.newest.cpu}"
+    if found.low is not None and found.high is not None:
+        note += f": {short(found.low)} to {short(found.high)} ms, beside what else the machine did"
+    return Cell(text, found.mean, found.low, found.high, note=note)
+
+
+def verified(found: Verification | None) -> Cell:
+    """Makes the cell of what running a record again gave."""
+    if found is None:
+        return Cell("not verified")
+    note = f"run {found.run_id} on {found.machine or 'no machine'}, torch {found.torch or 'unknown'}"
+    if found.largest is not None and found.verdict != "bitwise":
+        note += f": differs by {short(found.largest)}, tolerance {short(found.tolerance)}"
+    return Cell(f"{found.verdict}, {found.date}", note=note, css="good" if found.ok else "bad")
 
 
 def state(row: Row) -> str:
@@ -206,7 +275,19 @@ def note(group: Group) -> str:
     counts = ((group.failed, "failed"), (group.diverged, "diverged"), (silent, "without a score"))
     lost = [f"{n} {what}" for n, what in counts if n]
     why = group.note or (group.unranked if group.rank is None else None)
-    return "; ".join(filter(None, [why, ", ".join(lost), *idle(group)]))
+    return "; ".join(filter(None, [why, runs_foreign(group.newest), mixed(group), ", ".join(lost), *idle(group)]))
+
+
+def runs_foreign(row: Row) -> str | None:
+    """Says that the command of a run is of code or configuration that is not trusted."""
+    found = foreign(row.command)
+    return f"foreign code: {'; '.join(found)}" if found else None
+
+
+def mixed(group: Group) -> str | None:
+    """Says that seeds were run on several kinds of machine, which differ by more than the seed."""
+    kinds = {row.gpu or row.cpu for row in group.scored}
+    return f"seeds of {len(kinds)} kinds of machine" if len(kinds) > 1 else None
 
 
 def idle(group: Group) -> list[str]:

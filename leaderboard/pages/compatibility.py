@@ -23,7 +23,7 @@ def write(site: Site, cells: Sequence[matrix.Cell]) -> None:
         Column("task", "Task", facet=True),
         Column("fits", "Fits", facet=True),
         Column("pair", "Pair", code=True),
-        Column("reason", "Why not", wrap=True),
+        Column("reason", "Why not, or not beside which methods", wrap=True),
     )
     table = Table("cells", "Every combination", columns)
     for cell in sorted(cells, key=lambda c: (c.axis != "method", c.axis, c.name, c.task)):
@@ -33,7 +33,7 @@ def write(site: Site, cells: Sequence[matrix.Cell]) -> None:
             Cell(cell.task, href=site.task_pages.get(cell.task)),
             Cell("yes" if cell.ok else "no", css="cell-ok" if cell.ok else "cell-no"),
             Cell(cell.pair or NONE),
-            Cell(cell.reason or NONE),
+            Cell(cell.reason or cell.refuses or NONE),
             grey=not cell.ok,
         )
     site.page(

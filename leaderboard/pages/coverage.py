@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from kdbench import matrix
 from kdbench.configuration.network import SIDES, names_networks
 from leaderboard.boards import TRIALS, Board
 from leaderboard.exports import NONE, Cell, Column, Table
+from leaderboard.foreign import foreign
 from leaderboard.groups import Group
 from leaderboard.pages import common
 from leaderboard.row import Row
@@ -95,9 +97,9 @@ def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: mat
     if best is None:
         if cell is not None and not cell.ok:
             return Spot(method, task, "not applicable", "n/a", str(cell.reason), None, None)
-        model = max((g.newest for g in boards[0].groups), key=lambda row: row.finished) if boards else None
+        model = _model(boards[0]) if boards else None
         pair = _pair(model) if model else [f"pair={cell.pair}"] if cell and cell.pair else []
-        extra = shlex.join(word for word in _own(model) if word not in pair) if model else ""
+        extra = _like(model, pair) if model else ""
         words = _words(task, method, pair, boards[0].setting.preset if boards else None, range(site.minimum), extra)
         return Spot(method, task, "not run", "–", "no record", words, None)
     href = site.group_page(best)
@@ -106,13 +108,36 @@ def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: mat
         return Spot(method, task, "covered", str(count), f"{count} seeds", None, href)
     old = [row.seed for row in best.scored if row.code_digest != best.newest.code_digest]
     missing = [s for s in range(10 * site.minimum) if s not in best.seeds][: max(0, site.minimum - len(best.seeds))]
-    extra = common.overrides(best.newest.command, common.ANEW)
+    extra = _tuned(common.overrides(best.newest.command, common.ANEW), best.newest)
     words = _words(task, method, _pair(best.newest), best.setting.preset, [*old, *missing], extra)
+    fills = None if foreign(best.newest.command) else words
     if best.seeds:
         count = len(best.seeds) - len(old)
-        return Spot(method, task, "few seeds", str(count), best.note or "", words, href)
+        return Spot(method, task, "few seeds", str(count), best.note or "", fills, href)
     state = "diverged" if best.diverged and not best.failed else "failed"
-    return Spot(method, task, state, "✕", common.state(best.newest), words, href)
+    return Spot(method, task, state, "✕", common.state(best.newest), fills, href)
+
+
+def _model(board: Board) -> Row:
+    """Returns the run that others of a board should be like: the newest among those of the usual tuning."""
+    own = [g for g in board.groups if not g.reference and not foreign(g.newest.command)] or list(board.groups)
+    trials = Counter(g.trials for g in own)
+    usual = max(trials, key=lambda n: (trials[n], n))
+    return max((g.newest for g in own if g.trials == usual), key=lambda row: (row.finished, row.run_id))
+
+
+def _like(row: Row, pair: Sequence[str]) -> str:
+    """Returns what another method needs to stand beside a run: all it sets but the method's own options."""
+    words = shlex.split(common.overrides(row.command, common.ANEW))
+    kept = [w for w in words if not w.lstrip("+~").startswith("method.") and w not in pair]
+    own = [w for w in _own(row) if w not in pair and w not in kept]
+    return _tuned(shlex.join([*own, *kept]), row)
+
+
+def _tuned(words: str, row: Row) -> str:
+    """Adds the number of trials that a command leaves to its configuration."""
+    keys = {word.partition("=")[0].lstrip("+") for word in shlex.split(words)}
+    return words if not row.trials or "tuning.trials" in keys else f"{words} tuning.trials={row.trials}".strip()
 
 
 def _own(row: Row) -> list[str]:

@@ -10,7 +10,8 @@ from pydantic_core import to_json
 
 from leaderboard import charts
 from leaderboard.charts import Dot
-from leaderboard.exports import NONE, Cell, Column, Table
+from leaderboard.exports import NONE, Cell, Column, Direction, Table
+from leaderboard.foreign import foreign
 from leaderboard.groups import Group, summarise
 from leaderboard.pages import common
 from leaderboard.row import FIELDS, Row
@@ -73,6 +74,9 @@ def _page(site: Site, group: Group, board: Any) -> None:
         method_page=site.method_pages[group.method],
         newest=group.newest,
         idle=common.idle(group),
+        mixed=common.mixed(group),
+        verified=common.verified(site.verified(group)),
+        foreign=foreign(group.newest.command),
         state=common.state(group.newest),
         stem=stem,
         runs=_runs(site, f"runs-{stem}", group.rows, "Runs that count: the newest of each seed"),
@@ -131,7 +135,7 @@ def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
             Cell(row.code_digest),
             Cell(row.config_digest),
             Cell(f"{row.gpu or row.cpu}, {row.threads} threads"),
-            Cell(row.command),
+            Cell(row.command, note=(said := common.runs_foreign(row)), css="bad" if said else ""),
             grey=not row.ok,
         )
     return table
@@ -155,7 +159,7 @@ def _metrics(group: Group, board: Any) -> Table:
     scratch = summarise([row.scores.get("scratch") for row in group.scored])
     for name, found in group.metrics.items():
         places = common.digits([found.mean])
-        direction = ("high" if group.higher_is_better else "low") if name == group.primary else None
+        direction: Direction | None = ("high" if group.higher_is_better else "low") if name == group.primary else None
         if board is not None:
             direction = common.better(name, board)
         table.add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import re
 from dataclasses import dataclass
@@ -35,14 +36,17 @@ class Facts:
         summary: First line of the docstring of its module.
         sections: The rest of that docstring, see :func:`sections`.
         source: Module and class.
+        reads: Kinds of features that its module needs, in the order of need.
     """
 
     title: str = ""
     summary: str = ""
     sections: tuple[tuple[str, tuple[Spans, ...]], ...] = ()
     source: str = ""
+    reads: tuple[str, ...] = ()
 
 
+@functools.cache
 def facts(name: str) -> Facts:
     """Reads what is known about a method of this installation; an unknown one has no facts."""
     for folder in _conf_folders():
@@ -58,8 +62,20 @@ def facts(name: str) -> Facts:
     source = Path(kdbench.__file__).parent.parent / (module.replace(".", "/") + ".py")
     if not module.startswith("kdbench.") or not source.is_file():
         return Facts(title=title, source=target)
-    summary, _, text = (ast.get_docstring(ast.parse(source.read_text())) or "").partition("\n\n")
-    return Facts(title, summary, sections(text), target)
+    tree = ast.parse(source.read_text())
+    summary, _, text = (ast.get_docstring(tree) or "").partition("\n\n")
+    return Facts(title, summary, sections(text), target, _reads(tree))
+
+
+def _reads(tree: ast.Module) -> tuple[str, ...]:
+    """Returns the kinds in every ``Need(name, kind, …)`` of a module, one or a union of several."""
+    kinds: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Need":
+            given = [*node.args[1:2], *(k.value for k in node.keywords if k.arg in ("kind", "kinds"))]
+            named = (part for value in given for part in ast.walk(value))
+            kinds |= dict.fromkeys(part.id for part in named if isinstance(part, ast.Name) and part.id[0].isupper())
+    return tuple(kinds)
 
 
 def sections(text: str) -> tuple[tuple[str, tuple[Spans, ...]], ...]:
@@ -113,7 +129,7 @@ def write(site: Site) -> None:
         Column("method", "Method"),
         Column("paper", "Paper", wrap=True),
         Column("fidelity", "Fidelity", facet=True),
-        Column("gap", "Gap closed", "Interquartile mean over all tasks.", "estimate", "high"),
+        Column("gap", "Gap closed", "Mean over the common cells of the overview.", "estimate", "high"),
         Column("tasks", "Tasks", kind="number"),
         Column("groups", "Specifications", kind="number"),
         Column("runs", "Runs", kind="number"),
@@ -192,7 +208,7 @@ def _table(site: Site, table_name: str, name: str, groups: list[Group]) -> Table
         Column("vs_scratch", "Δ scratch", "Paired difference to the student trained alone.", "estimate"),
         Column("vs_kd", f"Δ {BASELINE}", f"Paired difference to {BASELINE} tuned alike.", "estimate"),
         Column("gap", "Gap closed", "", "estimate", "high"),
-        Column("rank", "Rank", "Among the rows of its setting.", "number", "low"),
+        Column("rank", "Rank", "Among the rows of its setting; sorted by settings first.", "range", "low"),
         Column("seeds", "Seeds", kind="number"),
         Column("tuning", "Tuning trials", kind="number", shown=False),
         Column("overrides", "Options", code=True),
@@ -216,7 +232,7 @@ def _table(site: Site, table_name: str, name: str, groups: list[Group]) -> Table
             common.difference(group.vs_scratch, places),
             common.difference(group.vs_kd, places),
             common.gap(group),
-            common.rank(group),
+            common.rank(group, order.get(id(group), 0)),
             common.count(len(group.seeds)),
             common.count(group.trials),
             Cell(charts.clip(words, 340) or NONE),

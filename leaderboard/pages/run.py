@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kdbench.records.record import CONFIG, RUN
 from kdbench.records.schema import Record, idle_terms
 from leaderboard import charts
 from leaderboard.exports import NONE, Cell, Column, Table
+from leaderboard.foreign import foreign
 from leaderboard.groups import Group
 from leaderboard.pages import common
 from leaderboard.row import LARGEST, Row
@@ -23,6 +25,9 @@ from leaderboard.rows import full_record
 from leaderboard.site import Site
 
 METRICS, PREVIEW = "metrics.csv", "preview.png"
+PNG = b"\x89PNG\r\n"
+#: What plugins drew, and how many files a page looks at.
+DRAWN, MOST = re.compile(r"(?:augment|method|quant)_[a-z0-9_]{1,40}"), 12
 #: Largest size of a file that a page takes over.
 SIZES = {CONFIG: 200_000, METRICS: 5_000_000, PREVIEW: 5_000_000, RUN: 8_000_000}
 ROLES = (
@@ -50,10 +55,13 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
     files = {name: _read(folder / name, size) for name, size in SIZES.items()}
     if Path(row.path).name != RUN:  # a single file, with nothing beside it
         files = dict.fromkeys(SIZES) | {RUN: _read(Path(row.path), SIZES[RUN])}
-    picture = files[PREVIEW] if (files[PREVIEW] or b"").startswith(b"\x89PNG\r\n") else None
+    picture = files[PREVIEW] if (files[PREVIEW] or b"").startswith(PNG) else None
     for suffix, content in (("json", files[RUN]), ("csv", files[METRICS]), ("png", picture)):
         if content is not None:
             site.write(f"{stem}.{suffix}", content)
+    drawn = _pictures(folder) if Path(row.path).name == RUN else {}
+    for suffix, content in drawn.items():
+        site.write(f"{stem}-{suffix}.png", content)
     epochs = _epochs(files[METRICS])
     config = files[CONFIG]
     name = stem.removeprefix("runs/")
@@ -70,8 +78,11 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
         record=record,
         group=group,
         idle=idle_terms(row.flags),
+        foreign=foreign(row.command),
+        tuned=tuned(record),
         files={"json": True, "csv": files[METRICS] is not None, "png": picture is not None},
         stem=name,
+        drawn={suffix: suffix.replace("_", ", ") for suffix in drawn},
         config=config.decode("utf-8", "replace") if config else None,
         scores=_scores(f"scores-{name}", record),
         terms=_terms(f"terms-{name}", record),
@@ -82,6 +93,31 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
         where=common.tail(row.path),
         sizes=_sizes(f"sizes-{name}", record),
     )
+
+
+def tuned(record: Record) -> list[str]:
+    """Says what is doubtful of a factor: that others did as well on validation, that a better one may lie beyond."""
+    tuning = record.tuning
+    found = {float(f): v for f, v in tuning.scores.items() if v is not None} if tuning else {}
+    if tuning is None or tuning.factor not in found or len(found) < 2:
+        return []
+    said = []
+    ties = [factor for factor, value in found.items() if value == found[tuning.factor] and factor != tuning.factor]
+    if ties:
+        said.append(f"tied with {', '.join(format(factor, 'g') for factor in ties)}")
+    if tuning.factor in (min(found), max(found)):
+        said.append("at the edge of what was tried")
+    return said
+
+
+def _pictures(folder: Path) -> dict[str, bytes]:
+    """Reads what plugins drew beside the preview, ``<axis>_<name>.png``, by the file's stem."""
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.glob("*.png"))[:MOST]:
+        content = _read(path, SIZES[PREVIEW]) if DRAWN.fullmatch(path.stem) else None
+        if content is not None and content.startswith(PNG):
+            found[path.stem] = content
+    return found
 
 
 def _read(path: Path, largest: int) -> bytes | None:
@@ -195,16 +231,32 @@ def _terms(name: str, record: Record) -> Table:
     )
     table = Table(name, "Terms of the loss", columns)
     for term, found in record.terms.items():
-        weight = NONE if found.weight is None else str(found.weight)
+        weight = NONE if found.weight is None else _weight(found.weight)
         table.add(Cell(term), Cell(weight), common.plain(found.first), common.plain(found.last))
     return table
+
+
+def _weight(weight: float | str) -> str:
+    """Writes a weight without the last digits, in which 0.3 * 0.3 is not 0.09."""
+    return weight if isinstance(weight, str) else format(weight, ".10g")
+
+
+def _further(record: Record) -> list[tuple[str, str]]:
+    """Returns the figures that converted students alone have, with their headings."""
+    known = (
+        ("agreement", "Same class, %"),
+        ("openvino_ms", "OpenVINO, ms"),
+        ("openvino_agreement", "OpenVINO, same class, %"),
+    )
+    return [(k, label) for k, label in known if any(getattr(m, k) is not None for m in record.models.values())]
 
 
 def _sizes(name: str, record: Record) -> Table:
     columns = (
         Column("model", "Model"),
         *(Column(k, label, kind="number") for k, label in
-          (("params", "Parameters"), ("macs", "MACs"), ("bytes", "Bytes"), ("latency_ms", "Latency, ms"))),
+          (("params", "Parameters"), ("macs", "MACs"), ("bytes", "Bytes"), ("packed_bytes", "Packed"),
+           ("coded_bytes", "Coded"), ("bits", "Bits"), ("latency_ms", "Latency, ms"), *_further(record))),
     )  # fmt: skip
     table = Table(name, "Size of the models", columns)
     first = ("teacher", "student")

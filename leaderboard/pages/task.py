@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from leaderboard import charts
+from leaderboard.advice import sentence
 from leaderboard.boards import BASELINE, Board
 from leaderboard.charts import Dot, Point
+from leaderboard.costs import passes
 from leaderboard.exports import NONE, Cell, Column, Direction, Table
+from leaderboard.folds import join
 from leaderboard.groups import Group
 from leaderboard.pages import common
 from leaderboard.pages.anchors import anchor_table
@@ -21,6 +25,16 @@ METRIC_CELLS = 6000
 CHARTED = 4
 #: Rows of a dot plot.
 DOTS = 40
+#: Keys of a command that choose a fold.
+FOLD = {"data.fold"}
+#: Costs that stand in front.
+FIRST_COSTS = 5
+#: Costs of a quantised student, which its settings differ in.
+PACKED = ("bits", "size")
+#: Bits of a weight that is not quantised.
+FLOAT_BITS = 32
+
+Price = Callable[[Group, Board], float | None]
 
 
 def write(site: Site) -> None:
@@ -72,9 +86,10 @@ def _page(site: Site, name: str, boards: Sequence[Board]) -> None:
         board_table = group_table(site, f"task-{_stem(site, name)}", name, boards)
         settings_table = _settings(f"settings-{_stem(site, name)}", boards)
         tables += [board_table, settings_table]
+    folds = _folds(site, f"folds-{_stem(site, name)}", boards)
     anchors = anchor_table(site, f"reported-{_stem(site, name)}", task=name)
     failures = _failures(site, f"failed-{_stem(site, name)}", name)
-    tables += [t for t in (anchors, failures) if t.lines]
+    tables += [t for t in (folds, anchors, failures) if t.lines]
     site.page(
         site.task_pages[name],
         "task.html",
@@ -82,15 +97,51 @@ def _page(site: Site, name: str, boards: Sequence[Board]) -> None:
         crumbs=[("Tasks", "tasks.html")],
         tables=tables,
         first=boards[0] if boards else None,
+        finding=sentence(boards[0]) if boards else None,
+        facts=_facts(boards[0]) if boards else None,
         setting=common.settings(boards)[0] if boards else None,
         board=board_table,
         settings=settings_table,
+        folds=folds,
         anchors=anchors,
         failures=failures,
         charts=_charts(site, boards),
         metrics_left_out=bool(boards) and _metrics(boards) != _all_metrics(boards),
         baseline=BASELINE,
     )
+
+
+def _facts(board: Board) -> str:
+    """Says what the rows of a setting stand between, and on what data."""
+    scratch, teacher = board.scratch.get(board.primary), board.teacher.get(board.primary)
+    places = common.digits([teacher, scratch.mean if scratch else None])
+    newest = max((g.newest for g in board.groups), key=lambda r: (r.finished, r.run_id))
+    parts = []
+    if teacher is not None:
+        one = ", on which everything here is conditional" if board.teachers == 1 else ""
+        parts.append(f"Teacher {common.fixed(teacher, places)}{one}")
+    if scratch is not None:
+        alone = common.estimate(scratch, places).text
+        parts.append(f"student trained alone {alone} over {scratch.n} seed{'s' * (scratch.n > 1)}")
+    if newest.train_size is not None:
+        parts.append(
+            f"{newest.train_size} samples to train on, {newest.val_size} to choose by, {newest.test_size} to test"
+        )
+    return "; ".join(parts) + "." if parts else ""
+
+
+def _collapse(table: Table, keys: Sequence[str]) -> None:
+    """Hides columns that say the same in every row, and says it once in the caption."""
+    said = []
+    columns = list(table.columns)
+    for i, column in enumerate(columns):
+        texts = {line.cells[i].text for line in table.lines}
+        if column.key in keys and len(table.lines) > 1 and len(texts) == 1:
+            said += [f"{column.label.lower()} {text}" for text in texts if text != NONE]
+            columns[i] = replace(column, shown=False)
+    table.columns = columns
+    if said:
+        table.caption += f"; alike in every row: {', '.join(said)}"
 
 
 def _stem(site: Site, name: str) -> str:
@@ -119,19 +170,27 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
     stored = Column("converted", "Converted", f"The student as it is stored and run: {seeds}.", "estimate", high)
     converted = [stored] if any(g.converted is not None for g in groups) else []
     tuned = len({g.trials for g in groups}) > 1
+    checked = [site.verified(g) is not None for g in groups]
     columns = [
         Column("method", "Method"),
-        Column("rank", "Rank", "Places that intervals leave open, among rows of one setting.", "number", "low"),
+        Column(
+            "rank",
+            "Rank",
+            "Places left open, among rows of one setting and tuning.",
+            "range",
+            "low",
+        ),
         Column("score", primary, f"Primary metric on test after the last epoch: {seeds}.", "estimate", high),
         *converted,
         Column("vs_scratch", "Δ scratch", "Paired difference to the student trained alone.", "estimate", high),
         Column("vs_kd", f"Δ {BASELINE}", f"Paired difference to {BASELINE} tuned alike.", "estimate", high),
         Column("gap", "Gap closed", "Share of the gap between scratch student and teacher.", "estimate", "high"),
         Column("seeds", "Seeds", "Seeds that came to a score.", "number", "high"),
-        *common.COST[:4],
+        *common.COST[:FIRST_COSTS],
         Column("setting", "Setting", "Pair, preset, data set, augment, quant.", shown=many, facet=many),
         Column("overrides", "Options", "What else the command sets.", shown=any(words.values()), code=True),
         Column("tuning", "Tuning trials", "Ranks are among rows of equal tuning.", "number", shown=tuned),
+        Column("verified", "Verified", "What running one of its records again gave, and when.", shown=any(checked)),
         Column("note", "Note", "Why the row is grey or has no rank, and seeds that came to nothing."),
         Column(
             "best_on_val",
@@ -143,7 +202,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
         ),
         Column("teacher", "Teacher", "", "estimate", high, False),
         Column("scratch", "Scratch", "The same student trained without a teacher.", "estimate", high, False),
-        *common.COST[4:],
+        *common.COST[FIRST_COSTS:],
         *(Column(k, k.capitalize(), facet=True, shown=False) for k in ("pair", "preset", "augment", "quant")),
         Column("fidelity", "Fidelity", "Whether equations and constants could be read.", facet=True, shown=False),
         Column("spec_hash", "Spec", "What the seeds of the row have in common.", shown=False, code=True),
@@ -155,6 +214,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
     places = {
         m: common.digits(e.mean for g in groups if (e := g.metrics.get(m)) is not None) for m in {primary, *metrics}
     }
+    blocks: dict[tuple[str, int], int] = {}
     for board, setting in zip(boards, names, strict=True):
         for group in board.groups:
             main = places[primary]
@@ -162,25 +222,27 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
             odd = Cell(note=f"scored by {group.primary}")
             table.add(
                 Cell(group.method, href=site.group_page(group)),
-                common.rank(group),
+                common.rank(group, blocks.setdefault((setting, group.trials), len(blocks))),
                 *(_scores(group, main, bool(converted)) if same else [odd] * (4 + len(converted))),
                 common.count(len(group.seeds)),
-                *(costs := common.cost_cells(group))[:4],
+                *(costs := common.cost_cells(group, board))[:FIRST_COSTS],
                 Cell(setting),
                 Cell(charts.clip(words[id(group)], 340) or NONE, note=words[id(group)] or None),
                 common.count(group.trials),
+                common.verified(site.verified(group)),
                 common.text(common.note(group)),
                 *(
                     common.estimate(e if same else None, main)
                     for e in (group.best_on_val, group.teacher, group.scratch)
                 ),
-                *costs[4:],
+                *costs[FIRST_COSTS:],
                 *(Cell(getattr(group.setting, k)) for k in ("pair", "preset", "augment", "quant")),
                 Cell(group.newest.fidelity),
                 Cell(group.spec_hash),
                 *(common.estimate(group.metrics.get(m), places[m]) for m in metrics),
                 grey=not group.enough,
             )
+    _collapse(table, ("seeds", "params", "macs", "latency_ms", "student_cost", "teacher_cost", "verified"))
     return table
 
 
@@ -246,6 +308,45 @@ def _several(board: Board) -> str:
     return "; ".join(f"{count} {what}" for count, what in counts if count > 1)
 
 
+def _folds(site: Site, name: str, boards: Sequence[Board]) -> Table:
+    """Makes the table of what was held out in turn, a row over all its folds."""
+    found = join(boards, lambda group: common.overrides(group.newest.command, common.SAID | FOLD))
+    folds = sorted({fold for one in found for fold in one.groups})
+    high: Direction = "high" if boards and boards[0].higher_is_better else "low"
+    over = "mean over folds, of each the mean over its seeds, and 95% t-interval over folds"
+    columns = (
+        Column("method", "Method"),
+        Column("folds", "Folds", kind="number"),
+        Column("seeds", "Seeds", "Fewest of a fold.", "number", "high"),
+        Column("score", found[0].primary if found else "score", f"Primary metric on test: {over}.", "estimate", high),
+        Column("scratch", "Scratch", f"The same student trained without a teacher: {over}.", "estimate", high),
+        Column("vs_scratch", "Δ scratch", "Paired difference to it, over folds.", "estimate", high),
+        Column("vs_kd", f"Δ {BASELINE}", f"Paired difference to {BASELINE} tuned alike, over folds.", "estimate", high),
+        *(Column(f"fold_{i}", fold, "Mean over its seeds.", "estimate", high) for i, fold in enumerate(folds)),
+        Column("setting", "Setting", "Pair, preset, data set, augment, quant."),
+        Column("overrides", "Options", "What else the command sets.", shown=any(f.words for f in found), code=True),
+        Column("tuning", "Tuning trials", "Of each fold.", "number"),
+    )
+    table = Table(name, "Held out in turn: every fold's test is another part of the data", columns)
+    places = common.digits(one.score.mean for one in found)
+    for one in found:
+        parts = (one.setting.pair, one.setting.preset, one.setting.dataset, one.setting.augment, one.setting.quant)
+        newest = max(one.groups.values(), key=lambda g: g.newest.finished)
+        table.add(
+            Cell(one.method, href=site.group_page(newest)),
+            common.count(len(one.groups)),
+            common.count(one.seeds),
+            *(common.estimate(e, places) for e in (one.score, one.scratch)),
+            *(common.difference(d, places) for d in (one.vs_scratch, one.vs_kd)),
+            *(common.estimate(g.score if (g := one.groups.get(fold)) else None, places) for fold in folds),
+            Cell(" · ".join(part for part in parts if part != "none")),
+            Cell(charts.clip(one.words, 340) or NONE, note=one.words or None),
+            common.count(one.trials),
+            grey=not one.enough,
+        )
+    return table
+
+
 def _failures(site: Site, name: str, task: str) -> Table:
     columns = (
         Column("method", "Method"),
@@ -297,11 +398,13 @@ def _charts(site: Site, boards: Sequence[Board]) -> list[dict[str, object]]:
 
 
 def _pareto(site: Site, prefix: str, boards: Sequence[Board]) -> list[object]:
-    costs = (
-        ("params", "parameters of the student", lambda g: g.cost.params),
-        ("macs", "multiply-accumulates of one sample", lambda g: g.cost.macs),
-        ("latency", "latency of one sample, ms", lambda g: g.cost.latency_ms),
-        ("passes", "training: forward passes per sample", common.passes),
+    costs: tuple[tuple[str, str, Price], ...] = (
+        ("params", "parameters of the student", lambda g, _: g.cost.params),
+        ("macs", "multiply-accumulates of one sample", lambda g, _: g.cost.macs),
+        ("latency", "latency of one sample, ms", lambda g, _: g.latency.mean if g.latency else None),
+        ("passes", "training: forward passes, in those of the scratch twin's", passes),
+        ("bits", "bits of a weight", lambda g, _: g.cost.bits or FLOAT_BITS),
+        ("size", "size of the weights on disk, bytes", lambda g, _: g.cost.packed_bytes or g.cost.bytes),
     )
     drawn: list[object] = []
     for key, label, cost in costs:
@@ -322,24 +425,28 @@ def _pareto(site: Site, prefix: str, boards: Sequence[Board]) -> list[object]:
     return drawn
 
 
-def _points(site: Site, board: Board, cost: Callable[[Group], float | None], key: str, many: bool) -> list[Point]:
+def _points(site: Site, board: Board, cost: Price, key: str, many: bool) -> list[Point]:
     """Takes the groups of a board, its scratch student and, where its cost is known, the teacher."""
     suffix = f", {board.setting.pair}" if many else ""
     names = common.labels(board)
     found = []
     for group in board.groups:
-        value = cost(group)
+        value = cost(group, board)
         if group.score is not None and value is not None and not group.reference and group.metric == board.metric:
             kind = "method" if group.enough else "grey"
-            name = names[id(group)] + (f" + {group.setting.quant}" if group.setting.quant != "none" else "")
+            axes = (axis for axis in (group.setting.augment, group.setting.quant) if axis != "none")
+            name = " + ".join([names[id(group)], *axes])
             score = group.score
             href = "../" + site.group_page(group)
             found.append(Point(name + suffix, value, score.mean, score.low, score.high, kind, href))
-    scratch = board.scratch.get(board.primary)
-    model: Group = next((g for g in board.groups if g.reference), board.groups[0])
-    alone = 1.0 if key == "passes" else cost(model)
-    if scratch is not None and alone is not None:
-        found.append(Point("scratch" + suffix, alone, scratch.mean, scratch.low, scratch.high, "scratch"))
+    if key in PACKED:  # a twin is quantised as its student is
+        alone = {cost(g, board): g.scratch for g in board.groups if g.metric == board.metric}
+    else:
+        model: Group = next((g for g in board.groups if g.reference), board.groups[0])
+        alone = {1.0 if key == "passes" else cost(model, board): board.scratch.get(board.primary)}
+    for at, scratch in alone.items():
+        if scratch is not None and at is not None:
+            found.append(Point("scratch" + suffix, at, scratch.mean, scratch.low, scratch.high, "scratch"))
     row = max((g.newest for g in board.groups), key=lambda r: ("teacher" in r.models.names, r.finished, r.run_id))
     size = row.figure(key, "teacher") if key in ("params", "macs") else None
     teacher = board.teacher.get(board.primary)

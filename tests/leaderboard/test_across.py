@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import scipy.stats
 
-from leaderboard.across import across, representatives
+from leaderboard.across import across, common, representatives
 from leaderboard.boards import Boards, build
-from leaderboard.stats import interquartile_mean
-from tests.leaderboard.rows import Row, in_order, row
+from leaderboard.groups import gains
+from leaderboard.stats import mean_ratio
+from tests.leaderboard.rows import Row, in_order, row, scored
 
 JITTER = (-0.3, 0.1, 0.2)
 
@@ -40,8 +41,9 @@ def test_methods_over_all_cells() -> None:
     assert len(found.boards) == 8
     assert [m.name for m in found.methods] == ["at", "kd", "sp"]
     at, kd, sp = found.methods
-    strata = [[r.gap_closed for r in g.scored if r.gap_closed is not None] for g in at.groups.values()]
-    assert at.gap == interquartile_mean(strata)
+    assert found.common == tuple(range(8))
+    assert at.gap == mean_ratio([gains(g.scored) for g in at.groups.values()])
+    assert (at.imputed, at.missing) == (at.gap, ())
     assert at.gap is not None
     assert at.gap.n == 24
     assert at.scratch == {"better": 8}
@@ -54,6 +56,11 @@ def test_methods_over_all_cells() -> None:
     assert at.p == pytest.approx(min(1, 2 * raw["at"]))
     assert sp.p == pytest.approx(min(1, 2 * raw["sp"]))
     assert (at.cells, sp.cells) == (8, 8)
+
+
+def test_few_cells_have_no_p() -> None:
+    five = {name: effects[:5] for name, effects in EFFECTS.items()}
+    assert [(m.p, m.cells) for m in across(joined(cells(five))).methods] == [(None, 5)] * 3
 
 
 def test_the_critical_difference_needs_eight_cells() -> None:
@@ -91,8 +98,22 @@ def test_without_the_baseline_and_without_anything() -> None:
     assert empty.critical_reason is not None
 
 
+def test_methods_are_compared_over_cells_that_they_share() -> None:
+    """A method of the easy cell alone is not ahead of those that were run on the hard one too."""
+    found = across(joined(cells(EFFECTS | {"sp": [12.0]})))
+    assert found.common == tuple(range(8))
+    at, kd, sp = found.methods
+    assert (at.name, kd.name, sp.name) == ("at", "kd", "sp")
+    assert (sp.gap, sp.missing) == (None, tuple(range(1, 8)))
+    assert sp.imputed is not None
+    assert sp.imputed.mean == pytest.approx(12 / 20 / 8, abs=0.01)
+    assert common({"a": {0, 1, 2}, "b": {0, 1}, "c": {1}}) == (0, 1)
+    assert common({"a": {0, 1}, "b": {2}}) == (0, 1)
+    assert common({"a": set()}) == ()
+
+
 def test_a_cell_without_headroom_has_no_gap() -> None:
-    rows = [replace(r, gap_closed=None, gap_reason="too small") for r in cells({"kd": [5.0], "at": [8.0]})]
+    rows = [scored(r, teacher={"accuracy": 60.0 + (r.seed - 1) / 9}) for r in cells({"kd": [5.0], "at": [8.0]})]
     found = across(joined(rows))
     assert [m.gap for m in found.methods] == [None, None]
     assert [m.p for m in found.methods] == [None, None]

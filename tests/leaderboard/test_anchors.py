@@ -19,10 +19,13 @@ def test_the_file_is_read() -> None:
         Counter((a.task, a.dataset, a.pair, a.method, a.metric, a.source, a.note) for a in found).most_common(1)[0][1]
         == 1
     )
-    assert {a.rule for a in found} == {"last", "unknown"}
+    assert {a.rule for a in found} == {"last", "best", "unknown"}
     assert all(0 < a.value < 100 for a in found)
     (kd,) = (a for a in found if (a.pair, a.method, a.rule) == ("resnet32x4_resnet8x4", "kd", "last"))
     assert (kd.value, kd.source, kd.metric) == (73.33, "RepDistiller README", "top1")
+    lad = {a.pair: a.value for a in found if a.method == "lad"}
+    assert lad == {"deeplabv3_resnet101_resnet18": 75.0, "pspnet_resnet101_resnet18": 75.4}
+    assert {a.rule for a in found if a.method == "lad"} == {"best"}
 
 
 def test_every_row_has_its_frame_and_a_pair_of_ours() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
@@ -35,7 +36,20 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)"),
 ]
 
-KINDS = ("index", "tasks", "task", "methods", "method", "group", "run", "coverage", "compatibility", "about")
+KINDS = (
+    "index",
+    "tasks",
+    "task",
+    "methods",
+    "method",
+    "group",
+    "run",
+    "coverage",
+    "compatibility",
+    "about",
+    "advice",
+    "claims",
+)
 TABLE = "#task-pointcloud"
 
 
@@ -189,7 +203,7 @@ def test_sort_filter_search_and_columns_survive_in_the_address(tab: Tab, site: S
     page.wait_for_function("document.querySelector('.count').textContent.includes(' of ')")
     block.get_by_text("Columns", exact=True).click()
     block.get_by_role("checkbox", name="Latency").uncheck()
-    block.get_by_role("checkbox", name="Teacher").check()
+    block.get_by_role("checkbox", name=re.compile("^Teacher")).check()
     before = (tab.heads(), tab.rows(), page.locator(".count").first.text_content())
     assert "teacher" in before[0]
     assert "latency_ms" not in before[0]
@@ -201,6 +215,28 @@ def test_sort_filter_search_and_columns_survive_in_the_address(tab: Tab, site: S
     assert page.evaluate("location.hash") == address
     page.evaluate("location.hash = ''")
     page.wait_for_function(f"document.querySelectorAll('{TABLE} tbody tr').length === {everything}")
+
+
+def test_ranks_are_sorted_within_their_setting(browser: Any, tmp_path: Path) -> None:
+    """With all settings shown a place of one is neither above nor below a place of another."""
+    gains = {"kd": 4.0, "at": 9.0, "sp": -7.0}
+    made = [
+        make_row(m, s, base + gain + s, base + s, pair=pair, spec_hash=f"{m}-{pair}")
+        for pair, base in (("high", 70.0), ("low", 40.0))
+        for m, gain in gains.items()
+        for s in range(3)
+    ]
+    found = Found(in_order(made), [], 0, len(made))
+    build(tmp_path / "site", found, join(found.rows), run_pages=0)
+    context = browser.new_context()
+    tab, name = Tab(context, tmp_path / "site"), "task-classification"
+    tab.open("tasks/classification.html", f"#{name}.f.setting=&{name}.sort=rank.asc")
+    pairs = [setting.partition(" ")[0] for setting in tab.column("setting", f"#{name}")]
+    ranks = tab.column("rank", f"#{name}")
+    context.close()
+    assert ranks == ["1", "2", "3", "1", "2", "3"]
+    assert [key for key, _ in itertools.groupby(pairs)] in (["high", "low"], ["low", "high"])
+    assert tab.errors == []
 
 
 def test_absent_values_come_last_in_both_directions(tab: Tab) -> None:
@@ -230,8 +266,8 @@ def test_texts_are_sorted_by_what_is_shown(tab: Tab) -> None:
 
 def test_every_key_of_a_sort_survives_in_the_address(tab: Tab) -> None:
     page = tab.open("tasks/pointcloud.html", "#task-pointcloud.f.setting=")
-    page.locator(f"{TABLE} th[data-key=seeds]").click()
-    page.wait_for_function("location.hash.includes('seeds.desc')")
+    page.locator(f"{TABLE} th[data-key=tuning]").click()
+    page.wait_for_function("location.hash.includes('tuning.asc')")
     page.locator(f"{TABLE} th[data-key=method]").click(modifiers=["Shift"])
     page.wait_for_function("location.hash.includes('method.asc')")
     before, address = tab.rows(), page.evaluate("location.hash")
@@ -279,7 +315,12 @@ def test_downloads_equal_what_is_shown(tab: Tab) -> None:
         f"{TABLE} tbody tr", "rows => rows.map(r => [...r.cells].map(c => c.dataset.order ?? c.textContent.trim()))"
     )
     rows = list(csv.DictReader(io.StringIO(save(page, "csv"))))
-    assert [[row[key] for key in heads] for row in rows] == [["" if v == "–" else v for v in line] for line in raw]
+    place = heads.index("rank")
+    assert [[row[key] for key in heads if key != "rank"] for row in rows] == [
+        ["" if v == "–" else v for i, v in enumerate(line) if i != place] for line in raw
+    ]
+    ends = [re.findall(r"\d+", line[place]) for line in shown]
+    assert [(row["rank_low"], row["rank_high"]) for row in rows] == [(e[0], e[-1]) if e else ("", "") for e in ends]
     data = json.loads(save(page, "json"))
     assert [d["score"] for d in data] == [float(r["score"]) for r in rows]
     assert all(d["score_low"] <= d["score"] <= d["score_high"] for d in data)

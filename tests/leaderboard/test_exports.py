@@ -47,6 +47,15 @@ def test_csv_holds_whole_numbers_and_ends_of_intervals(table: Table) -> None:
     assert rows[2][5] == "'=1+1", "a spreadsheet must not run it"
 
 
+def test_a_range_keeps_both_ends() -> None:
+    ranks = Table("ranks", "Ranks", (Column("method", "Method"), Column("rank", "Rank", kind="range", better="low")))
+    ranks.add(Cell("kd"), Cell("1–39", 1, 1, 39, order=10001.0))
+    ranks.add(Cell("none"), Cell())
+    assert to_csv(ranks).splitlines() == ["method,rank_low,rank_high", "kd,1,39", "none,,"]
+    assert json.loads(to_json(ranks))[0] == {"method": "kd", "rank_low": 1, "rank_high": 39}
+    assert 'data-order="10001" data-low="1" data-high="39"' in to_html(ranks, "")
+
+
 def test_json_is_the_same_data(table: Table) -> None:
     rows = json.loads(to_json(table))
     assert rows[0] == {

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def test_networks_of_older_records_are_those_of_the_configuration_beside_them(sa
     assert read([file]).rows[0].networks == ""
     committed = read([RECORDS]).rows
     assert {(r.pairing, r.networks.rpartition(" #")[0]) for r in committed if r.task == "classification"} == {
-        ("resnet8_w16_w4", "cifar_resnet8 width=16 → cifar_resnet8 width=4")
+        ("resnet8_w16_w4", "cifar_resnet8 width=16 → cifar_resnet8 width=4"),
+        ("resnet8_w24_w8", "cifar_resnet8 width=24 → cifar_resnet8 width=8"),
     }
     assert all(row.networks and row.pairing == row.pair for row in committed)
 
@@ -392,8 +394,57 @@ def test_links_are_followed_once(results: Path, tmp_path: Path) -> None:
     assert (len(found.rows), found.problems) == (60, [])
 
 
+def test_a_thousand_nested_folders_are_read(tmp_path: Path, save: Save) -> None:
+    record = save(root=tmp_path / "elsewhere").read_bytes()
+    deep = top = tmp_path / "top"
+    top.mkdir()
+    for _ in range(1100):
+        deep = deep / "d"
+        deep.mkdir()
+    try:
+        (deep / "run.json").write_bytes(record)
+        found = read([top])
+    finally:  # pytest's own cleaning up is as deep as the folders, which is too deep
+        (deep / "run.json").unlink(missing_ok=True)
+        while deep != top:
+            deep.rmdir()
+            deep = deep.parent
+    assert (len(found.rows), found.problems) == (1, [])
+
+
+def test_a_folder_that_cannot_be_read_is_one_problem(
+    tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save()
+    locked = tmp_path / "one" / "locked"
+    locked.mkdir()
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path == str(locked):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = read([tmp_path / "one"])
+    assert len(found.rows) == 1
+    reason = "cannot be read (Permission denied): what is below it is not shown"
+    assert found.problems == [Problem(str(locked), reason)]
+
+
+def test_a_record_of_the_future_supersedes_nothing(tmp_path: Path, save: Save) -> None:
+    honest = save()
+    ahead = (datetime.now(UTC) + timedelta(hours=2)).isoformat()
+    later = save(name="later", run_id="later", provenance__finished=ahead)
+    found = read([tmp_path / "one"])
+    assert [row.path for row in found.rows] == [str(honest)]
+    (problem,) = found.problems
+    assert problem.path == str(later)
+    assert problem.reason.startswith("it ends in the future")
+
+
 def test_what_is_being_written_is_not_read(results: Path) -> None:
-    path = next(find(results))[0]
+    path = next(find(results, []))[0]
     hidden = results / "pointcloud" / "kd" / ".run.123.tmp"
     hidden.mkdir(parents=True)
     (hidden / "run.json").write_bytes(Path(path).read_bytes())

@@ -41,7 +41,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     (run / "metrics.csv").write_text(
         "epoch,train/task,train/kd,weight/task,weight/kd,val/top1\n0,2.5,1,1,0.9,60\n1,2,0.5,1,0.9,\n2,1,x,1,0.9,72\n"
     )
-    (run / "preview.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name in ("preview", "augment_views", "augment_growth", 'augment_"><script>'):
+        (run / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (run / "augment_broken.png").write_bytes(b"<svg>")
     return read([folder])
 
 
@@ -157,7 +159,7 @@ def test_text_of_strangers_is_text_everywhere(found: Found, tmp_path: Path) -> N
         page = Page(path)
         assert page.tags.count("script") == scripts.get(path.name, 2), path
         assert "onerror" not in [t for t in page.tags], path
-        assert page.tags.count("img") == (1 if (path.with_suffix(".png")).exists() else 0), path
+        assert page.tags.count("img") == len(list(path.parent.glob(f"{path.stem}*.png"))), path
         assert "49" not in [t.strip() for t in page.text], "a template ran text of a record"
     assert HOSTILE in "".join(Page(out / "coverage.html").text)
     for path in (out / "data").glob("task-*.tex"):
@@ -176,6 +178,10 @@ def test_run_page_shows_curves_config_and_hashes(site: Path, found: Found) -> No
         assert value in text
     assert page.tags.count("svg") == 3, "loss, validation, shares"
     assert path.with_suffix(".png").exists()
+    assert {p.name.removeprefix(path.stem) for p in path.parent.glob(f"{path.stem}-*.png")} == {
+        "-augment_growth.png",
+        "-augment_views.png",
+    }
     assert path.with_suffix(".json").read_bytes() == Path(row.path).read_bytes()
 
 

@@ -14,13 +14,15 @@ from leaderboard.stats import (
     Estimate,
     columns,
     critical_difference,
+    dunnett,
+    dunnett_cdf,
     estimate,
     holm,
-    interquartile_mean,
-    iqm,
+    mean_ratio,
     paired,
-    places,
+    paired_p,
     rank,
+    ratio,
     wilcoxon,
 )
 
@@ -73,43 +75,54 @@ def test_paired_is_the_interval_of_the_paired_t_test() -> None:
     assert (found.low, found.high) == (pytest.approx(reference.low), pytest.approx(reference.high))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 40])
-def test_iqm_is_the_trimmed_mean(n: int) -> None:
-    x = RNG.normal(size=n)
-    assert iqm(x) == pytest.approx(scipy.stats.trim_mean(x, 0.25))
+def test_the_p_of_a_paired_difference_is_that_of_the_t_test() -> None:
+    x, y = RNG.normal(70, 3, 6), RNG.normal(69, 3, 6)
+    found = paired(x, y)
+    assert found is not None
+    assert paired_p(found) == pytest.approx(scipy.stats.ttest_rel(x, y).pvalue)
+    assert paired_p(Estimate(1, 2.0)) is None
+    assert (paired_p(Estimate(3, 2.0, 0.0)), paired_p(Estimate(3, 0.0, 0.0))) == (0.0, 1.0)
 
 
-def reference_bootstrap(strata: list[list[float]], resamples: int) -> tuple[float, float]:
-    """Percentiles of the trimmed mean, drawing within each stratum, in plain Python with its own generator."""
+def test_the_interval_of_a_ratio_holds_what_no_t_test_excludes() -> None:
+    x, y = RNG.normal(2, 0.5, 6), RNG.normal(4, 0.5, 6)
+    found = ratio(x, y)
+    assert found is not None
+    assert (found.n, found.mean) == (6, pytest.approx(x.mean() / y.mean()))
+    assert found.low is not None
+    assert found.high is not None
+    for end in (found.low, found.high):  # Fieller: where the test that x - r y has mean zero has p of exactly 0.05
+        assert scipy.stats.ttest_1samp(x - end * y, 0).pvalue == pytest.approx(0.05)
+    assert found.low < found.mean < found.high
+
+
+def test_a_ratio_over_what_may_be_nothing_has_no_interval() -> None:
+    found = ratio([1.0, 2.0, 3.0], [0.5, -0.375, 0.25])
+    assert found == Estimate(3, 16.0)
+    assert ratio([1.0], [4.0]) == Estimate(1, 0.25)
+    assert ratio([1.0, 2.0], [1.0, -1.0]) is None
+    assert ratio([], []) is None
+    assert ratio([1.0, math.nan], [2.0, 2.0]) == Estimate(1, 0.5)
+
+
+def test_the_mean_of_ratios_draws_seeds_within_their_cell() -> None:
+    cells = [(RNG.normal(2, 0.5, n), RNG.normal(4, 0.3, n)) for n in (5, 4, 7)]
+    found = mean_ratio(cells, resamples=8000)
+    assert found is not None
+    assert (found.n, found.mean) == (16, pytest.approx(np.mean([x.mean() / y.mean() for x, y in cells])))
     draw = random.Random(5)
     means = []
-    for _ in range(resamples):
-        values = sorted(draw.choice(stratum) for stratum in strata for _ in stratum)
-        cut = len(values) // 4
-        kept = values[cut : len(values) - cut]
-        means.append(sum(kept) / len(kept))
+    for _ in range(8000):
+        total = 0.0
+        for x, y in cells:
+            drawn = [draw.randrange(len(x)) for _ in x]
+            total += sum(x[i] for i in drawn) / sum(y[i] for i in drawn)
+        means.append(total / 3)
     means.sort()
-    return means[int(0.025 * resamples)], means[int(0.975 * resamples)]
-
-
-def test_interquartile_mean_is_a_stratified_bootstrap() -> None:
-    strata = [RNG.normal(0.2, 0.1, 5).tolist(), RNG.normal(0.7, 0.2, 4).tolist(), RNG.normal(0.5, 0.05, 7).tolist()]
-    found = interquartile_mean(strata, resamples=8000)
-    assert found is not None
-    assert found.n == 16
-    assert found.mean == pytest.approx(scipy.stats.trim_mean(sum(strata, []), 0.25))
-    assert (found.low, found.high) == pytest.approx(reference_bootstrap(strata, 8000), abs=0.01)
-    assert found == interquartile_mean(strata, resamples=8000)
-    assert found != interquartile_mean(strata, resamples=8000, seed=1)
-
-
-def test_interquartile_mean_draws_within_a_stratum() -> None:
-    # Equal values in each stratum leave nothing to chance; drawn across, the mean would vary.
-    found = interquartile_mean([[0.0, 0.0], [1.0, 1.0]])
-    assert found is not None
-    assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
-    assert interquartile_mean([[], [math.nan]]) is None
-    assert interquartile_mean([[0.25], [0.75]]) == Estimate(2, 0.5)
+    assert (found.low, found.high) == pytest.approx((means[200], means[7800]), abs=0.01)
+    assert mean_ratio([]) is None
+    assert mean_ratio([([1.0], [4.0]), ([3.0], [4.0])]) == Estimate(2, 0.5)
+    assert mean_ratio([([1.0, 1.0], [2.0, 2.0]), ([0.0], [1.0])]) == Estimate(3, 0.25, None, 0.25, 0.25)
 
 
 @pytest.mark.parametrize("n", [3, 6, 12, 25])
@@ -156,26 +169,6 @@ def test_rank_shares_places_as_scipy_does() -> None:
     assert rank(x) == pytest.approx(scipy.stats.rankdata(x))
 
 
-def test_places_tie_what_overlaps() -> None:
-    def interval(low: float, high: float) -> Estimate:
-        return Estimate(3, (low + high) / 2, 1.0, low, high)
-
-    found = [interval(70, 72), interval(71, 73), interval(60, 61), interval(72.5, 74)]
-    assert places(found) == [(2, 3), (1, 3), (4, 4), (1, 2)]
-    assert places(found, higher_is_better=False) == [(2, 3), (2, 4), (1, 1), (3, 4)]
-    assert places([]) == []
-    assert places([interval(1, 2), Estimate(1, 9.0)]) == [(1, 2), (1, 2)]
-
-
-def test_places_against_the_definition() -> None:
-    found = [e for _ in range(12) if (e := estimate(RNG.normal(RNG.normal(0, 2), 1, 4))) is not None]
-    for (best, worst), own in zip(places(found), found, strict=True):
-        assert own.low is not None
-        assert own.high is not None
-        assert best == 1 + sum(o.low > own.high for o in found if o.low is not None)
-        assert worst == len(found) - sum(o.high < own.low for o in found if o.high is not None)
-
-
 def test_critical_difference() -> None:
     # Demšar (2006), table 6: the average ranks of four variants of C4.5 over 14 data sets, CD = 1.25 at 0.05.
     ranks = np.array([3.143, 2.000, 2.893, 1.964])
@@ -210,3 +203,49 @@ def test_a_critical_difference_needs_cells_and_methods() -> None:
     assert critical_difference(np.ones((7, 3))) == (None, "7 cells have all of the methods, at least 8 are needed")
     assert critical_difference(np.ones((9, 2))) == (None, "2 methods were run in every cell, at least 3 are needed")
     assert critical_difference([])[0] is None
+
+
+@pytest.mark.parametrize(("contrasts", "df", "critical"), [(1, 10, 2.228), (4, 20, 2.65), (9, 60, 2.77), (3, 12, 2.68)])
+def test_dunnetts_critical_values_are_those_of_his_table(contrasts: int, df: int, critical: float) -> None:
+    """Two-sided, 5%: Dunnett, New tables for multiple comparisons with a control, Biometrics 1964, table II."""
+    assert dunnett_cdf(critical - 0.01, contrasts, df) < 0.951
+    assert dunnett_cdf(critical + 0.01, contrasts, df) > 0.949
+
+
+def test_dunnetts_law_is_a_multivariate_t() -> None:
+    shape = np.full((3, 3), 0.5) + 0.5 * np.eye(3)
+    law = scipy.stats.multivariate_t(shape=shape, df=7, seed=0)
+    for t in (0.5, 2.0, 3.5):
+        box = law.cdf(np.full(3, t), lower_limit=np.full(3, -t), maxpts=200_000)
+        assert dunnett_cdf(t, 3, 7) == pytest.approx(float(box), abs=1e-3)
+
+
+def test_dunnett_takes_seeds_for_blocks_and_one_variance_for_all() -> None:
+    g = np.random.default_rng(4)
+    seeds, methods = g.normal(0, 5, 5), np.array([0.0, 0.1, 4.0, -3.0])
+    scores = methods[:, None] + seeds + g.normal(0, 0.5, (4, 5))
+    found = dunnett(scores, control=0)
+    assert found[0] is None
+    # The model by least squares, with a column for each method but the control and for each seed.
+    design = np.zeros((20, 8))
+    for i, j in itertools.product(range(4), range(5)):
+        design[5 * i + j, 3 + j] = 1
+        if i:
+            design[5 * i + j, i - 1] = 1
+    beta, rest, *_ = np.linalg.lstsq(design, scores.ravel(), rcond=None)
+    error = math.sqrt(rest[0] / 12 * 2 / 5)
+    for contrast, mean in zip(found[1:], beta[:3], strict=True):
+        assert contrast is not None
+        assert contrast.mean == pytest.approx(mean)
+        assert contrast.p == pytest.approx(1 - dunnett_cdf(abs(mean) / error, 3, 12), abs=1e-9)
+        assert contrast.high - contrast.mean == pytest.approx(2.68 * error, rel=5e-3)
+        assert contrast.resolved == (contrast.p < 0.05)
+    assert [c.resolved for c in found if c] == [False, True, True]
+
+
+def test_dunnett_of_scores_without_noise_resolves_what_differs() -> None:
+    same, other = dunnett([[1.0, 2.0], [1.0, 2.0], [2.0, 3.0]], 0)[1:]
+    assert same is not None
+    assert other is not None
+    assert (same.p, same.resolved) == (1.0, False)
+    assert (other.p, other.resolved) == (pytest.approx(0.0, abs=1e-9), True)
