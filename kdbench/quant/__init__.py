@@ -1,0 +1,1 @@
+"""Quantised students: one file for each quantisation, and what they share."""
