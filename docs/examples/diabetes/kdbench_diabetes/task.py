@@ -129,7 +129,8 @@ class Diabetes(Task):
     def dataset(self) -> DatasetInfo:
         """Identifies the data by its content."""
         content = {name: [s.measurements.tolist(), s.progression.tolist()] for name, s in self.splits.items()}
-        return DatasetInfo("diabetes", True, digest(content), {name: len(s) for name, s in self.splits.items()})
+        learned = digest([content["train"], content["val"]])
+        return DatasetInfo("diabetes", True, digest(content), {n: len(s) for n, s in self.splits.items()}, learned)
 
     def data(self, seed: int) -> Data:
         """Returns the loaders."""
@@ -139,6 +140,9 @@ class Diabetes(Task):
         """Creates a network."""
         model: nn.Module = instantiate("architecture", {**architecture, "outputs": 2 if self.law == "gaussian" else 1})
         return model
+
+    def augmented(self) -> bool:
+        return False
 
     def describe(self, outputs: Tensor, taps: Mapping[str, Tensor], batch: Batch) -> dict[str, Feature]:
         """Gives hidden layers and the prediction their kinds."""
