@@ -15,12 +15,16 @@ LIBRARIES := libusb-1.0.so.0=libusb-1.0-0 libEGL.so.1=libegl1 libGL.so.1=libgl1 
 # One thread per process: xdist runs one process per core.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help setup system-libraries demo test test-method test-task soak bench site clean
+.PHONY: help setup setup-mmcv-ops system-libraries demo test test-method test-task soak bench site clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(STAMP) system-libraries ## create .venv with every extra, and the system libraries where permitted
+
+setup-mmcv-ops: setup ## compile mmcv's operators, which few detectors need: a compiler and a quarter of an hour
+	MMCV_WITH_OPS=1 $(PY) -m pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir \
+		--no-binary onedl-mmcv -c constraints.txt onedl-mmcv
 
 demo: setup ## the main job: distil PointPillars with PointDistiller on simulated LiDAR
 	$(PY) -m kdbench task=pointcloud method=pointdistiller

@@ -10,19 +10,26 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import engine, methods, pointcloud
+from benchmarks import augment, augmentor, engine, hoi, integers, methods, pointcloud, segmentation, startup
 from benchmarks.report import MISSED, Row, as_json, machine, table
 from kdbench.base.terminal import terminal
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "overhead": engine.overhead,
     "throughput": engine.throughput,
+    "replay": engine.replay,
     "accuracy": engine.accuracy,
+    "segmentation": segmentation.segmentation,
+    "hoi": hoi.attention,
     "pillars": pointcloud.pillars,
     "nms": pointcloud.nms,
     "evaluation": pointcloud.evaluation,
     "pointdistiller": pointcloud.pointdistiller,
     "methods": methods.methods,
+    "augment": augment.augmentations,
+    "int8": integers.latency,
+    "augmentor": augmentor.augmentor,
+    "startup": startup.startup,
 }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import statistics
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,18 @@ import torch.nn.functional as F
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from benchmarks.images import ALPHA, DECAY, LR, MOMENTUM, TEMPERATURE, digits, noise, recipe
 from benchmarks.report import MORE, Row
-from benchmarks.turns import DROPPED, Gate, take_turns
+from benchmarks.turns import DROPPED, Contender, Gate, take_turns
+from kdbench.base.store import MANIFEST
+from kdbench.base.weights import save_weights
+from kdbench.task import Batch
+from kdbench.training.answering import answer
 from kdbench.training.fit import MODEL, Training
+from kdbench.training.recipe import Recipe, Replay
+from kdbench.training.trained import score
 
 
 class Loop:
@@ -42,8 +50,8 @@ class Loop:
         self.teacher, self.student = teacher.eval().requires_grad_(False), student.train()
         self.optimizer = torch.optim.SGD(student.parameters(), LR, MOMENTUM, weight_decay=DECAY)
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Trains on one batch and returns its loss."""
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss of one batch."""
         images = images.contiguous(memory_format=self.layout)
         with self.autocast():
             with torch.no_grad():
@@ -51,7 +59,11 @@ class Loop:
             logits = self.student(images)
             soft = F.log_softmax(logits / TEMPERATURE, 1), F.log_softmax(guide / TEMPERATURE, 1)
             kd = TEMPERATURE**2 * F.kl_div(*soft, reduction="batchmean", log_target=True)
-            loss = (1 - ALPHA) * F.cross_entropy(logits, labels) + ALPHA * kd
+            return (1 - ALPHA) * F.cross_entropy(logits, labels) + ALPHA * kd
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Trains on one batch and returns its loss."""
+        loss = self.loss(images, labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -63,19 +75,61 @@ def bare(gate: Gate, teacher: int, student: int, batch_size: int, **options: boo
     task = noise(batch_size, 1)
     images = task.splits["train"]
     data = TensorDataset(images.images, images.labels)
-    loader = DataLoader(data, batch_size, sampler=RandomSampler(data, replacement=True, num_samples=10**9))
+    order = RandomSampler(data, replacement=True, num_samples=10**9)
+    # A batch at a time, as the engine's data set is fetched: what is compared is the step.
+    loader = DataLoader(data, batch_size=None, sampler=BatchSampler(order, batch_size, drop_last=False))
     loop = Loop(task.build({"depth": teacher}), task.build({"depth": student}), **options)
     for batch in loader:
         loop.step(*batch)
         gate.step()
 
 
+class Module(LightningModule):
+    """The same as the least that Lightning takes.
+
+    Args:
+        loop: Its networks, loss and optimizer.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self.student = loop.student
+        self._of = {"loop": loop}  # Lightning would set the mode of a teacher that it sees
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self._of["loop"].optimizer
+
+    def transfer_batch_to_device(self, batch: Batch, *args: object) -> Batch:
+        return batch
+
+    def training_step(self, batch: Batch) -> Tensor:
+        return self._of["loop"].loss(batch.inputs, batch.targets)
+
+
+def lightning(gate: Gate, teacher: int, student: int, batch_size: int, steps: int) -> None:
+    """The plain loop as a module of Lightning's, on the loader that runs have."""
+    task = noise(batch_size, steps)
+    loop = Loop(task.build({"depth": teacher}), task.build({"depth": student}))
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[gate],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(loop), task.data(0).train_dataloader())
+
+
 def engine(gate: Gate, teacher: int, student: int, batch_size: int, steps: int, **trainer: Any) -> None:
     """A training as a run does it."""
-    _train(Training(recipe(teacher, student, **trainer), noise(batch_size, steps), untrained=True), gate)
+    train(Training(recipe(teacher, student, **trainer), noise(batch_size, steps), untrained=True), gate)
 
 
-def _train(training: Training, callback: Callback) -> dict[str, Any]:
+def train(training: Training, callback: Callback) -> dict[str, Any]:
+    """Runs a training in a folder that goes with it."""
     with tempfile.TemporaryDirectory(prefix="kdbench-bench-") as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return training.run(Path(work), [callback])
@@ -89,6 +143,28 @@ class _Losses(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *args: object) -> None:
         self.values.append(float(outputs["loss"]))
+
+
+def apart(training: Training, plain: Iterable[float], limit: float) -> float:
+    """Trains, and returns how far the losses of the steps are from those of a plain loop.
+
+    Args:
+        training: Of the engine.
+        plain: Losses of the loop from the same weights on the same batches.
+        limit: What rounding explains.
+
+    Returns:
+        The largest relative difference.
+
+    Raises:
+        RuntimeError: It exceeds the limit: they do not do the same work.
+    """
+    found, expected = _Losses(), [*plain]
+    train(training, found)
+    gap = max(abs(a - b) / abs(b) for a, b in zip(found.values, expected, strict=True))
+    if not gap <= limit:
+        raise RuntimeError(f"engine and loop do not compute the same losses: {found.values} and {expected}")
+    return gap
 
 
 def same_work(teacher: int, student: int, batch_size: int, steps: int = 3, channels_last: bool = False) -> float:
@@ -109,14 +185,9 @@ def same_work(teacher: int, student: int, batch_size: int, steps: int = 3, chann
     """
     engines = recipe(teacher, student, channels_last=channels_last)
     training, twin = (Training(engines, noise(batch_size, steps), untrained=True) for _ in range(2))
-    losses = _Losses()
-    _train(training, losses)
     loop = Loop(twin.cast.model("teacher"), twin.cast.model("student"))
-    plain = [loop.step(b.inputs, b.targets).item() for b in twin.data.train_dataloader()]
-    gap = max(abs(a - b) / abs(b) for a, b in zip(losses.values, plain, strict=True))
-    if not gap <= (1e-4 if channels_last else 1e-6):
-        raise RuntimeError(f"engine and loop do not compute the same losses: {losses.values} and {plain}")
-    return gap
+    plain = (loop.step(b.inputs, b.targets).item() for b in twin.data.train_dataloader())
+    return apart(training, plain, 1e-4 if channels_last else 1e-6)
 
 
 def overhead(
@@ -127,7 +198,9 @@ def overhead(
     plain = partial(bare, teacher=teacher, student=student, batch_size=batch_size)
     enough = 2 + rounds * (steps + DROPPED)
     ours = partial(engine, teacher=teacher, student=student, batch_size=batch_size, steps=enough, channels_last=False)
-    times = take_turns({"bare": plain, "twin": plain, "engine": ours}, rounds, steps)
+    least = partial(lightning, teacher=teacher, student=student, batch_size=batch_size, steps=enough)
+    times = take_turns({"bare": plain, "twin": plain, "lightning": least, "engine": ours}, rounds, steps)
+    reach = statistics.median(times["lightning"].minus(times["bare"]))
     yield Row.of(
         f"engine, fixed overhead (ResNet-{teacher} to ResNet-{student}, batch {batch_size})",
         MORE,
@@ -135,8 +208,10 @@ def overhead(
         times["twin"].minus(times["bare"]),
         limit=1.0,
         aim=0.4,
-        detail=f"plain loop {times['bare'].median:.2f} ms, engine {times['engine'].median:.2f} ms a step; losses of "
-        f"both differ by {gap:.0e} on the same weights and batches",
+        reach=reach,
+        detail=f"plain loop {times['bare'].median:.2f} ms, engine {times['engine'].median:.2f} ms a step; the loop as "
+        f"the least module of Lightning's has {reach:.2f} ms more; losses differ by {gap:.0e} on the same weights and "
+        "batches",
     )
 
 
@@ -175,6 +250,52 @@ def throughput(
         )
 
 
+def alone(gate: Gate, student: int, batch_size: int, steps: int) -> None:
+    """A training of the student without a teacher."""
+    train(Training(recipe(student, student, side="teacher"), noise(batch_size, steps)), gate)
+
+
+def replayed(gate: Gate, teacher: int, student: int, batch_size: int, steps: int) -> None:
+    """A training whose teacher's answers are stored."""
+    task, kd = noise(batch_size, steps), recipe(teacher, student)
+    source = kd.inputs["teacher"]
+    assert isinstance(source, Recipe)
+    with tempfile.TemporaryDirectory(prefix="kdbench-bench-") as work:
+        shelf, weights = Path(work, "logits"), Path(work, MODEL)
+        shelf.mkdir()
+        save_weights(task.build({"depth": teacher}), weights)
+        replay = Replay(source, kd.config, "memory", views=1)
+        facts = answer(replay, task, weights, task.data(0).train_dataloader(), {"logits": shelf}, limit=1.0)
+        (shelf / MANIFEST).write_text(json.dumps(facts["logits"]))
+        train(Training(dataclasses.replace(kd, inputs={"teacher": replay}), task, {"teacher": {"logits": shelf}}), gate)
+
+
+def replay(
+    rounds: int = 5, steps: int = 12, teacher: int = 56, student: int = 20, batch_size: int = 64
+) -> Iterator[Row]:
+    """Cost of a step whose teacher is replayed against that of the student alone, on networks of a common size."""
+    enough = 2 + rounds * (steps + DROPPED)
+    scratch = partial(alone, student=student, batch_size=batch_size, steps=enough)
+    contenders: dict[str, Contender] = {
+        "bare": partial(bare, teacher=teacher, student=student, batch_size=batch_size),
+        "scratch": scratch,
+        "twin": scratch,
+        "kd": partial(engine, teacher=teacher, student=student, batch_size=batch_size, steps=enough),
+        "replay": partial(replayed, teacher=teacher, student=student, batch_size=batch_size, steps=enough),
+    }
+    times = take_turns(contenders, rounds, steps)
+    of_kd, of_loop = (statistics.median(times["replay"].over(times[name])) for name in ("kd", "bare"))
+    yield Row.of(
+        f"kd with replay over the student alone (ResNet-{teacher} to ResNet-{student}, batch {batch_size})",
+        "x",
+        times["replay"].over(times["scratch"]),
+        times["twin"].over(times["scratch"]),
+        limit=1.05,
+        detail=f"student alone {times['scratch'].median:.0f} ms, with replay {times['replay'].median:.0f} ms a step; "
+        f"{of_kd:.2f} x a kd step that asks the teacher, {of_loop:.2f} x a plain float32 loop of kd",
+    )
+
+
 def accuracy(seeds: int = 3, epochs: int = 8, teacher: int = 20, student: int = 8) -> Iterator[Row]:
     """What bf16 does to the score: students distilled on handwritten digits in either precision."""
     task = digits()
@@ -183,7 +304,8 @@ def accuracy(seeds: int = 3, epochs: int = 8, teacher: int = 20, student: int = 
         scores: dict[str, list[float]] = {"32-true": [], "bf16-mixed": []}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            guide = Training(alone, task).run(Path(work, "teacher"))["scores"]["test"]["accuracy"]
+            Training(alone, task).run(Path(work, "teacher"))
+            guide = score(alone, task, Path(work, "teacher"))["test"]["accuracy"]
             for precision, found in scores.items():
                 for seed in range(seeds):
                     own = recipe(
@@ -196,8 +318,8 @@ def accuracy(seeds: int = 3, epochs: int = 8, teacher: int = 20, student: int = 
                         precision=precision,
                     )
                     training = Training(own, task, {"teacher": Path(work, "teacher", MODEL)})
-                    manifest = training.run(Path(work, f"{precision}-{seed}"))
-                    found.append(100 * manifest["scores"]["test"]["accuracy"])
+                    training.run(Path(work, f"{precision}-{seed}"))
+                    found.append(100 * score(own, task, Path(work, f"{precision}-{seed}"))["test"]["accuracy"])
     lost = [a - b for a, b in zip(scores["32-true"], scores["bf16-mixed"], strict=True)]
     listed = {name: ", ".join(f"{v:.1f}" for v in found) for name, found in scores.items()}
     yield Row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -61,8 +62,8 @@ class ResNet(nn.Module):
         return self.head(self.stages(self.stem(images)).mean((2, 3)))
 
 
-class Images(Dataset[tuple[Tensor, int, int]]):
-    """Rows of images in memory, repeated up to a length.
+class Images(Dataset[Batch]):
+    """Rows of images in memory, repeated up to a length; fetched a batch at a time, as those of ``classification`` are.
 
     Args:
         images: (N, 3, H, W).
@@ -76,25 +77,21 @@ class Images(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
-        row = key.sample % len(self.images)
-        return self.images[row], int(self.labels[row]), key.sample
-
-
-def collate(samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
-    images, labels, ids = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(ids))
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        ids = torch.tensor([key.sample for key in keys])
+        rows = ids % len(self.images)
+        return Batch(self.images[rows], self.labels[rows], ids)
 
 
 class Loaders(LightningDataModule):
-    """Loaders of each split."""
+    """Loaders of each split, whose data sets fetch whole batches."""
 
-    def __init__(self, splits: Mapping[str, Images], batch_size: int, seed: int) -> None:
+    def __init__(self, splits: Mapping[str, Dataset[Batch]], batch_size: int, seed: int) -> None:
         super().__init__()
         self.splits, self.batch_size, self.seed = splits, batch_size, seed
 
     def _loader(self, split: str) -> SeededLoader:
-        return SeededLoader(self.splits[split], self.batch_size, self.seed, collate, train=split == "train")
+        return SeededLoader(self.splits[split], self.batch_size, self.seed, None, train=split == "train")
 
     def train_dataloader(self) -> SeededLoader:
         return self._loader("train")
@@ -133,7 +130,10 @@ class Classification(Task):
         return ResNet(architecture["depth"], self.classes)
 
     def describe(self, outputs: Tensor, taps: Mapping[str, Any], batch: Batch) -> dict[str, Feature]:
-        return {"logits": Logits(outputs, target=batch.targets)}
+        return {"logits": self.mark(Logits(outputs), batch)}
+
+    def mark(self, feature: Feature, batch: Batch) -> Feature:
+        return replace(feature, target=batch.targets) if isinstance(feature, Logits) else feature
 
     def loss(self, model: nn.Module, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"ce": nn.functional.cross_entropy(outputs, batch.targets)}
@@ -189,6 +189,7 @@ def recipe(
             "accumulate": 1,
             "precision": "32-true",
             "channels_last": True,
+            "compile": False,
             "accelerator": "cpu",
             "devices": 1,
             "strategy": "auto",

@@ -47,7 +47,8 @@ def write_cifar100(folder: Path) -> Path:
     return folder
 
 
-def _training(method: str, root: str, overrides: Sequence[str]) -> Training:
+def made(method: str, root: str, overrides: Sequence[str]) -> Training:
+    """Makes a training of a method, with a teacher that was never trained, on the images in ``root``."""
     given = ["task=classification", "data=cifar100", f"data.root={root}", f"method={method}", *PAIR]
     given += [*NEEDS.get(method, ()), *overrides]
     config = load(given)
@@ -63,7 +64,7 @@ def main_stage(stages: Sequence[Stage]) -> Stage:
 
 def train(gate: Gate, *, method: str, root: str, overrides: Sequence[str]) -> None:
     """Trains the longest stage of a method, with a teacher that was never trained."""
-    training = _training(method, root, overrides)
+    training = made(method, root, overrides)
     training.stages = (main_stage(training.stages),)
     with tempfile.TemporaryDirectory(prefix="kdbench-bench-") as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,7 +91,7 @@ def methods(rounds: int = 3, steps: int = 6, names: Sequence[str] = (), override
             kd = partial(contender, method="kd")
             times = take_turns({"kd": kd, "kd again": kd, **ours}, rounds, steps)
             for name in some:
-                stage = main_stage(_training(name, folder, endless).stages).name
+                stage = main_stage(made(name, folder, endless).stages).name
                 yield Row.of(
                     f"{name}, training step over one of kd",
                     "x",

@@ -158,7 +158,7 @@ def pointdistiller(rounds: int = 6, steps: int = 12, overrides: Sequence[str] = 
     batch = training.first_batch()
     distiller = training.distiller()
     distiller.rehearse(batch)
-    with distiller.rehearsal(), torch.no_grad():
+    with distiller.at_rest(), torch.no_grad():
         signals = distiller.probe(batch).bound(training.bindings["method"])
         points = as_points(signals.feature("points", "teacher"))
     given, sizes = training.recipe.plugins["method"].given, torch.bincount(points.batch)

@@ -19,10 +19,13 @@ _HOMES = {
     "kdbench.errors": ("KDBenchError",),
     "kdbench.features": (
         "Activated",
+        "Boxes",
+        "Edges",
         "Feature",
         "Grid",
         "Kind",
         "Last",
+        "Levels",
         "Logits",
         "Nodes",
         "Points",

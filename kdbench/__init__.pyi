@@ -2,10 +2,13 @@ from kdbench.api import load as load
 from kdbench.api import run as run
 from kdbench.errors import KDBenchError as KDBenchError
 from kdbench.features import Activated as Activated
+from kdbench.features import Boxes as Boxes
+from kdbench.features import Edges as Edges
 from kdbench.features import Feature as Feature
 from kdbench.features import Grid as Grid
 from kdbench.features import Kind as Kind
 from kdbench.features import Last as Last
+from kdbench.features import Levels as Levels
 from kdbench.features import Logits as Logits
 from kdbench.features import Nodes as Nodes
 from kdbench.features import Points as Points

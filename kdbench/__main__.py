@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from kdbench.base.startup import lenient_output, own_imports
+from kdbench.base.startup import lenient_output, own_imports, uncollected
+
+if TYPE_CHECKING:
+    from hydra.conf import HydraConf
+    from omegaconf import DictConfig
 
 
 def main() -> None:
@@ -16,7 +22,7 @@ def main() -> None:
     lenient_output()
     own_imports()
     import hydra
-    from omegaconf import DictConfig
+    from hydra.core.hydra_config import HydraConfig
 
     from kdbench.base import endings
     from kdbench.configuration import config as configuration
@@ -25,17 +31,18 @@ def main() -> None:
 
     outcomes: list[str] = []
 
-    def job(composed: DictConfig) -> float | None:
+    def job(composed: DictConfig, own: DictConfig | None = None) -> float | None:
         outcomes.append("unfinished")  # code of others may leave by an exit of its own
-        outcomes[-1], objective = run_job(composed)
+        outcomes[-1], objective = run_job(composed, own or HydraConfig.get())
         return objective
 
-    arguments = sys.argv[1:] = configuration.at_home(sys.argv[1:])
+    arguments = sys.argv[1:] = configuration.in_place(configuration.at_home(sys.argv[1:]))
     multirun = bool({"-m", "--multirun"} & set(arguments))
     plain = [a for a in arguments if not a.startswith("-")]
     try:
         configuration.register()
         folder = str(configuration.folder())
+        run: Callable[[], Any] = hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)
         configuration.choices(plain, multirun)
         if {"-h", "--help"} & set(arguments):
             from kdbench.reference import help_text
@@ -43,17 +50,20 @@ def main() -> None:
             return print(help_text(configuration.first(plain)))
         if len(arguments) - len(plain) == multirun:  # no flag of Hydra's that would ask for something else
             plain = configuration.expanded(plain) if multirun else plain
-            config = configuration.load(configuration.first(plain) if multirun else plain)
+            composed, own = configuration.composed(configuration.first(plain) if multirun else plain)
+            config = configuration.check(composed)
             if multirun:
                 configuration.each_choice(plain)
                 sweep.open_folder(config["results"])
+            elif configuration.calls_only(own):  # Hydra would compose the same twice more
+                run = functools.partial(job, composed, own)
             sys.argv[1:] = ["--multirun"] * multirun + configuration.opened(plain)
     except KDBenchError as error:
         _fail(error)
     code: Any = 0
     try:
         with endings.signals():
-            hydra.main(version_base="1.3", config_path=folder, config_name="config")(job)()
+            run()
     except SystemExit as end:
         # Lightning ends a training at a launcher's SIGTERM by an exit without a code, which would stand for success.
         code = 128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code
@@ -65,31 +75,31 @@ def main() -> None:
     sys.exit(code or int(not well))
 
 
-def run_job(composed: object) -> tuple[str, float | None]:
+def run_job(composed: DictConfig, own: DictConfig | HydraConf) -> tuple[str, float | None]:
     """Runs one composed configuration.
+
+    Args:
+        composed: Keys of the run.
+        own: What Hydra goes by.
 
     Returns:
         The status and the last score on validation, for sweepers that search; a user's error ends the process (or, in
         a sweep, this job) with one line.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
-
     from kdbench.base import endings
     from kdbench.configuration import config as configuration
     from kdbench.errors import KDBenchError
     from kdbench.runs import sweep
 
-    assert isinstance(composed, DictConfig)
-    hydra_config = HydraConfig.get()
     try:
-        from kdbench.runs.run import Run
+        with uncollected():
+            from kdbench.runs.run import Run
 
-        config = configuration.check(composed)
-        if sweep.job is not None and not hydra_config.launcher._target_.endswith("SlurmLauncher"):
-            configuration.one_device(config)
-        command = configuration.command_line(list(hydra_config.overrides.task))
-        run = Run(config, command, job=sweep.job.title if sweep.job else None)
+            config = configuration.check(composed)
+            if sweep.job is not None and not own.launcher._target_.endswith("SlurmLauncher"):
+                configuration.one_device(config)
+            command = configuration.command_line(list(own.overrides.task))
+            run = Run(config, command, job=sweep.job.title if sweep.job else None)
         outcome = run.execute()
     except KDBenchError as error:
         endings.check()

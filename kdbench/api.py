@@ -30,7 +30,7 @@ def run(*overrides: str) -> Record:
         >>> record.scores["student"].test["top1"]  # doctest: +SKIP
         57.1
     """
-    given = configuration.at_home(overrides)
+    given = configuration.in_place(configuration.at_home(overrides))
     configuration.choices(given, sweep=False)
     return Run(configuration.load(given), configuration.command_line(given)).execute().record
 

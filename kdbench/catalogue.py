@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from kdbench import functional
 from kdbench.configuration import config
+from kdbench.configuration.compat import no_replay
 from kdbench.configuration.resolved import ENGINE_KEYS, PluginSpec
 from kdbench.errors import KDBenchError
 from kdbench.needs import STUDENT, TEACHER, Need, Role, Stage, kind_names
@@ -28,7 +29,7 @@ from kdbench.plugin import Method
 _PAPER = re.compile(r'^ *(\w+): ([^":]+), "([^"]+)",\s+(.*?\b(?:19|20)\d\d\b)', re.MULTILINE | re.DOTALL)
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 #: In a docstring: ``(B, C, *space)``, or in words.
-_SHAPE = re.compile(r"(?<!\w)\((?:[A-Z]|<=)[^()]*,[^()]*\)|(?i:same|any) shape|\b(?i:scalar)")
+_SHAPE = re.compile(r"(?<!\w)\((?:[A-Z2]|<=)[^()]*,[^()]*\)|(?i:same|any) shape|\b(?i:scalar)")
 _MARK = re.compile(r"(<!-- functions -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -215,6 +216,13 @@ def _facts(spec: PluginSpec) -> Iterator[str]:
         yield "- has no teacher"
     if plugin.requires:
         yield f"- requires of the task: {', '.join(f'`{name}`' for name in sorted(plugin.requires))}"
+    yield from _training(spec)
+    yield f"- fidelity: {plugin.fidelity}"
+
+
+def _training(spec: PluginSpec) -> Iterator[str]:
+    """Yields how a method trains."""
+    plugin = spec.plugin
     made = spec.make()
     stages = made.stages()
     if stages != (Stage(),):
@@ -224,15 +232,20 @@ def _facts(spec: PluginSpec) -> Iterator[str]:
         yield "- makes further views of a batch, each with passes of its own"
     if len(updates) > 1:
         yield f"- takes {len(updates)} updates a step"
+    if reason := no_replay(plugin):
+        yield f"- cannot replay a teacher: {reason}"
     if plugin.over_batch:
         yield "- relates the samples of a batch to each other"
+    for side in sorted(plugin.takes_part - {"student"}):
+        yield f"- takes part in the training of the {side} too"
     for asked in plugin.trainings:
         yield f"- asks for a training of its own, `{asked.name}`"
-    yield f"- fidelity: {plugin.fidelity}"
 
 
 def _need(need: Need) -> str:
     how = ", every one that the pair names, shallow to deep" if need.many else ", once for each head" * need.each
+    how += ", every level of a detector's pyramid" * need.pyramid
+    how += "".join(f", `{kind.__name__}` only with `{asked}`" for kind, asked in need.given.items())
     return f"`{kind_names(need).replace(' or ', '` or `')}`{how}"
 
 

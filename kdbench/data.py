@@ -15,12 +15,22 @@ from kdbench.base.collectives import share
 from kdbench.errors import KDBenchError
 from kdbench.task import Batch
 
+#: Names what is drawn for the views of a pool, in place of the seed of a run.
+POOL = rng.derive(0, "replay")
+
 
 class Key(NamedTuple):
-    """What a data set is asked for: an augmented sample is a function of the seed and this."""
+    """What a data set is asked for: an augmented sample is a function of this alone.
+
+    Attributes:
+        epoch: With ``seed``, names what is drawn; of a pool of views, which of them.
+        sample: Which sample.
+        seed: Of the run, or :data:`POOL`.
+    """
 
     epoch: int
     sample: int
+    seed: int = 0
 
 
 class EpochSampler(Sampler[Key]):
@@ -38,6 +48,7 @@ class EpochSampler(Sampler[Key]):
         self.seed = seed
         self.train = train
         self.epoch = 0
+        self.views: int | None = None  # of a pool, through which the epochs go in turn
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next iteration."""
@@ -55,29 +66,49 @@ class EpochSampler(Sampler[Key]):
         if self.train:
             order = torch.randperm(self.size, generator=rng.generator(self.seed, "order", self.epoch)).tolist()
         for sample in order[rank::world][: len(self)]:
-            yield Key(self.epoch, sample)
+            yield (
+                Key(self.epoch, sample, self.seed) if self.views is None else Key(self.epoch % self.views, sample, POOL)
+            )
 
 
-class Streams(Dataset[Any]):
-    """A data set whose every sample finds the global generators at the start of a stream of its own.
+class Batches(Dataset[Any]):
+    """Whole batches of a data set, by the keys of their samples.
 
-    Augmentation libraries draw from them. A data set that fetches whole batches is left to its own named streams.
+    Every sample finds the global generators, from which augmentation libraries draw, at the start of a stream of its
+    own; a data set that fetches whole batches is left to its own named streams.
 
     Args:
         dataset: Indexed by :class:`Key`.
-        seed: With the key, names the stream.
+        collate: Makes a batch of samples; None where the data set does.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+    def __init__(self, dataset: Dataset[Any], collate: Callable[[Sequence[Any]], Batch] | None) -> None:
         self.dataset = dataset
-        self.seed = seed
+        self.collate = collate
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: Key) -> Any:
-        with rng.scope(self.seed, "sample", *key, accelerators=False):
-            return self.dataset[key]
+        return self._samples([key])[0]
+
+    def _samples(self, keys: Sequence[Key]) -> list[Any]:
+        """Returns samples; the states of the generators are kept once, which costs more than ten seeds."""
+        found = []
+        with rng.scope(0, "batch", accelerators=False):
+            for key in keys:
+                rng.seed_global(key.seed, "sample", key.epoch, key.sample)
+                found.append(self.dataset[key])
+        return found
+
+    def __getitems__(self, keys: Sequence[Key]) -> Any:
+        """Fetches a batch; one of a pool says which of its views it is."""
+        fetch = getattr(self.dataset, "__getitems__", None)
+        found: Any = self._samples(keys) if fetch is None else fetch(keys)
+        batch = found if self.collate is None else self.collate(found)
+        if keys[0].seed == POOL and isinstance(batch, Batch):
+            batch.drawn = keys[0].epoch
+        return batch
 
 
 class SeededLoader(DataLoader):
@@ -112,10 +143,10 @@ class SeededLoader(DataLoader):
                 "expected equal parts: change it or trainer.devices"
             )
         super().__init__(
-            dataset if hasattr(dataset, "__getitems__") else Streams(dataset, seed),
+            Batches(dataset, collate),
             batch_size // processes,
             sampler=EpochSampler(size, seed, train),
-            collate_fn=collate or _whole,
+            collate_fn=_whole,
             drop_last=train and size >= batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -123,6 +154,27 @@ class SeededLoader(DataLoader):
             multiprocessing_context=_start_method() if workers else None,
             # Its own stream: drawing the workers' base seed leaves the global generator alone.
             generator=rng.generator(seed, "loader"),
+        )
+
+    def replay(self, views: int) -> None:
+        """Gives every sample a pool of ``views`` views, the same for every seed, through which the epochs go."""
+        self.sampler.views = views  # type: ignore[attr-defined]
+
+    def pool(self, view: int) -> DataLoader[Batch]:
+        """Returns a loader of one view of all samples, in their order.
+
+        Every batch is as large as in training: the last one is filled up with the first samples.
+        """
+        size, batch = len(self.dataset), min(int(self.batch_size or 1), len(self.dataset))  # type: ignore[arg-type]
+        keys = [[Key(view, (i + j) % size, POOL) for j in range(batch)] for i in range(0, size, batch)]
+        return DataLoader(
+            self.dataset,
+            batch_sampler=keys,
+            collate_fn=_whole,
+            num_workers=self.num_workers,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=_start_method() if self.num_workers else None,
+            generator=rng.generator(view, "pool"),
         )
 
 

@@ -9,16 +9,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import inspect
 import json
-import logging
 import os
 import re
 import sys
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -65,13 +59,12 @@ def export(
     if not out.parent.is_dir():
         raise KDBenchError(f"--out {out}: there is no folder {out.parent}")
     try:
-        with _quiet():
-            gap = {"onnx": _onnx, "pt2": _pt2}[form](plan, aside, facts)
-        if not gap <= TOLERANCE:
+        gap = {"onnx": _onnx, "pt2": _pt2}[form](plan, aside, facts)
+        if not gap <= (TOLERANCE if left.tolerance is None else left.tolerance):
             raise KDBenchError(f"{out}: its outputs differ from the student's by {gap:.1e} of the largest: not written")
         script = out.with_name(f"run_{out.stem}.py")
         if form == "onnx" and plan.script:
-            write_atomic(script, _script(plan.script, out.name, found.record.run_id))
+            write_atomic(script, _script(("kdbench.script", *plan.script), out.name, found.record.run_id))
         aside.replace(out)
     except OSError as error:
         raise KDBenchError(f"--out {out}: the model cannot be written: {error}") from None
@@ -113,80 +106,22 @@ def _script(modules: tuple[str, ...], name: str, run_id: str) -> str:
     return first + future + rest.replace(future, "")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what the exporters print, which is about their own graphs, from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _program(plan: ExportPlan) -> Any:
-    import torch
-
-    counted = {what for axes in plan.dynamic.values() for what in axes.values()}
-    sizes = {what: torch.export.Dim(what) for what in counted}
-    try:
-        each = [{axis: sizes[what] for axis, what in plan.dynamic.get(name, {}).items()} for name in plan.names]
-        example = tuple(_two(value, axes) for value, axes in zip(plan.example, each, strict=True))
-        bound = inspect.signature(plan.module.forward).bind(*example).arguments
-        shapes, following = {}, iter(each)
-        for name, value in bound.items():  # what ``*inputs`` takes is one argument of several tensors
-            several = isinstance(value, tuple)
-            shapes[name] = tuple(next(following) for _ in value) if several else next(following)
-        return torch.export.export(plan.module, example, dynamic_shapes=shapes)
-    except Exception as error:  # whatever its tracing meets in somebody's module
-        reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
-        raise KDBenchError(f"the student cannot be exported: {reason}") from None
-
-
-def _two(value: Any, axes: Iterable[int]) -> Any:
-    """Doubles the axes of any length, as one of length 1 is taken for a constant."""
-    import torch
-
-    for axis in axes:
-        value = torch.cat([value, value], axis)
-    return value
-
-
 def _onnx(plan: ExportPlan, path: Path, facts: str) -> float:
     import torch
 
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise KDBenchError(f"--format onnx needs {error.name}: pip install 'kdbench[export]'") from None
-    names = {"input_names": list(plan.names), "output_names": list(plan.outputs) or None}
-    made = torch.onnx.export(_program(plan), **names, dynamo=True, verbose=False)  # type: ignore[arg-type]
-    assert made is not None
-    graph = made.model.graph
-    # The exporter numbers what has a name in the plan.
-    called = {
-        str(value.shape[axis]): what
-        for value, name in zip(graph.inputs, plan.names, strict=True)
-        for axis, what in plan.dynamic.get(name, {}).items()
-        if value.shape is not None
-    }
-    for shape in [value.shape for value in (*graph.inputs, *graph.outputs) if value.shape is not None]:
-        for axis, size in enumerate(shape):
-            shape[axis] = called.get(str(size), size)
-    made.model.metadata_props[FACTS] = facts
-    made.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    given = {name: value.contiguous().numpy() for name, value in zip(plan.names, plan.example, strict=True)}
-    return _gap(plan, [torch.from_numpy(value) for value in session.run(None, given)])
+    from kdbench.training.exported import arrays, open_onnx, write_onnx
+
+    write_onnx(plan, path, {FACTS: facts})
+    return _gap(plan, [torch.from_numpy(value) for value in open_onnx(path).run(None, arrays(plan))])
 
 
 def _pt2(plan: ExportPlan, path: Path, facts: str) -> float:
     import torch
 
-    torch.export.save(_program(plan), path, extra_files={FACTS: facts})
+    from kdbench.training.exported import program, quiet
+
+    with quiet():
+        torch.export.save(program(plan), path, extra_files={FACTS: facts})
     return _gap(plan, torch.export.load(path).module()(*plan.example))
 
 

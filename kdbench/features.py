@@ -7,8 +7,9 @@ things (samples, cells, tokens, points, nodes, anchors) is read as rows, alike f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ class Feature:
 
     Attributes:
         values: The tensor, on the graph of the role that made it.
+        common: Fields that all samples of a batch share.
     """
 
+    common: ClassVar[frozenset[str]] = frozenset()
     values: Tensor
 
     def rows(self) -> Tensor:
@@ -272,6 +275,85 @@ class Nodes(Feature):
 @dataclass(frozen=True)
 class Vector(Feature):
     """One vector a sample, ``values`` of shape ``(B, D)``."""
+
+
+@dataclass(frozen=True)
+class Boxes(Feature):
+    """Boxes that a detector predicts, one a row; its :class:`Logits` are of the same rows.
+
+    Attributes:
+        values: ``(B, A, 4)`` left, top, right, bottom in input pixels.
+        anchors: ``(A, 4)`` likewise, the box that each row starts from.
+        level: ``(A,)`` integers, which level of the pyramid each row is of, finest first.
+        mask: ``(B, A)`` rows that are distilled, or None for all.
+    """
+
+    common: ClassVar[frozenset[str]] = frozenset({"anchors", "level"})
+    anchors: Tensor
+    level: Tensor
+    mask: Tensor | None = None
+
+    def rows(self) -> Tensor:
+        """Returns the rows that count, shape ``(N, 4)``."""
+        return _rows(self.values, -1, self.mask)
+
+    def sample(self) -> Tensor:
+        """Returns the sample of each row, shape ``(N,)``."""
+        return _samples(self.values[..., 0], self.mask)
+
+
+@dataclass(frozen=True)
+class Edges(Feature):
+    """Laws of the distances from where a box starts to its left, top, right and bottom edge.
+
+    Attributes:
+        values: ``(B, A, 4, bins)`` logits over 0, 1, … cells of the row's level; rows as of :class:`Boxes`.
+        mask: ``(B, A)`` rows that are distilled, or None for all.
+    """
+
+    mask: Tensor | None = None
+
+    def rows(self) -> Tensor:
+        """Returns the rows that count, one for each edge, shape ``(N * 4, bins)``."""
+        kept = self.values.flatten(0, 1) if self.mask is None else self.values[self.mask]
+        return kept.flatten(0, 1)
+
+    def sample(self) -> Tensor:
+        """Returns the sample of each of :meth:`rows`, shape ``(N * 4,)``."""
+        return _samples(self.values[..., 0, 0], self.mask).repeat_interleave(4)
+
+
+@dataclass(frozen=True)
+class Levels(Feature):
+    """Maps of all levels of a pyramid, of one width, inside a head that the levels share.
+
+    It is no :class:`Grid`, so that methods over grids leave it out.
+
+    Attributes:
+        values: ``(B, C, cells)``, level after level, finest first; in a level row by row.
+        sizes: Height and width of each level.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, maps: Sequence[Tensor]) -> Levels:
+        """Joins maps ``(B, C, h, w)``."""
+        sizes = tuple((int(m.shape[2]), int(m.shape[3])) for m in maps)
+        return cls(torch.cat([m.flatten(2) for m in maps], 2), sizes)
+
+    def maps(self) -> list[Tensor]:
+        """Returns the map ``(B, C, h, w)`` of each level."""
+        parts = self.values.split([tall * wide for tall, wide in self.sizes], 2)
+        return [part.unflatten(2, size) for part, size in zip(parts, self.sizes, strict=True)]
+
+    def rows(self) -> Tensor:
+        """Returns the cells, shape ``(B * cells, C)``."""
+        return self.values.transpose(1, 2).flatten(0, 1)
+
+    def sample(self) -> Tensor:
+        """Returns the sample of each cell, shape ``(B * cells,)``."""
+        return _samples(self.values[:, 0])
 
 
 Kind: TypeAlias = type[Feature]

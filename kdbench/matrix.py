@@ -1,4 +1,4 @@
-"""What fits what: ``python -m kdbench.matrix [--format text|json] [--task T --names]``."""
+"""What fits what: ``python -m kdbench.matrix [--format text|json] [--task T --names [--replay]]``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.base.digest import digest, digest_files, source_digest
 from kdbench.base.store import Store
 from kdbench.configuration import config as configuration
 from kdbench.configuration.packages import CONF_GROUP, folders
 from kdbench.errors import KDBenchError
+
+if TYPE_CHECKING:
+    from kdbench.plugin import Plugin
 
 AXES = ("method", "augment", "quant")
 
@@ -36,6 +39,8 @@ class Cell:
         pair: The first of the task's pairs that serves it, its default before others; None where none does.
         ok: Whether one does.
         reason: Why not.
+        no_replay: Why it cannot do with a teacher's stored answers (``teacher.replay``); empty where it can.
+        refuses: Methods of the task that cannot stand beside it, with what they require that it takes from the batches.
     """
 
     axis: str
@@ -44,6 +49,8 @@ class Cell:
     pair: str | None
     ok: bool
     reason: str | None
+    no_replay: str = ""
+    refuses: str = ""
 
 
 def compute() -> list[Cell]:
@@ -59,14 +66,48 @@ def compute() -> list[Cell]:
     for task, (axis, name) in itertools.product(configuration.options("task"), names):
         try:
             pair = _serving(spec(axis, name), default(task), pairs)
+            found.append(Cell(axis, name, task, pair, True, None, _no_replay(spec(axis, name))))
         except KDBenchError as error:
             found.append(Cell(axis, name, task, None, False, str(error)))
         except Exception as error:  # in the code or YAML of another package; the other cells do not depend on it
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
             found.append(Cell(axis, name, task, None, False, reason))
-        else:
-            found.append(Cell(axis, name, task, pair, True, None))
-    return found
+    classes = {(c.axis, c.name): _plugin(spec(c.axis, c.name)) for c in found if c.ok}
+    return [replace(c, refuses=_refuses(c, found, classes, default(c.task))) if c.ok else c for c in found]
+
+
+def _plugin(spec: Mapping[str, Any]) -> type[Plugin] | None:
+    from kdbench.configuration.resolved import PluginSpec
+
+    return PluginSpec.of("method", spec).plugin if "_target_" in spec else None
+
+
+def _refuses(
+    cell: Cell,
+    found: Sequence[Cell],
+    classes: Mapping[tuple[str, str], type[Plugin] | None],
+    default: Mapping[str, Any],
+) -> str:
+    """Says which methods of a task require what a plugin of another axis takes from its batches."""
+    from kdbench.base.instantiate import locate
+
+    own = classes[cell.axis, cell.name] if cell.axis != "method" else None
+    taken = own.takes(locate(default["task"]["_target_"])) if own else frozenset()  # type: ignore[arg-type]
+    lost: dict[str, frozenset[str]] = {}
+    for other in found if taken else ():
+        beside = (other.task, other.axis, other.ok) == (cell.task, "method", True)
+        method = classes[other.axis, other.name] if beside else None
+        if method and method.requires & taken:
+            lost[other.name] = method.requires & taken
+    names = ", ".join(sorted(set().union(*lost.values())))
+    return f"{', '.join(lost)}: each requires some of {names}" if lost else ""
+
+
+def _no_replay(spec: Mapping[str, Any]) -> str:
+    from kdbench.configuration.compat import no_replay
+
+    plugin = _plugin(spec)
+    return no_replay(plugin) if plugin else ""
 
 
 def _serving(spec: Mapping[str, Any], default: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
@@ -139,6 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("--task", help="one task only")
     parser.add_argument("--names", action="store_true", help="methods that serve --task, comma separated, for a sweep")
+    parser.add_argument("--replay", action="store_true", help="of those, the ones that teacher.replay serves")
     options = parser.parse_args(arguments)
     try:
         found = cells()
@@ -151,7 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.names:
             if options.task is None:
                 raise KDBenchError("--names needs --task T")
-            print(",".join(c.name for c in found if c.axis == "method" and c.ok))
+            serving = [c for c in found if c.axis == "method" and c.ok and not (options.replay and c.no_replay)]
+            print(",".join(c.name for c in serving))
         elif options.format == "json":
             methods = sorted({c.name for c in found if c.axis == "method"})
             print(json.dumps({"methods": methods, "tasks": tasks, "cells": [asdict(c) for c in found]}, indent=1))
@@ -170,12 +213,17 @@ def _show(found: list[Cell], tasks: list[str]) -> None:
     from kdbench.base.terminal import terminal
 
     table = Table()
-    for column in ("axis", "name", *tasks):
+    refused = any(c.refuses for c in found)
+    for column in ("axis", "name", *tasks, "teacher.replay", *["not beside"] * refused):
         table.add_column(column)
     by_place = {(c.axis, c.name, c.task): c for c in found}
     for axis, name in dict.fromkeys((c.axis, c.name) for c in found):
         row = [by_place[axis, name, task] for task in tasks]
-        table.add_row(axis, name, *(Text(c.pair or "", "green") if c.ok else Text(c.reason or "", "dim") for c in row))
+        cells = [Text(c.pair or "", "green") if c.ok else Text(c.reason or "", "dim") for c in row]
+        reasons = [c.no_replay for c in row if c.ok]
+        replay = Text(reasons[0], "dim") if any(reasons) else Text("yes" if reasons else "", "green")
+        beside = {f"{c.task}: {c.refuses}" if len(tasks) > 1 else c.refuses for c in row if c.refuses}
+        table.add_row(axis, name, *cells, replay, *[Text("\n".join(sorted(beside)), "dim")] * refused)
     terminal().print(table)
 
 

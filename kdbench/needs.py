@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -30,6 +30,10 @@ class Need:
         each: Whether ``terms`` runs once for each feature of that kind, as if it were the only one: a model with heads
             ``verb`` and ``object`` then has the terms ``kd.verb`` and ``kd.object``, under the weight of ``kd`` unless
             they have their own.
+        pyramid: Whether the plugin reads every feature of that kind where the task's grids are the levels of one
+            pyramid (capability ``pyramid``), and elsewhere one. ``method.bind`` may name several anywhere.
+        given: Capability of the task without which a kind does not serve, by kind: class scores are maps where the task
+            has ``dense_label``.
     """
 
     name: str
@@ -37,6 +41,8 @@ class Need:
     roles: tuple[str, ...] = ("student", "teacher")
     many: bool = False
     each: bool = False
+    pyramid: bool = False
+    given: Mapping[Kind, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,23 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """The weights of an artifact in fewer bytes than floats take.
+
+    Attributes:
+        content: Of a safetensors file.
+        bits: Of a weight in it, on average over those that are packed; ranges and points aside.
+        coded_bytes: What an entropy code would make of the file.
+        float_params: Weights that are in it as floats.
+    """
+
+    content: bytes
+    bits: float
+    coded_bytes: int
+    float_params: int
+
+
+@dataclass(frozen=True)
 class Artifact:
     """What a training leaves: it is scored, measured, saved under its name, and can be exported.
 
@@ -122,12 +145,22 @@ class Artifact:
         view: What it reads of a batch (the labels too, say); None reads what a student gets.
         export: What of it is exported and measured; None asks the task.
         device: Where alone it runs (``cpu`` for converted int8); None is where the training ran.
+        pack: Writes its weights in fewer bytes than floats take; asked for once, when training is over.
+        engine: What its latency is measured in. ``onnxruntime`` measures its ONNX file, also the size of that; None
+            measures nothing: it stands for a model that is deployed in another form.
+        tolerance: Largest difference of an exported file's outputs from its own, over the largest output; None for what
+            other kernels make of floats. Where values are rounded, a step more or less is right.
+        close: By how much its primary score may be off the student's before the run says so, in units of the metric.
     """
 
     module: nn.Module
     view: Callable[[Batch], Batch] | None = None
     export: Callable[[nn.Module], ExportPlan] | None = None
     device: str | None = None
+    pack: Callable[[], Packed] | None = None
+    engine: Literal["torch", "onnxruntime"] | None = "torch"
+    tolerance: float | None = None
+    close: float | None = None
 
     def reads(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         """Returns batches as this reads them."""
@@ -142,12 +175,17 @@ class Asked:
         name: Shown, and what :attr:`Role.product` calls it.
         side: The entry of the pair that is trained.
         inputs: Trained under the plugin: for each of its roles of ``init="trained"``, the training whose product it is
-            there (``{"teacher": "teacher"}`` for an assistant). None trains it alone.
+            there (``{"teacher": "teacher"}`` for an assistant). None trains it alone; an entry that the plugin adds
+            (:meth:`Plugin.sides`) and that is the pair's student or teacher is not trained twice.
+        under: Trained under another plugin instead, as its YAML would have it: ``_target_``, options, ``weights``.
+        scored: Under which name the record holds its scores on the test set; empty for none.
     """
 
     name: str
     side: str
     inputs: Mapping[str, str] | None = None
+    under: Mapping[str, Any] | None = None
+    scored: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,13 +195,15 @@ class Stage:
     Attributes:
         name: Shown and recorded.
         epochs: Share of the configured epochs; more than 1 in sum costs more than the student trained alone, which the
-            record shows.
+            record shows. At 0 nothing trains: the stage is what :meth:`Plugin.enter` does.
         terms: Terms that are active; None means all.
         trains: Parameter globs that train; None means everything trainable.
         roles: Role rebindings, e.g. ``{"teacher": "student"}``: the teacher is the student as the last stage left it.
         lr: Scales the learning rates.
         constant: Keeps the learning rate, whatever the run's schedule.
         fresh: Puts the student back to its initial weights, after ``roles`` has copied it (generations of students).
+        alone: No other plugin has terms or parameters in it; where all stages of a plugin are such, the others have no
+            stages either, and the student is what this plugin starts from.
         owner: Whose stage it is; the engine sets it. ``terms`` and ``trains`` leave those of other plugins alone.
     """
 
@@ -175,6 +215,7 @@ class Stage:
     lr: float = 1.0
     constant: bool = False
     fresh: bool = False
+    alone: bool = False
     owner: str = ""
 
 
@@ -190,9 +231,10 @@ def by_feature(needs: Iterable[Need], bindings: Bindings) -> list[tuple[str, Bin
     return [(f".{names[0]}", {**bindings, **dict(zip(several, names, strict=True))}) for names in calls]
 
 
-def serves(kind: Kind, need: Need) -> bool:
-    """Says whether a feature of ``kind`` serves ``need``."""
-    return issubclass(kind, need.kind if isinstance(need.kind, tuple) else (need.kind,))
+def serves(kind: Kind, need: Need, capabilities: Set[str]) -> bool:
+    """Says whether a feature of ``kind`` serves ``need`` under a task of such ``capabilities``."""
+    asked = {capability for of, capability in need.given.items() if issubclass(kind, of)}
+    return asked <= capabilities and issubclass(kind, need.kind if isinstance(need.kind, tuple) else (need.kind,))
 
 
 def kind_names(need: Need) -> str:

@@ -30,7 +30,7 @@ class Optimization:
         optimizer: ``_target_`` and options, of every parameter that has no other.
         scheduler: ``_target_`` and options.
         others: Further optimizers by a glob of the parameters that they step (``peer``, ``student.*.points``); the
-            first that covers one has it.
+            first that covers one has it. One with ``scheduler`` has a schedule of its own.
         clip: Largest gradient norm of an update, or None.
         accumulate: Batches whose gradients are averaged before a step. Of several groups of updates a later one sees
             the step of an earlier one with the last of these batches.
@@ -103,6 +103,8 @@ def one_cycle(
         momentum: Lowest (at the peak) and highest momentum or beta1.
     """
     low, high = momentum
+    if warmup * (total_steps + 1) == 1.0:
+        warmup *= 1.0 + 1e-9  # of a rising side that ends with step 0 torch divides by zero
     return OneCycleLR(
         optimizer,
         max_lr=[peak * g["lr"] for g in optimizer.param_groups],
@@ -125,6 +127,11 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: Share = 0.0, final: N
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1e-12, 1 - warmup)))
 
     return LambdaLR(optimizer, factor)
+
+
+def poly(optimizer: Optimizer, total_steps: int, power: PositiveFloat = 0.9) -> LRScheduler:
+    """Falls to nothing as ``(1 - done) ** power`` of the share of training that is done."""
+    return LambdaLR(optimizer, lambda step: (1 - min(1.0, step / max(1, total_steps))) ** power)
 
 
 def steps(

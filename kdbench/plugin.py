@@ -6,16 +6,20 @@ by the pair's configuration, weights of terms by the method's, and the engine al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
 from kdbench.needs import STUDENT, TEACHER, Artifact, Asked, Need, Part, Role, Stage, State, Update, Views
 from kdbench.signals import Context, Signals
+from kdbench.task import Task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Plugin(nn.Module):
@@ -32,6 +36,9 @@ class Plugin(nn.Module):
         takes_part: In whose training it takes part: ``student``, ``teacher``, or a further entry of the pair. Elsewhere
             than in the student's it has no ``trained`` roles; ``ctx.side`` tells where it is.
         trainings: Further trainings that it asks for.
+        twin: What becomes of it in the scratch twin, which no trained network teaches: ``untaught`` stays if it takes
+            none (an augmentation), ``left_out`` does not stay (a method), ``own_float`` stays, with the twin's own
+            student, trained without it, for each network that it takes (a quantisation).
         no_twin: Why the student cannot be trained without this plugin; then there is no scratch student.
         fidelity: ``equations`` or ``approximate``.
         over_batch: Whether a term relates rows to each other, so is no mean over rows of their own losses: then every
@@ -46,6 +53,7 @@ class Plugin(nn.Module):
     roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT}
     takes_part: ClassVar[frozenset[str]] = frozenset({"student"})
     trainings: ClassVar[tuple[Asked, ...]] = ()
+    twin: ClassVar[Literal["untaught", "left_out", "own_float"]] = "untaught"
     no_twin: ClassVar[str] = ""
     fidelity: ClassVar[Literal["equations", "approximate"]] = "equations"
     over_batch: ClassVar[bool] = False
@@ -60,6 +68,20 @@ class Plugin(nn.Module):
             products: Folder of the product of each of :attr:`trainings`, by name.
         """
         return architecture
+
+    @classmethod
+    def takes(cls, task: Task | type[Task]) -> frozenset[str]:
+        """Returns which capabilities batches of a task have no more: :attr:`removes`, or less where it keeps some."""
+        return cls.removes
+
+    def sides(self, pair: Mapping[str, Any], task: Task) -> Mapping[str, Any]:
+        """Returns the pair with other or further entries for the trainings of the run, from what is configured.
+
+        Args:
+            pair: As configured, or as the plugins composed before this one leave it.
+            task: Knows what its networks can be made of (:meth:`kdbench.task.Task.ops`).
+        """
+        return pair
 
     def build(self, probe: Signals) -> None:
         """Makes projectors, once, from the shapes seen on one real batch.
@@ -102,6 +124,22 @@ class Plugin(nn.Module):
         Where several processes train, ``signals`` gives each of them the whole batch, so that its state is the same.
         """
 
+    def readings(self) -> Mapping[str, float]:
+        """Returns what a person would follow of what it learns, by name: a column each of ``metrics.csv``, by epoch.
+
+        A number that is not finite ends the training as ``diverged``.
+        """
+        return {}
+
+    def pictures(self, signals: Signals, rows: Sequence[Mapping[str, float]]) -> Mapping[str, Image]:
+        """Draws what a person would look at of what it learned, by name; the record holds ``<owner>_<name>.png``.
+
+        Args:
+            signals: Of the first training batch and its views, at the end of training, without gradient.
+            rows: Those of ``metrics.csv``.
+        """
+        return {}
+
     def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
         """Returns what is scored, measured, saved and exported of a training, by name.
 
@@ -115,10 +153,15 @@ class Plugin(nn.Module):
         peers = (n for n, role in self.roles.items() if role.mode == "train" and n != "student")
         return {"student": Artifact(models["student"])} | {name: Artifact(models[name]) for name in peers}
 
+    def notes(self) -> tuple[str, ...]:
+        """Returns flags of the record, e.g. which layers a quantisation leaves in float; asked for after training."""
+        return ()
+
 
 class Method(Plugin):
-    """A distillation method: a plugin with a frozen teacher unless it says otherwise."""
+    """A distillation method: a plugin with a frozen teacher unless it says otherwise, and no part in the twin."""
 
+    twin = "left_out"
     roles: ClassVar[Mapping[str, Role]] = {"student": STUDENT, "teacher": TEACHER}
 
 

@@ -43,5 +43,22 @@ def cut(
     return sorted(chosen)
 
 
+def limited(ids: Sequence[str], most: int | None, purpose: str) -> list[int]:
+    """Chooses at most so many samples by the hash of their ids: what fewer are is among what more would be.
+
+    Args:
+        ids: Sample ids.
+        most: How many at most; None for all.
+        purpose: Names the choice (``train``, ``test``), so that two are independent.
+
+    Returns:
+        Indices of the chosen samples, ascending.
+    """
+    if most is None or most >= len(ids):
+        return list(range(len(ids)))
+    drawn = [hashlib.sha256(f"{purpose}/{name}".encode()).digest() for name in ids]
+    return sorted(sorted(range(len(ids)), key=drawn.__getitem__)[:most])
+
+
 def _hash(purpose: str, name: str) -> bytes:
     return hashlib.blake2b(f"{purpose}/{name}".encode(), digest_size=8).digest()

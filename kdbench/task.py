@@ -6,11 +6,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+
+from kdbench.base.startup import stand_ins
+
+# It loads half of SciPy to give one of its metrics of speech an old name of this function.
+with stand_ins({"scipy.signal": SimpleNamespace(hamming=None)}):
+    from torchmetrics import Metric, MetricCollection
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Kind
@@ -56,6 +62,7 @@ class Batch:
         supervised: ``(B,)`` samples whose labels count, or None for all.
         distilled: ``(B,)`` samples that are distilled, or None for all.
         memo: Values that a task works out once per batch (e.g. anchor assignment), shared by all roles.
+        drawn: Which view of a pool of views its samples are seen in (``teacher.replay``); None of other inputs.
     """
 
     inputs: Any
@@ -64,13 +71,14 @@ class Batch:
     supervised: Tensor | None = None
     distilled: Tensor | None = None
     memo: dict[str, Any] = field(default_factory=dict)
+    drawn: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def with_inputs(self, inputs: Any, **changes: Any) -> Batch:
         """Returns this batch with other inputs (and other fields) and an empty memo."""
-        return replace(self, inputs=inputs, memo={}, **changes)
+        return replace(self, **{"inputs": inputs, "memo": {}, "drawn": None, **changes})
 
 
 @dataclass(frozen=True)
@@ -84,9 +92,11 @@ class ExportPlan:
         outputs: Output names, of all tensors that the module returns; the exporter chooses where it is empty.
         dynamic: By input, what its axes of any length count: ``{"images": {0: "batch"}}``. Other axes are as long as
             those of the example; axes that count the same are equally long.
+        least: Smallest length of what axes count, where that is more than one: ``{"height": 64}``.
         facts: What using it takes beside the record's ``dataset``, as JSON.
-        script: Modules that read an input, run the ONNX file beside them and print predictions as ``kdbench.predict``
-            does. They are joined to one file and import the standard library, NumPy, Pillow and ONNX Runtime alone.
+        script: Modules that read an input, run the ONNX file and print predictions as ``kdbench.predict`` does, by
+            :func:`kdbench.script.main`. With that they are joined to one file beside the ONNX file, and import the
+            standard library, NumPy, Pillow and ONNX Runtime alone.
     """
 
     module: nn.Module
@@ -94,8 +104,31 @@ class ExportPlan:
     names: tuple[str, ...]
     outputs: tuple[str, ...] = ()
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     script: tuple[str, ...] = ()
+
+
+#: Takes a feature of samples as they were to where they are after they have been moved.
+Carry: TypeAlias = Callable[[Feature], Feature]
+
+
+@dataclass(frozen=True)
+class Warp:
+    """How samples are moved in space by a few numbers, with gradients to these.
+
+    Attributes:
+        moves: Names of the numbers. All zero leave a sample where it is; 1 is a move by about its own size.
+        move: Takes a batch and numbers ``(B, len(moves))`` and returns it moved, labels and all, and what carries a
+            feature of it along.
+    """
+
+    moves: tuple[str, ...]
+    move: Callable[[Batch, Tensor], tuple[Batch, Carry]]
+
+    def __call__(self, batch: Batch, numbers: Tensor) -> tuple[Batch, Carry]:
+        """Moves a batch."""
+        return self.move(batch, numbers)
 
 
 @dataclass(frozen=True)
@@ -107,6 +140,9 @@ class DatasetInfo:
         embedded: Whether it comes without files.
         digest: Of its content and cuts.
         sizes: Samples by split.
+        learned: Digest of what a training reads of it, training and validation samples, in the form in which it does.
+            While it stays, models are not trained anew but only scored where the test set has changed. Empty: any
+            change trains anew.
         fold: Which cut it is, of several.
         classes: Names in the order of the outputs; empty where there are none.
         inputs: How a user's file becomes what a model reads (size, normalisation, …), as JSON; the task knows its keys.
@@ -117,6 +153,7 @@ class DatasetInfo:
     embedded: bool
     digest: str
     sizes: Mapping[str, int]
+    learned: str = ""
     fold: str | int | None = None
     classes: Sequence[str] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -135,15 +172,46 @@ class Task:
             * ``single_label``: class scores are a softmax's and come with the one true class of each row;
             * ``differentiable_input``: inputs are one floating-point tensor, to which gradients reach;
             * ``meta``: the data module has ``meta_dataloader()`` and ``train_dataloader(without_meta=True)``;
-            * ``rotate``, ``strong_view``: :meth:`ops` has ``rotate(inputs, quarters)``, ``strong(inputs, generator)``.
+            * ``rotate``, ``strong_view``: :meth:`ops` has ``rotate(inputs, quarters)``, ``strong(inputs, generator)``;
+            * ``dense_label``: class scores are a softmax's, maps ``(B, C, *space)``, and :meth:`ops` has
+              ``dense_label(batch)``: the class of each position of the inputs, integers ``(B, *size)``, -1 where it is
+              unknown or does not count. It reads the batch's targets alone;
+            * ``pyramid``: the grids that :meth:`kinds` names are the levels of one pyramid, shallow to deep, and its
+              head reads them all;
+            * ``label_as_input``: inputs are one tensor ``(B, C, *size)``, and :meth:`ops` has
+              ``label_as_input(architecture)``: the architecture of the network that takes one more input channel. That
+              network reads inputs without it as if it were zero; given its own architecture, the op returns it;
+            * ``mixable``: :meth:`ops` has ``mix(batch, order, own)``: the batch whose samples are mixed, inputs and
+              targets, with those at ``order`` ``(B,)``; ``own`` says how much of each is its own, ``(B,)`` from 0 to 1,
+              or by position of the inputs ``(B, *size)``. Ones give the inputs back;
+            * ``class_scores``: :meth:`ops` has ``with_scores(outputs, values)``: raw outputs with other class scores,
+              of the shape that :meth:`describe` gives, for the supervised loss;
+            * ``warp``: :meth:`ops` has ``warp``, a :class:`Warp`: samples are moved in space, and what belongs to them;
+            * ``deform``: :meth:`ops` has ``deform(batch, source)``, which does so along ``source``: positions of the
+              moved samples ``(N, 2)`` to those they come from ``(B, N, 2)``, across and down, edges at -1 and 1;
+            * ``pixels``: inputs are one tensor ``(B, C, H, W)``, :meth:`ops` has ``to_pixels(inputs)``, the same from 0
+              to 1, and ``to_inputs(pixels)``. All three pass gradients on;
+            * ``sectors``: :meth:`ops` has ``swap_sectors(batch, order, start, width)``: each sample with what its
+              partner has in a sector of azimuths, labels and all; ``start`` and ``width`` ``(B,)`` are shares of those
+              covered. A width of zero gives the sample back. There may be ``paste_instances(batch, source, order,
+              turns, pasted)``: R copies of the objects of partners in ``source``, turned by shares ``turns`` ``(B, R)``
+              of those azimuths, are added to the samples that ``pasted`` ``(B,)`` names;
+            * ``boxes``: :meth:`ops` has ``boxes(batch)``: the true boxes ``(B, M, 4)`` float, left, top, right, bottom
+              in input pixels, and their classes ``(B, M)`` integers, -1 in rows of no box, by the targets alone;
+            * ``cross_head``: :meth:`ops` has ``cross_head(model, cls, reg)``: features by name, ``logits`` and
+              ``boxes`` among them, that the rest of a detector's head makes of maps ``(B, C, h, w)`` of all levels,
+              which its last stacked convolutions read; ``Levels`` called ``cls_tower`` and ``reg_tower`` are these;
+            * ``assigned``: :meth:`ops` has ``assigned(model, batch, boxes)``: for each row of such a feature the true
+              box that the detector's own assigner gives it, ``(B, A)`` integers into the M of ``boxes``, -1 for none.
 
-            Others (``mixable``, ``label_as_input``, …) are between a task and the plugins that know them.
+            Others are between a task and the plugins that know them.
         primary: Key of the primary metric in :meth:`metrics`.
         higher_is_better: Direction of the primary metric.
         selection: Metric that picks epochs and factors on validation, of the same direction; the primary one by
             default. A task whose primary metric needs a large set names one that does not.
         unit: Of the primary metric: ``%`` where it goes to 100; None where it has none.
         suffixes: Lower-case endings of the files in a folder that :meth:`read` reads; empty for all of them.
+        renamed: Keys of ``data`` in earlier records by their names of today, so that those are still read.
     """
 
     name: ClassVar[str]
@@ -154,6 +222,7 @@ class Task:
     unit: ClassVar[str | None] = None
     no_twin: str = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -231,6 +300,17 @@ class Task:
         """Gives raw outputs and tapped tensors their kind, coordinates and masks."""
         raise self._lacks("describe")
 
+    def mark(self, feature: Feature, batch: Batch) -> Feature:
+        """Gives class scores and predicted values what belongs to the batch: ``mask``, ``weight``, ``target``.
+
+        :meth:`describe` gives the same; stored values get it here (``teacher.replay``). By default there is none.
+        """
+        return feature
+
+    def augmented(self) -> bool:
+        """Says whether training samples differ from epoch to epoch."""
+        return True
+
     def loss(self, model: nn.Module, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Returns the supervised terms, unweighted."""
         raise self._lacks("loss")
@@ -263,6 +343,21 @@ class Task:
         """Draws what a person would look at: one test batch through each of the named models."""
         raise self._lacks("picture")
 
+    def side_by_side(self, views: Mapping[str, Batch], models: Mapping[str, nn.Module]) -> Image:
+        """Draws the same samples in several views, each with what the models say of it.
+
+        By default :meth:`picture` of each view, one below the other.
+        """
+        from PIL import Image
+
+        drawn = [self.picture(batch, models) for batch in views.values()]
+        width, height = max(image.width for image in drawn), sum(image.height for image in drawn)
+        joined, top = Image.new("RGB", (width, height), "white"), 0
+        for image in drawn:
+            joined.paste(image, (0, top))
+            top += image.height
+        return joined
+
     def media(self, batch: Batch, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
         """Returns interactive media for W&B as plain arrays by kind; nothing by default."""
         return {}
@@ -282,6 +377,18 @@ class Task:
     def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """Returns JSON-ready predictions for each sample."""
         raise self._lacks("predictions")
+
+    def beside(self, data: Any) -> Mapping[str, Iterable[Batch]]:
+        """Returns what scoring takes beside the test set (validation to calibrate on, a second test set).
+
+        Args:
+            data: What :meth:`data` returned.
+
+        Returns:
+            Loaders by the argument of :meth:`evaluate` that takes them, as the model that is scored reads them; none by
+            default.
+        """
+        return {}
 
     def standard_error(self, first: float, second: float) -> float:
         """Returns the standard error of the difference of two primary scores of the test set; 0 where it is unknown.
@@ -309,9 +416,11 @@ class Task:
 
 def move(batch: Batch, device: torch.device) -> Batch:
     """Moves a batch to a device; a batch that is there already is returned as it is."""
+    if batch.ids.device == device:
+        return batch
     from lightning.fabric.utilities import move_data_to_device
 
-    return batch if batch.ids.device == device else move_data_to_device(batch, device)
+    return move_data_to_device(batch, device)
 
 
 def scalars(metrics: MetricCollection | Metric) -> dict[str, float]:

@@ -153,3 +153,7 @@ class CommandLine:
         """The trained models by role or stage; a role trained twice is an error."""
         found = [json.loads(path.read_text()) for path in self.cache.glob("model/*/manifest.json")]
         return {manifest["key"]: manifest for manifest in found}
+
+    def tested(self) -> list[dict[str, Any]]:
+        """What models scored on test sets."""
+        return [json.loads(path.read_text()) for path in self.cache.glob("scores/*/manifest.json")]

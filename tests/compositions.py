@@ -86,6 +86,32 @@ class Quantised(Plugin):
         return {"student": Artifact(plain(models["student"]))}
 
 
+class Alone(Plugin):
+    """A stage in which no other plugin has a part."""
+
+    requires = HERE
+
+    def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
+        return {"idle": 1e-3 * signals.answer("student").outputs.square().mean()}
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("points", alone=True),)
+
+
+class Halved(Plugin):
+    """Halves the head, in a stage that has no epoch."""
+
+    requires = HERE
+
+    def enter(self, stage: Stage, probe: Signals) -> None:
+        head: Any = probe.cast.model("student").get_submodule("head")
+        with torch.no_grad():
+            head.weight /= 2
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("halve", 0.0, alone=True),)
+
+
 class Wrapped(nn.Module):
     """A model with something beside it."""
 

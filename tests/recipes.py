@@ -99,7 +99,11 @@ class Converted(Plugin):
     def artifacts(self, models: Mapping[str, nn.Module]) -> dict[str, Artifact]:
         student: Any = copy.deepcopy(models["student"])
         student.head = Whole(student.head)
-        return {"student": Artifact(models["student"]), "converted": Artifact(student, device="cpu")}
+        converted = Artifact(student, device="cpu", engine="onnxruntime", close=-1.0)
+        return {"student": Artifact(models["student"], engine=None), "converted": converted}
+
+    def notes(self) -> tuple[str, ...]:
+        return ("1 of 3 layers",)
 
 
 class Clashing(KD):
@@ -145,6 +149,7 @@ class Taught(Plugin):
     """A quantisation that the float student teaches."""
 
     requires = frozenset({"toy"})
+    twin = "own_float"
     roles = {"student": STUDENT, "float": Role("frozen", "student", "trained", "none", product="float")}
     needs = (Need(LOGITS.name, Logits, ("student", "float")),)
 

@@ -16,6 +16,7 @@ from kdbench.records.record import find_records, read_record
 from kdbench.runs.deployment import read_run
 from kdbench.task import ExportPlan, scalars
 from tests.cli import CliToy, CommandLine
+from tests.toy import Data, Toy
 
 
 @pytest.fixture
@@ -24,14 +25,20 @@ def kdbench(tmp_path, monkeypatch, capsys) -> CommandLine:
 
 
 def test_a_converted_student_is_scored_measured_and_saved(kdbench, tmp_path, capsys):
-    """Its twin is converted too; both run on the processor, with 8-bit weights."""
-    assert kdbench("method=kd", "quant=toy_converted").code == 0
+    """Its twin is converted too; both run on the processor, with 8-bit weights, and are measured in ONNX Runtime."""
+    ran = kdbench("method=kd", "quant=toy_converted")
+    assert ran.code == 0
     (folder,) = find_records(kdbench.results)
     record = read_record(folder)
     assert list(record.scores) == ["teacher", "scratch", "student", "scratch_converted", "converted"]
     assert set(record.scores["converted"].test) == {"accuracy"}
-    assert record.models["converted"].bytes == (folder / "converted.safetensors").stat().st_size
-    assert (record.models["converted"].latency_ms or 0) > 0
+    model, student = record.models["converted"], record.models["student"]
+    assert model.engine == "onnxruntime"
+    assert 0 < (model.latency_ms or 0) <= (model.latency_p90_ms or 0)
+    assert (student.latency_ms, student.engine) == (None, None)
+    assert "1 of 3 layers" in record.flags
+    (apart,) = (flag for flag in record.flags if flag.startswith("apart:converted is "))  # as it is always farther
+    assert f"warning: {apart.removeprefix('apart:')}" in " ".join(ran.out.split())
     stored = load_file(folder / "converted.safetensors")
     assert stored["head.weight"].dtype == torch.int8
     plain = load_file(folder / "student.safetensors")["head.weight"]
@@ -46,6 +53,10 @@ def test_a_converted_student_is_scored_measured_and_saved(kdbench, tmp_path, cap
     batch = run.task.read(image)
     capsys.readouterr()
     assert export.main([str(folder), "--artifact", "converted"]) == 0
+    file = (folder / "converted.onnx").stat().st_size
+    assert model.bytes < file  # which says how it is used
+    assert file - 4000 < model.bytes
+    assert 0 < (model.packed_bytes or 0) < model.bytes
     session = onnxruntime.InferenceSession(folder / "converted.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": batch.inputs.numpy()})
     with torch.no_grad():
@@ -114,6 +125,20 @@ def test_metrics_in_dictionaries_are_joined_names():
 
 def test_a_metric_of_several_numbers_without_names_ends_the_run_before_it_trains(kdbench, monkeypatch):
     monkeypatch.setattr(CliToy, "metrics", lambda *_: MetricCollection({"iou": Several(torch.rand(19))}))
+    error = kdbench("method=kd").error
+    assert error.startswith("metric 'iou' is a Tensor of the shape (19,), expected a number, or a dictionary")
+    assert not (kdbench.cache / "model").exists()
+
+
+def test_metrics_of_the_test_set_alone_are_tried_before_the_run_trains_and_read_none_of_it(kdbench, monkeypatch):
+    def metrics(task, split):
+        found = Toy.metrics(task, split)
+        if split == "test":
+            found.add_metrics({"iou": Several(torch.rand(19))})
+        return found
+
+    monkeypatch.setattr(CliToy, "metrics", metrics)
+    monkeypatch.setattr(Data, "test_dataloader", lambda self: pytest.fail("the test set was read"))
     error = kdbench("method=kd").error
     assert error.startswith("metric 'iou' is a Tensor of the shape (19,), expected a number, or a dictionary")
     assert not (kdbench.cache / "model").exists()

@@ -204,6 +204,7 @@ def prepared(folder: Path, task: Task, method: type[Method], student: Any, teach
             "clip": None,
             "precision": "32-true",
             "channels_last": False,
+            "compile": False,
             "accelerator": "cpu",
             "devices": 1,
         },

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import engine, pointcloud
+from benchmarks import augmentor, engine, hoi, pointcloud, segmentation, startup
 from benchmarks.images import ResNet
 from benchmarks.report import BEYOND, MET, MISSED, MORE, WITHIN, Row
 from benchmarks.turns import Gate, Times, alternate, take_turns
@@ -116,6 +116,27 @@ def test_throughput_is_the_ratio_to_the_plain_loop(monkeypatch) -> None:
     assert (bf16.value, bf16.limit, bf16.verdict) == (pytest.approx(1.21), 0.57, BEYOND)
 
 
+def test_replay_is_the_ratio_to_the_student_alone(monkeypatch) -> None:
+    times = {"bare": 20.0, "scratch": 9.0, "twin": 9.1, "kd": 18.0, "replay": 9.27}
+    monkeypatch.setattr(engine, "take_turns", lambda who, *_: {n: Times([times[n]]) for n in who})
+    (row,) = run(engine.replay())
+    assert (row.value, row.limit, row.verdict) == (pytest.approx(1.03), 1.05, MET)
+    assert "0.52 x a kd step that asks the teacher, 0.46 x a plain" in row.detail
+
+
+def test_the_contenders_of_replay_train(monkeypatch) -> None:
+    steps: list[str] = []
+
+    class Count(Gate):
+        def step(self) -> None:
+            steps.append("")
+
+    gate = Count(None)  # type: ignore[arg-type]
+    engine.replayed(gate, teacher=8, student=8, batch_size=4, steps=2)
+    engine.alone(gate, student=8, batch_size=4, steps=2)
+    assert len(steps) == 4
+
+
 @pytest.mark.parametrize(("fast", "bf16"), [(False, False), (True, True)])
 def test_the_loop_by_hand_trains(fast: bool, bf16: bool) -> None:
     torch.manual_seed(0)
@@ -129,6 +150,37 @@ def test_the_accuracy_of_bf16_is_measured() -> None:
     (row,) = run(engine.accuracy(seeds=1, epochs=1, teacher=8))
     assert -100 <= row.value <= 100
     assert row.limit is None
+
+
+def test_a_loop_by_hand_segments_as_the_engine_does(monkeypatch) -> None:
+    monkeypatch.setattr(segmentation, "SIZE", (32, 64))
+    assert segmentation.same_work(2, steps=2) <= 1e-4
+    monkeypatch.setattr(segmentation.F, "kl_div", lambda *_, **__: torch.zeros(()))
+    with pytest.raises(RuntimeError, match="do not compute the same losses"):
+        segmentation.same_work(2, steps=1)
+
+
+def test_segmentation_is_the_ratio_to_the_plain_loop(monkeypatch) -> None:
+    times = {"bare": 40.0, "twin": 40.4, "engine": 41.0}
+    monkeypatch.setattr(segmentation, "same_work", lambda _: 1e-6)
+    monkeypatch.setattr(segmentation, "take_turns", lambda who, *_: {n: Times([times[n]]) for n in who})
+    (row,) = run(segmentation.segmentation())
+    assert (row.value, row.limit, row.verdict) == (pytest.approx(1.025), 1.05, MET)
+
+
+def test_the_augmentor_is_compared_with_the_passes_by_hand(monkeypatch) -> None:
+    times = {"kd": 100.0, "student": 190.0, "both": 300.0, "by hand": 100.0, "by hand again": 101.0}
+    monkeypatch.setattr(augmentor, "take_turns", lambda who, *_: {n: Times([times[n]]) for n in who})
+    update, step = run(augmentor.augmentor())
+    assert (update.value, update.limit, update.verdict) == (pytest.approx(1.1), 1.2, MET)
+    assert step.value == pytest.approx(1.9)
+
+
+@pytest.mark.slow
+def test_the_augmentor_steps_always_or_never() -> None:
+    update, step = run(augmentor.augmentor(1, 1, ["trainer.threads=1", "pair=resnet8_w16_w4", "data.batch_size=8"]))
+    assert update.unit == step.unit == "x"
+    assert step.value > 0
 
 
 def test_pillars_run_on_a_scan_as_dense_as_a_real_one() -> None:
@@ -169,3 +221,31 @@ def test_the_command_reports_and_fails_where_a_limit_is_missed(tmp_path: Path, m
     assert written["machine"]["torch"] == torch.__version__
     with pytest.raises(SystemExit):
         cli.main(["godo"])
+
+
+def test_a_further_student_is_measured_beyond_its_training(monkeypatch) -> None:
+    """Runs of 5 s of which 3 s are a training, on a machine that gives a run half of a processor."""
+    commands: list[list[str]] = []
+
+    def cpu(arguments: list[str]) -> tuple[float, float]:
+        commands.append(arguments)
+        options = dict(option.split("=", 1) for option in arguments if "=" in option)
+        jobs = options.get("method", "").split(",") if "results" in options else []
+        new = [job for job in jobs if not Path(options["results"], job).exists()]
+        for job in new:
+            Path(options["results"], job).mkdir(parents=True)
+            Path(options["results"], job, "run.json").write_text(json.dumps({"cost": {"wall_s": 6.0}}))
+        return 2.0 + 3.0 * len(new), 4.0 + 6.0 * len(new)
+
+    monkeypatch.setattr(startup, "cpu", cpu)
+    (row,) = run(startup.startup(["digits"]))
+    assert (row.value, row.unit, row.limit, row.verdict) == (2.0, "s", 4.0, MET)
+    assert "further job of a sweep takes 0.0 s more" in row.detail
+    assert [c[-1] for c in commands[2:5]] == ["method=dkd", "method=nkd", "method=ttm"]
+
+
+def test_attention_over_a_video_runs_at_the_size_that_it_names() -> None:
+    (row,) = run(hoi.attention(1, 1))
+    assert row.name == "global attention, 512 nodes"
+    assert row.limit == 150
+    assert "16 videos, width 48" in row.detail

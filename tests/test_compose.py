@@ -22,7 +22,7 @@ from kdbench.training.plan import StepPlan, make_plan, merge_roles, merge_stages
 from kdbench.training.recipe import DEPLOYED, MODEL
 from tests import compositions, plugins
 from tests.cli import CommandLine, install
-from tests.compositions import Greedy, Hard, Late, Marks, Quantised
+from tests.compositions import Alone, Greedy, Hard, Late, Marks, Quantised
 from tests.plugins import KD, Hint, Mutual, Staged
 from tests.toy import Net, Toy, recipe, teacher_file
 from tests.toy import specs as toy_specs
@@ -124,6 +124,37 @@ def test_a_stage_leaves_the_terms_and_parameters_of_other_plugins_alone():
     plan = plan_of(Marks(), KD(), "kd", stage=stage, parameters=PARAMETERS[:2])
     assert plan.updates[0].terms == {"kd": 1.0, "marks": 1.0}
     assert plan.updates[0].params == PARAMETERS[:2]
+
+
+def test_a_stage_of_one_plugin_alone_has_no_terms_parameters_or_updates_of_others():
+    stage = Stage("points", terms=("kd",), trains=("student.*",), alone=True, owner="method")
+    plan = plan_of(Hard(), KD(), "kd", stage=stage, parameters=("student.head.weight", "augment.shift"))
+    assert [(u.terms, u.params) for u in plan.updates] == [({"kd": 1.0}, ("student.head.weight",))]
+
+
+@pytest.mark.parametrize("others", [{"method": Staged()}, {"method": KD()}, {"augment": Marks(), "method": Staged()}])
+def test_stages_of_one_plugin_alone_take_the_place_of_all(others):
+    for both in ({"quant": Alone(), **others}, {**others, "quant": Alone()}):
+        assert [(s.name, s.owner) for s in merge_stages(both)] == [("points", "quant")]
+
+
+def test_in_a_stage_of_one_plugin_alone_the_banks_of_others_rest(tmp_path):
+    made = training(tmp_path, quant=spec("Alone", idle=1.0), method=spec("Bank"))
+    made.run(tmp_path)
+    bank: Any = made.plugins["method"]
+    assert not bank.bank.any()
+
+
+def test_a_stage_without_epochs_is_entered_and_trains_nothing(tmp_path):
+    made = training(tmp_path, quant=spec("Halved"), method=spec("KD"))
+    before = {name: p.clone() for name, p in made.cast.model("student").named_parameters()}
+    manifest = made.run(tmp_path)
+    assert manifest["cost"]["epochs"] == manifest["cost"]["samples_seen"] == 0
+    assert manifest["terms"] == {}
+    assert manifest["scores"]["val"].keys() == {"accuracy"}
+    weights = load_file(tmp_path / MODEL)
+    assert torch.equal(weights["head.weight"], before["head.weight"] / 2)
+    assert torch.equal(weights["stem.0.weight"], before["stem.0.weight"])
 
 
 def test_a_method_distils_before_and_while_the_student_is_quantised(tmp_path):

@@ -81,7 +81,7 @@ def test_processes_share_an_epoch_in_equal_parts(monkeypatch):
 
 def test_loading_leaves_the_global_generator_alone_and_workers_change_nothing():
     def loader(workers: int, seed: int = 0) -> SeededLoader:
-        return SeededLoader(Patterns(20, "train", seed), 8, seed, collate, train=True, workers=workers)
+        return SeededLoader(Patterns(20, "train"), 8, seed, collate, train=True, workers=workers)
 
     before = torch.get_rng_state()
     alone = list(loader(0))
@@ -93,12 +93,12 @@ def test_loading_leaves_the_global_generator_alone_and_workers_change_nothing():
 
 
 def test_a_batch_larger_than_the_data_is_kept_and_evaluation_reads_everything():
-    assert len(ids(SeededLoader(Patterns(5, "train", 0), 8, 0, collate, train=True))) == 5
-    assert ids(SeededLoader(Patterns(20, "val", 0), 8, 0, collate)) == list(range(20))
+    assert len(ids(SeededLoader(Patterns(5, "train"), 8, 0, collate, train=True))) == 5
+    assert ids(SeededLoader(Patterns(20, "val"), 8, 0, collate)) == list(range(20))
 
 
 def load_with_a_worker() -> int:
-    return len(list(SeededLoader(Patterns(20, "train", 0), 8, 0, collate, train=True, workers=1)))
+    return len(list(SeededLoader(Patterns(20, "train"), 8, 0, collate, train=True, workers=1)))
 
 
 def test_workers_start_within_the_workers_of_joblib():

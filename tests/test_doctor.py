@@ -59,6 +59,7 @@ def test_a_run_is_examined_without_training_it(kdbench):
     assert "method " in hint
     (task,) = (line for line in lines if line.startswith("task "))
     assert "method " not in task
+    assert any(line.startswith("a step takes ") and "x as long in bf16: " in line for line in lines)
     assert lines[-1].startswith("overfitting one batch for 8 steps: loss ")
     assert not kdbench.results.exists()
     assert not kdbench.manifests()

@@ -22,8 +22,10 @@ from kdbench.errors import KDBenchError
 from kdbench.records.record import find_records, read_record
 from tests.cli import EXAMPLE, PLUGINS, ROOT, install
 from tests.tasks.classification import layouts
+from tests.tasks.hoi.tiny import released, write_released
 from tests.tasks.pointcloud import tiny
 from tests.tasks.pointcloud.tiny import RANGE
+from tests.tasks.segmentation import test_layouts
 
 #: Not what changed, nor what is generated from YAML and classes.
 APART = {".venv", "results", "CHANGELOG.md", "reference.md", "methods.md"}
@@ -36,6 +38,7 @@ STAND_INS = {
     "method=cosine": "method=kd",
     "task=mytask": "task=toy",
     "$(python -m kdbench.matrix --task classification --names)": "kd,at",
+    "$(python -m kdbench.matrix --task classification --names --replay)": "kd,at",
     "=DIR": "=/data",
     "=PATH": "=/data",
     "=FILE": "=teacher.safetensors",
@@ -119,12 +122,21 @@ def contexts(keys: list[str]) -> list[list[str]]:
             ["task=pointcloud", "method=pointdistiller"],
             *(["task=classification", f"method={m}"] for m in methods),
         ]
+    for axis in ("augment", "quant"):
+        own = [key.split(".")[-1] for key in keys if key.startswith(f"{axis}.")]
+        if own:
+            wanted = re.compile(rf"^\s*{own[0]}:", re.MULTILINE)
+            found = [p.stem for p in sorted((ROOT / "conf" / axis).glob("*.yaml")) if wanted.search(p.read_text())]
+            return [["task=classification", f"{axis}={name}"] for name in found]
     if any(key.startswith("hydra.") for key in keys):
         return [[f"hydra/launcher={option}"] for option in config.options("hydra/launcher")]
     return [
         [],
         ["task=classification"],
         ["task=classification", "data=imagefolder"],
+        ["task=segmentation"],
+        ["task=hoi"],
+        ["task=detection"],
         ["task=diabetes"],
         ["logger=wandb"],
     ]
@@ -175,16 +187,25 @@ def test_targets_of_make_exist():
 
 
 OTHERS = sorted({(words[2], *words[3:]) for _, c in commands() if c.startswith("python -m") for words in read(c)})
+#: Commands within one module, each with options of its own.
+WITHIN = {("leaderboard", name) for name in ("check", "compare", "recommend", "release", "reproduce", "schema")}
+
+
+def options_by_command() -> dict[tuple[str, ...], set[str]]:
+    found: dict[tuple[str, ...], set[str]] = {}
+    for module, *words in OTHERS:
+        command = (module, *words[:1]) if (module, *words[:1]) in WITHIN else (module,)
+        found.setdefault(command, set()).update(word for word in words if word.startswith("--"))
+    return {command: options for command, options in found.items() if command[0] not in ("kdbench", "pip", "pytest")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", sorted({module for module, *_ in OTHERS} - {"kdbench", "pip", "pytest"}))
-def test_options_of_the_other_commands_exist(module):
+@pytest.mark.parametrize("command", sorted(options_by_command()), ids=" ".join)
+def test_options_of_the_other_commands_exist(command):
     said = subprocess.run(
-        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    options = {word for name, *words in OTHERS if name == module for word in words if word.startswith("--")}
-    assert {option for option in options if option not in said.stdout} == set()
+    assert {option for option in options_by_command()[command] if option not in said.stdout} == set()
 
 
 # ---- as they run ----------------------------------------------------------------------------------------------
@@ -222,6 +243,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, seed in (("train", 0), ("test", 1)):
         layouts.cifar_binary(folder / "cifar-100-binary", part, layouts.images(200, seed), labels, coarse=True)
     tiny.write(folder / "kitti", train=5, test=1)
+    layouts.mnist(folder / "mnist", train=200, test=60)
+    write_released(folder / "cad120", **released(videos=48))
+    test_layouts.camvid(folder / "camvid")
+    test_layouts.cityscapes(folder / "cityscapes")
     return folder
 
 
@@ -237,8 +262,25 @@ def test_a_command_runs(arguments, shelf, tmp_path):
     if composed["task"]["name"] == "pointcloud":
         widths = [f"pair.{side}.architecture.width={w}" for side, w in (("teacher", 0.25), ("student", 0.125))]
         small = [*small[:3], "data.batch_size=2", f"data.root={shelf}/kitti", f"task.point_range={RANGE}", *widths]
+    elif composed["task"]["name"] == "hoi":
+        few = [f"data.root={shelf}/cad120"] if composed["data"]["name"] == "cad120" else ["data.kitchen.videos=40"]
+        small = [*small[:3], "data.batch_size=2", *few]
+    elif composed["task"]["name"] == "detection":
+        few = ["data.render.train=12", "data.render.test=3", "data.train=12", "data.render.size=[64,96]"]
+        small = [*small[:3], "data.batch_size=4", *few]
     elif composed["data"]["name"] == "cifar100":
         small += [f"data.root={shelf}"]
+    elif composed["data"]["name"] == "shifted_mnist":
+        small += [f"data.root={shelf}/mnist"]
+    elif composed["data"]["name"] == "streets":
+        small += ["data.render.size=[32,64]", "data.train=10", "data.test=2"]
+    elif composed["data"]["name"] in ("camvid", "cityscapes"):
+        root, few = f"data.root={shelf}/{composed['data']['name']}", ["data.batch_size=2", "data.workers=0"]
+        small = [*small[:3], *few, root, "data.transforms.crop=[64,64]"]
+        pretrained = [side for side in ("teacher", "student") if "pretrained" in composed["pair"][side]["architecture"]]
+        small += [
+            f"{side}.{o}" for side in pretrained for o in ("pretrained=false", "layers=[1,1,1,1]", "head_width=16")
+        ]
     if not any(o.startswith("preset=") for o in first) and composed["task"]["name"] != "diabetes":
         small += ["preset=smoke"]
     taken = {o.partition("=")[0] for o in first}

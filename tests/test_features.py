@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.features import Feature, Grid, Last, Logits, Nodes, Points, Tokens, Values, Vector
+from kdbench.features import Boxes, Edges, Feature, Grid, Last, Levels, Logits, Nodes, Points, Tokens, Values, Vector
 
 
 def test_rows_follow_class_axis_and_mask():
@@ -60,6 +60,11 @@ KINDS = [
     (Logits(V.view(2, 4, 3), class_dim=1), [0] * 3 + [1] * 3, (4, V.view(2, 4, 3)[1, :, 1])),
     (Logits(V.view(2, 4, 3), class_dim=1, mask=KEPT), [0, 0, 1], (2, V.view(2, 4, 3)[1, :, 2])),
     (Values(V.view(2, 3, 4), mask=KEPT), [0, 0, 1], (2, V[20:])),
+    (Boxes(V.view(2, 3, 4), V[:12].view(3, 4), torch.arange(3)), [0] * 3 + [1] * 3, (4, V[16:20])),
+    (Boxes(V.view(2, 3, 4), V[:12].view(3, 4), torch.arange(3), mask=KEPT), [0, 0, 1], (1, V[8:12])),
+    (Edges(V.view(1, 2, 4, 3)), [0] * 8, (5, V[15:18])),
+    (Edges(V.view(1, 2, 4, 3), mask=torch.tensor([[False, True]])), [0] * 4, (1, V[15:18])),
+    (Levels.of([V[:16].view(2, 2, 2, 2), V[16:20].view(2, 2, 1, 1)]), [0] * 5 + [1] * 5, (9, V[18:20])),
 ]
 
 
@@ -68,6 +73,14 @@ def test_every_kind_is_rows_that_know_their_sample(feature: Feature, sample: lis
     assert feature.sample().tolist() == sample
     assert feature.rows().shape[0] == len(sample)
     assert torch.equal(feature.rows()[row[0]], row[1])
+
+
+def test_levels_are_the_maps_that_they_were_made_of():
+    maps = [V.view(2, 2, 2, 3), V[:4].view(2, 2, 1, 1)]
+    joined = Levels.of(maps)
+    assert joined.values.shape == (2, 2, 7)
+    assert all(torch.equal(a, b) for a, b in zip(joined.maps(), maps, strict=True))
+    assert not issubclass(Levels, Grid)
 
 
 def test_tokens_with_a_grid_are_one():

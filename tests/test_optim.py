@@ -40,12 +40,20 @@ def test_steps_are_in_shares_of_training():
     assert seen[239] == pytest.approx(1e-4)
 
 
+def test_poly_falls_to_nothing_by_a_power():
+    seen = rates("poly", power=0.5)
+    assert seen[0] == pytest.approx(0.1)
+    assert seen[75] == pytest.approx(0.05)
+    assert rates("poly")[99] == pytest.approx(0.1 * 0.01**0.9)
+
+
 def test_one_cycle_rises_to_the_peak_and_moves_momentum_against_it():
     seen = rates("one_cycle", peak=10.0, warmup=0.4, final=1e-4)
     assert seen[0] == pytest.approx(0.1)
     assert max(seen) == pytest.approx(1.0, rel=1e-3)
     assert 38 <= seen.index(max(seen)) <= 41
     assert seen[-1] < 1e-2
+    assert rates("one_cycle", 3, warmup=0.25)[0] == pytest.approx(0.1), "a rising side of no step ends with step 0"
     momentum = rates("one_cycle", key="betas")
     assert momentum[0] == pytest.approx(0.95)
     assert min(momentum) == pytest.approx(0.85, abs=1e-3)

@@ -105,6 +105,8 @@ def test_metadata_of_the_wheel(wheel: Path) -> None:
         "tensorboard",
         "mlflow",
         "export",
+        "quant",
+        "openvino",
         "all",
         "dev",
     }

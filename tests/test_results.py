@@ -9,6 +9,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -72,6 +73,16 @@ def test_seeds_of_one_specification_are_a_mean_with_its_interval(record):
     assert "one seed: no interval" in text
     assert "-1.00 " in text
     assert "59.00 ±" not in text
+
+
+def test_options_that_a_command_sets_stand_beside_what_they_are_of(record):
+    runs = []
+    for bits in (2, 8):
+        command = f"python -m kdbench task=toy quant=u quant.bits={bits} ++augment.alpha=0.4 seed=0"
+        own: dict[str, Any] = {"quant": "u", "augment": "mixup", "spec_hash": str(bits), "command": command}
+        runs.append((Path(str(bits)), seeded(record, 0, 1.0, 2.0, **own)))
+    found = [(row.quant, row.augment) for row in summary.rows(runs)]
+    assert found == [("u bits=2", "mixup alpha=0.4"), ("u bits=8", "mixup alpha=0.4")]
 
 
 def test_more_of_an_error_is_no_gain(record):

@@ -13,7 +13,7 @@ from tests.cli import ROOT
 #: From the bottom up: rooms, and the files beside them that authors of methods and tasks write against.
 ORDER = (
     *("errors", "base", "features", "functional", "task", "splits", "data", "needs", "roles", "signals", "plugin"),
-    *("optim", "methods", "configuration", "training", "records", "mirror", "runs"),
+    *("optim", "script", "methods", "augment", "quant", "configuration", "training", "records", "mirror", "runs"),
     *("api", "catalogue", "reference", "wandb_sync", "results", "predict", "export", "matrix", "doctor", "__main__"),
 )
 HOME: dict[str, str] = vars(kdbench)["_HOME"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdbench.splits import SHARE, cut
+from kdbench.splits import SHARE, cut, limited
 
 NAMES = [f"{i:06d}" for i in range(500)]
 
@@ -57,3 +57,12 @@ def test_every_class_that_has_two_samples_is_on_both_sides():
 
 def test_labels_that_are_plentiful_change_nothing():
     assert cut(NAMES, labels=[i % 2 for i in range(500)]) == cut(NAMES)
+
+
+def test_fewer_samples_are_among_more_and_keep_their_order():
+    few, more = limited(NAMES, 20, "train"), limited(NAMES, 60, "train")
+    assert few == sorted(few)
+    assert len(few) == 20
+    assert set(few) < set(more)
+    assert few != limited(NAMES, 20, "test")
+    assert limited(NAMES, None, "train") == limited(NAMES, 500, "train") == list(range(500))

@@ -22,8 +22,48 @@ def classification(folder: Path) -> list[str]:
     return ["data=digits", "data.test=60", "data.labels=64", "data.batch_size=32"]
 
 
+def segmentation(folder: Path) -> list[str]:
+    return [
+        *("data.render.size=[32,64]", "data.train=10", "data.test=2", "data.batch_size=4"),
+        *("pair.teacher.architecture.channels=[16,16,16,32]", "pair.teacher.architecture.stem_width=8"),
+    ]
+
+
+def hoi(folder: Path) -> list[str]:
+    return [
+        *(
+            "data.kitchen.videos=20",
+            "data.kitchen.subjects=4",
+            "data.transforms.crop=12",
+            "data.labels=1.0",
+            "data.batch_size=4",
+        ),
+        *("data.train=17", "data.test=3", "pair.teacher.architecture.width=16", "pair.student.architecture.width=8"),
+    ]
+
+
+def detection(folder: Path) -> list[str]:
+    small = {"teacher": 8, "student": 4}
+    return [
+        *("data.render.size=[64,96]", "data.render.train=10", "data.render.test=2", "data.train=10"),
+        *(f"pair.{side}.architecture.override.backbone.base_channels={width}" for side, width in small.items()),
+        *(
+            f"pair.{side}.architecture.override.neck.in_channels={[width, 2 * width, 4 * width, 8 * width]}".replace(
+                " ", ""
+            )
+            for side, width in small.items()
+        ),
+    ]
+
+
 #: Overrides by task, for a second a cell, two steps an epoch; a task that is not here is as its smoke preset says.
-TINY: dict[str, Callable[[Path], list[str]]] = {"classification": classification, "pointcloud": pointcloud}
+TINY: dict[str, Callable[[Path], list[str]]] = {
+    "classification": classification,
+    "detection": detection,
+    "hoi": hoi,
+    "pointcloud": pointcloud,
+    "segmentation": segmentation,
+}
 
 
 def overrides(task: str, folder: Path) -> list[str]:

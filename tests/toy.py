@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kdbench.features import Feature, Grid, Logits, Vector
 from kdbench.task import Batch, DatasetInfo, ExportPlan, Task
 from kdbench.training.fit import Training
 from kdbench.training.recipe import Recipe
+from kdbench.training.trained import score
 from tests.plugins import WEIGHTS
 
 CLASSES = 5
@@ -43,12 +45,12 @@ class Net(nn.Module):
 class Patterns(Dataset[tuple[Tensor, int, int]]):
     """``size`` samples of a split; the training ones get other noise in every epoch."""
 
-    def __init__(self, size: int, split: str, seed: int) -> None:
+    def __init__(self, size: int, split: str) -> None:
         generator = rng.generator(0, "toy", split)
         self.labels = torch.randint(CLASSES, (size,), generator=generator)
         patterns = torch.randn(CLASSES, 3, 8, 8, generator=rng.generator(0, "toy"))
         self.images = patterns[self.labels] + 2 * torch.randn(size, 3, 8, 8, generator=generator)
-        self.seed, self.train = seed, split in ("train", "meta")
+        self.train = split in ("train", "meta")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +58,7 @@ class Patterns(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
         image = self.images[key.sample]
         if self.train:
-            noise = torch.randn(image.shape, generator=rng.generator(self.seed, "augment", *key))
+            noise = torch.randn(image.shape, generator=rng.generator(key.seed, "augment", key.epoch, key.sample))
             image = image + 0.1 * noise
         return image, int(self.labels[key.sample]), key.sample
 
@@ -72,7 +74,7 @@ class Data(LightningDataModule):
         self.seed = seed
 
     def _loader(self, split: str, size: int) -> SeededLoader:
-        return SeededLoader(Patterns(size, split, self.seed), 16, self.seed, collate, train=split in ("train", "meta"))
+        return SeededLoader(Patterns(size, split), 16, self.seed, collate, train=split in ("train", "meta"))
 
     def train_dataloader(self, without_meta: bool = False) -> SeededLoader:
         return self._loader("train", 64)
@@ -108,7 +110,10 @@ class Toy(Task):
 
     def describe(self, outputs: Tensor, taps: Mapping[str, Tensor], batch: Batch) -> dict[str, Feature]:
         features: dict[str, Feature] = {n: Grid(t) if t.dim() == 4 else Vector(t) for n, t in taps.items()}
-        return features | {"logits": Logits(outputs, target=batch.targets)}
+        return features | {"logits": self.mark(Logits(outputs), batch)}
+
+    def mark(self, feature: Feature, batch: Batch) -> Feature:
+        return replace(feature, target=batch.targets) if isinstance(feature, Logits) else feature
 
     def loss(self, model: nn.Module, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"ce": nn.functional.cross_entropy(outputs, batch.targets)}
@@ -139,6 +144,7 @@ def recipe(
         "accumulate": 1,
         "precision": "32-true",
         "channels_last": True,
+        "compile": False,
         "accelerator": "cpu",
         "devices": 1,
         "strategy": "auto",
@@ -184,6 +190,11 @@ def training(folder: Path, method: str | None = None, **keys: Any) -> Any:
     """A :class:`Training` of :func:`recipe`, ready to run; untyped, because tests reach into its models by name."""
     folder.mkdir(parents=True, exist_ok=True)
     return Training(recipe(method, **keys), Toy(), {"teacher": teacher_file(folder)})
+
+
+def scores(trained: Training, folder: Path, beside: Sequence[str] = ()) -> dict[str, Any]:
+    """What :func:`kdbench.training.trained.score` finds of a training that ran in ``folder``."""
+    return score(trained.recipe, trained.task, folder, beside)
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

@@ -46,6 +46,15 @@ def digest_files(paths: Iterable[Path], root: Path, length: int = 16) -> str:
     Raises:
         KDBenchError: A path is not a readable file below ``root``.
     """
+    return digest(hash_files(paths, root), length)
+
+
+def hash_files(paths: Iterable[Path], root: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file by its name relative to ``root``, which :func:`digest_files` is the digest of.
+
+    Raises:
+        KDBenchError: A path is not a readable file below ``root``.
+    """
     entries = {}
     for path in paths:
         try:
@@ -53,7 +62,7 @@ def digest_files(paths: Iterable[Path], root: Path, length: int = 16) -> str:
                 entries[path.relative_to(root).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
         except (OSError, ValueError) as error:
             raise KDBenchError(f"cannot digest {path} as a file below {root}: {error}") from None
-    return digest(entries, length)
+    return entries
 
 
 @functools.cache
@@ -111,7 +120,7 @@ def sources(modules: Iterable[str]) -> dict[str, Path]:
             continue
         found[name] = Path(spec.origin)
         if found[name].suffix == ".py":
-            queue += _imports(spec, found[name])
+            queue += _imports(name, spec.submodule_search_locations is not None, found[name])
     return dict(sorted(found.items()))
 
 
@@ -148,22 +157,33 @@ def _find(name: str) -> ModuleSpec | None:
         return spec
 
 
-def _imports(spec: ModuleSpec, path: Path) -> Iterator[str]:
-    """Yields every dotted name that the source may import, names that turn out to be attributes included."""
+@functools.cache
+def _imports(name: str, is_package: bool, path: Path) -> frozenset[str]:
+    """Returns every dotted name that a module's source may import, names that turn out to be attributes included."""
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
         raise KDBenchError(f"{path}: cannot be parsed ({error.msg}, line {error.lineno})") from None
-    package = spec.name if spec.submodule_search_locations is not None else spec.name.rpartition(".")[0]
-    for node in ast.walk(tree):
+    package = name if is_package else name.rpartition(".")[0]
+    found = set[str]()
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 base = ".".join([*package.split(".")[: package.count(".") + 2 - node.level], *filter(None, [base])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            found.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
+    return frozenset(found)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """Yields what stands below a node, without looking into expressions, which hold no statement."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from _statements(child)
+            if isinstance(child, ast.stmt):
+                yield child
 
 
 def drop_nonfinite(value: Any, path: str = "") -> tuple[Any, list[str]]:

@@ -57,8 +57,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 @torch.no_grad()
 def plain(model: nn.Module) -> nn.Module:
-    """Returns a copy without parametrisations, whose weights are what the parametrised ones give."""
-    model = copy.deepcopy(model)
+    """Returns a copy without parametrisations, whose weights are what the parametrised ones give.
+
+    A module with the attribute ``stands_for`` (a traced graph that trains in place of it) is replaced by that.
+    """
+    model = _stood_for(copy.deepcopy(model))
     for module in [m for m in model.modules() if parametrize.is_parametrized(m)]:
         values = {name: getattr(module, name).clone() for name in module.parametrizations}  # type: ignore[union-attr]
         # torch's own removal changes the class, which a copy shares with what it was made of.
@@ -67,6 +70,26 @@ def plain(model: nn.Module) -> nn.Module:
         for name, value in values.items():
             module.register_parameter(name, nn.Parameter(value))
     return model
+
+
+def _stood_for(module: nn.Module) -> nn.Module:
+    stood: nn.Module | None = getattr(module, "stands_for", None)
+    if stood is not None:
+        return stood
+    for name, child in module.named_children():
+        if (found := _stood_for(child)) is not child:
+            setattr(module, name, found)
+    return module
+
+
+def load_plain(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads a state dict of plain names into a model; of parametrised weights it is what they are made of."""
+    names = {name: name for name in model.state_dict()}
+    for prefix, module in model.named_modules():
+        for name in getattr(module, "parametrizations", ()) if parametrize.is_parametrized(module) else ():
+            path = f"{prefix}." if prefix else ""
+            names[f"{path}{name}"] = f"{path}parametrizations.{name}.original"
+    model.load_state_dict({names[name]: value for name, value in state.items()}, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:

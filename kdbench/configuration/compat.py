@@ -7,7 +7,7 @@ from typing import Any
 
 from kdbench.errors import KDBenchError, nearest
 from kdbench.needs import Bindings, Need, kind_names, serves
-from kdbench.plugin import Plugin
+from kdbench.plugin import Method, Plugin
 from kdbench.task import Task
 
 
@@ -22,9 +22,10 @@ def bind(
     """Binds every need of a plugin to features that all of its roles give.
 
     A need binds to the feature of its own name where the kind fits, else to the last (deepest) feature of its kind, or
-    of the first of its kinds that is there; with ``many`` or ``each`` to all of them. ``overrides`` (``method.bind`` in
-    the configuration) come first. ``without`` are the capabilities that another plugin of the run removes, with its
-    owner; ``absent`` roles that this training does not have, and with them the needs that ask for them.
+    of the first of its kinds that is there; with ``many``, ``each`` or a ``pyramid`` to all of them. ``overrides``
+    (``method.bind`` in the configuration) come first. ``without`` are the capabilities that another plugin of the run
+    removes, with its owner; ``absent`` roles that this training does not have, and with them the needs that ask for
+    them.
 
     Raises:
         KDBenchError: The task lacks a capability or the pair a feature or part: one line that says which.
@@ -56,14 +57,15 @@ def _bind(
 ) -> str | list[str]:
     sides = {plugin.roles[role].side: _side(plugin, role, pair) for role in need.roles}
     kinds, *others = (task.kinds(sides[name]) for name in sorted(sides))
-    fitting = [n for n, k in kinds.items() if all(n in g and serves(g[n], need) for g in (kinds, *others))]
+    able = task.capabilities
+    fitting = [n for n, k in kinds.items() if all(n in g and serves(g[n], need, able) for g in (kinds, *others))]
     if override is not None:
         names = [override] if isinstance(override, str) else list(override)
         for name in names:
             if name not in fitting:
                 expected = f"a {kind_names(need)} of {_pair(pair)}"
                 raise KDBenchError(f"method.bind.{need.name}={name}: expected {expected}: {nearest(name, fitting)}")
-        if not names or (len(names) > 1 and not (need.many or need.each)):
+        if not names or (len(names) > 1 and not (need.many or need.each or need.pyramid)):
             raise KDBenchError(
                 f"method.bind.{need.name}={override}: found {len(names)} features, {plugin.__name__} reads one: "
                 f"take one of {', '.join(fitting)}"
@@ -74,7 +76,7 @@ def _bind(
             f"{plugin.__name__} needs {kind_names(need)} ({need.name!r}), which task {task.name} with {_pair(pair)} "
             f"does not give: it gives {', '.join(f'{n} ({k.__name__})' for n, k in kinds.items()) or 'nothing'}"
         )
-    if need.many or (need.each and len(fitting) > 1):
+    if need.many or (need.each and len(fitting) > 1) or (need.pyramid and "pyramid" in able):
         return fitting
     if need.name in fitting:
         return need.name
@@ -98,3 +100,17 @@ def _side(plugin: type[Plugin], role: str, pair: Mapping[str, Any]) -> Mapping[s
 
 def _pair(pair: Mapping[str, Any]) -> str:
     return f"pair {pair['name']}"
+
+
+def no_replay(plugin: type[Plugin]) -> str:
+    """Says why a plugin cannot do with stored answers of its frozen networks; empty where it can."""
+    frozen = {name: role for name, role in plugin.roles.items() if role.mode == "frozen" and role.init == "trained"}
+    for name, role in frozen.items():
+        if role.grad != "none":
+            return f"it takes gradients through the {name}"
+        called = next((part.name for part in plugin.parts if name in part.roles), None)
+        if called is not None:
+            return f"it calls the {called} of the {name}"
+    if plugin.views is not Plugin.views and (frozen or not issubclass(plugin, Method)):
+        return "it changes what is read, and answers are stored for the views of training samples alone"
+    return ""

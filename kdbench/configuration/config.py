@@ -20,7 +20,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
@@ -36,7 +37,7 @@ from kdbench.configuration.keys import (
     TrainerConfig,
 )
 from kdbench.configuration.network import SIDES, as_given, own_networks, own_options, resolve
-from kdbench.configuration.overrides import WHOLE, at_home, one_by_one, without_old_options, written
+from kdbench.configuration.overrides import WHOLE, at_home, by_key, in_place, one_by_one, without_old_options, written
 from kdbench.configuration.packages import CONF_GROUP, without_yaml
 from kdbench.errors import KDBenchError, nearest
 
@@ -49,7 +50,7 @@ _OPEN = (
     "student",  # may become a network of the user's own
     "teacher",
     "trainer.optimizers",
-    "data.augment",
+    "data.transforms",
     "data.simulator",
     "task.thresholds",
     "*.bind",
@@ -112,7 +113,31 @@ def load(overrides: Sequence[str] = ()) -> dict[str, Any]:
         KDBenchError: An override is wrong; the line names the nearest fix.
     """
     register()
-    return check(_composed(at_home(overrides)))
+    return check(_composed(in_place(at_home(overrides))))
+
+
+def composed(overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+    """Composes a configuration as the command line does, once.
+
+    Returns:
+        The keys of the run, and what Hydra itself goes by.
+
+    Raises:
+        KDBenchError: An override is wrong; the line names the nearest fix.
+    """
+    found = _composed(overrides, hydra=True)
+    own = found.hydra
+    with open_dict(found):
+        del found["hydra"]
+    return found, own
+
+
+def calls_only(own: DictConfig) -> bool:
+    """Says whether Hydra, by what it goes by, would do nothing for a job but call it."""
+    job, sets_up = own.job, (own.output_subdir, own.job_logging.root, own.hydra_logging.root)
+    here = own.run.dir == "." and not job.chdir and not any(sets_up)
+    quiet = not own.verbose and not job.env_set and list(own.callbacks) == ["kdbench"]
+    return bool(own.mode in (None, RunMode.RUN) and here and quiet)
 
 
 def _composed(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
@@ -130,13 +155,16 @@ def opened(overrides: Sequence[str]) -> list[str]:
     These are mappings with a ``_target_`` (a signature knows its keys) and those of :data:`_OPEN`. Another ``_target_``
     comes without the options of the one before.
     """
-    overrides = own_networks(one_by_one(overrides))
+    return list(_opened(tuple(overrides)))
+
+
+@functools.lru_cache(maxsize=1)  # the command line is opened when it is checked, and when it goes to Hydra
+def _opened(given: tuple[str, ...]) -> list[str]:
+    overrides = own_networks(one_by_one(given))
     nested = [o for o in overrides if "." in o.partition("=")[0] and o[0].isalpha()]
     if not nested:
         return list(overrides)
-    plain = first([o for o in overrides if o not in nested and o[0].isalpha()])
-    with _initialized():
-        composed = compose("config", overrides=plain)
+    composed = _chosen(tuple(first([o for o in overrides if o not in nested and o[0].isalpha()])))
     found = []
     for override in without_old_options(overrides, composed, _BESIDE_TARGETS):
         key, _, value = override.partition("=")
@@ -147,6 +175,13 @@ def opened(overrides: Sequence[str]) -> list[str]:
         else:
             found.append(f"++{override}" if _is_open(composed, key.split(".")) else override)
     return found
+
+
+@functools.lru_cache(maxsize=1)  # a sweep's first job and the whole of it choose the same
+def _chosen(overrides: tuple[str, ...]) -> DictConfig:
+    """Composes the chosen options as they are, before any key of theirs is changed."""
+    with _initialized():
+        return compose("config", overrides=list(overrides))
 
 
 def _is_open(composed: DictConfig, path: Sequence[str]) -> bool:
@@ -174,7 +209,7 @@ def first(overrides: Sequence[str]) -> list[str]:
 
 
 def each_choice(overrides: Sequence[str]) -> None:
-    """Composes a sweep with each of its choices on which the keys given depend, before its first job starts.
+    """Composes a sweep with each further choice on which the keys given depend, before its first job starts.
 
     Raises:
         KDBenchError: One of them has no such key.
@@ -184,7 +219,7 @@ def each_choice(overrides: Sequence[str]) -> None:
     for place, override in enumerate(parsed):
         group = override.key_or_group
         if override.is_sweep_override() and group in GROUPS and (group in given or (group == "task" and given)):
-            for choice in override.sweep_string_iterator():
+            for choice in [*override.sweep_string_iterator()][1:]:  # with the first the sweep was composed
                 _composed([*start[:place], f"{group}={choice}", *start[place + 1 :]])
 
 
@@ -240,6 +275,8 @@ def check(composed: DictConfig) -> dict[str, Any]:
             )
     for owner in ("method", "augment", "quant"):
         _validated(OwnerConfig, config[owner], f"{owner}.")
+    _validated(OwnerConfig, config["teacher"]["augment"], "teacher.augment.")
+    _check_taught(config["teacher"])
     for side in SIDES:
         _validated(SideConfig, config["pair"].get(side) or {}, f"pair.{side}.")
         config[side]["trainer"] = _own_trainer(f"{side}.trainer", config["trainer"], config[side]["trainer"])
@@ -300,6 +337,23 @@ def _validated(model: type[BaseModel], values: Mapping[str, Any], prefix: str = 
         raise KDBenchError(f"{where}={found['input']}: {message}") from None
 
 
+def _check_taught(teacher: Mapping[str, Any]) -> None:
+    """Checks that what the teacher's training is under can be chosen, and that there is one."""
+    own = teacher["augment"]
+    if "_target_" not in own:
+        if own.keys() > {"name"} or own["name"] != "none":
+            raise KDBenchError(
+                f"teacher.augment={own}: it names no augmentation: teacher.augment=mixup, then its options"
+            )
+        return
+    given = next((key for key in ("init_from", "answers") if teacher[key]), None)
+    if given:
+        raise KDBenchError(
+            f"teacher.augment={own['name']} is of the training of a teacher, and teacher.{given} gives one: leave one "
+            "of them out"
+        )
+
+
 def _own_trainer(where: str, common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Completes a role's own overrides of the trainer: an optimizer without ``_target_`` is the common one, changed."""
     merged = {
@@ -332,6 +386,7 @@ def choices(overrides: Iterable[str], sweep: bool) -> None:
     """
     for override in overrides:
         group, found, value = override.partition("=")
+        group = group.partition("@")[0]
         if not found or group not in GROUPS or value[:1] in "[{$" or "(" in value:
             continue
         known = options(group)
@@ -395,5 +450,5 @@ def command_line(overrides: Sequence[str]) -> str:
     """Returns the command that makes this run again; where results and products lie is left to whoever runs it."""
     import shlex
 
-    given = [o for o in as_given(overrides) if not o.startswith(("results=", "cache="))]
+    given = [o for o in by_key(as_given(overrides)) if not o.startswith(("results=", "cache="))]
     return " ".join(["python -m kdbench", *(shlex.quote(o) for o in given)])

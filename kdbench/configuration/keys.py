@@ -36,6 +36,7 @@ class TrainerConfig(_Strict):
     accumulate: Whole = Field(ge=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
     channels_last: bool
+    compile: bool
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: Whole = Field(ge=1)
     strategy: Literal["auto", "ddp"]  # several devices are always DDP
@@ -52,10 +53,14 @@ class TeacherConfig(BaseModel):
     seed: Seed
     init_from: str | list[str] | None
     answers: str | None
+    replay: Whole | None = Field(ge=1)
+    replay_limit: Real = Field(gt=0)
+    replay_dtype: Literal["float32", "float16"]
     expect: Real | None
     tolerance: Real = Field(ge=0)
     trainer: dict[str, Any]
     data: dict[str, Any]
+    augment: dict[str, Any]
 
 
 class StudentConfig(BaseModel):

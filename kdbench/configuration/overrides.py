@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,6 +24,23 @@ def at_home(overrides: Sequence[str]) -> list[str]:
         key + sign + (os.path.expanduser(value) if value == "~" or value.startswith("~/") else value)
         for key, sign, value in split
     ]
+
+
+#: Keys at which an option of a group of another name stands, by the name that Hydra has for them.
+_PLACES = {"teacher.augment": "augment@teacher.augment"}
+
+
+def in_place(overrides: Iterable[str]) -> list[str]:
+    """Writes ``teacher.augment=NAME`` as Hydra writes that an option of ``augment`` stands there."""
+    split = [override.partition("=") for override in overrides]
+    return [(key if value.startswith("{") else _PLACES.get(key, key)) + sign + value for key, sign, value in split]
+
+
+def by_key(overrides: Iterable[str]) -> list[str]:
+    """Turns the result of :func:`in_place` into what a user would write."""
+    keys = {place: key for key, place in _PLACES.items()}
+    split = [override.partition("=") for override in overrides]
+    return [keys.get(key, key) + sign + value for key, sign, value in split]
 
 
 def one_by_one(overrides: Sequence[str]) -> list[str]:

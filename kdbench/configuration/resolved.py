@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ class PluginSpec:
         """
         from kdbench.configuration.compat import bind
 
-        removed = {name: o for o, spec in (others or {}).items() if o != self.owner for name in spec.plugin.removes}
+        removed = {name: o for o, spec in (others or {}).items() if o != self.owner for name in spec.plugin.takes(task)}
         return bind(self.plugin, task, pair, self.given.get("bind"), removed, absent)
 
 
@@ -106,12 +106,14 @@ class Resolved:
         task: The task, its data not opened yet.
         plugins: By owner.
         store: Where products live.
+        taught: By owner, what the pair's teacher alone is trained under (``teacher.augment``).
     """
 
     config: Mapping[str, Any]
     task: Task
     plugins: Mapping[str, PluginSpec]
     store: Store
+    taught: Mapping[str, PluginSpec] = field(default_factory=dict)
 
 
 def resolve(config: Mapping[str, Any], store: Store | None = None) -> Resolved:
@@ -129,7 +131,16 @@ def resolve(config: Mapping[str, Any], store: Store | None = None) -> Resolved:
     task = make_task(config, store)
     for spec in plugins.values():
         spec.bind(task, config["pair"], plugins)
-    return Resolved(config, task, plugins, store)
+    taught = plugin_specs({"augment": config["teacher"]["augment"]})
+    for spec in taught.values():
+        spec.bind(task, config["pair"])
+        trained = next((name for name, role in spec.plugin.roles.items() if role.init == "trained"), None)
+        if trained is not None:
+            raise KDBenchError(
+                f"teacher.augment={spec.given['name']} takes a trained {trained}, which the training of the teacher "
+                "has not: choose one that needs none"
+            )
+    return Resolved(config, task, plugins, store, taught)
 
 
 def store_of(config: Mapping[str, Any]) -> Store:

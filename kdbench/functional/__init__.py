@@ -10,32 +10,76 @@ from kdbench.functional.bdkd import balanced_loss, entropy
 from kdbench.functional.cat_kd import class_activation_maps, class_attention_loss
 from kdbench.functional.categorical import non_target
 from kdbench.functional.cc import correlation_congruence_loss, correlation_matrix, neighbour_product_loss
+from kdbench.functional.cirkd import cross_image_loss, draw_places, memory_loss, ring_places
 from kdbench.functional.crd import contrast_logits, draw_negatives, log_normalizer, momentum_update, nce_loss
+from kdbench.functional.crosskd import align_scale, box_overlap_loss, quality_focal_loss
+from kdbench.functional.cwd import channel_wise_loss, spatial_log_softmax
 from kdbench.functional.dist import inter_class_loss, intra_class_loss, pearson_correlation
 from kdbench.functional.divergence import bernoulli_kl, categorical_kl, divergence
 from kdbench.functional.dkd import nckd_loss, tckd_loss
+from kdbench.functional.dsd import (
+    category_correlation,
+    category_similarity_loss,
+    pixel_similarity_loss,
+    residual_attention,
+)
+from kdbench.functional.fgd import focal_attention, focal_attention_loss, focal_feature_losses, focal_masks
+from kdbench.functional.fgfi import imitated_anchors, imitation_loss
 from kdbench.functional.fitnet import hint_loss
 from kdbench.functional.fsp import fsp_loss, fsp_matrix
 from kdbench.functional.ft import factor_loss
+from kdbench.functional.gcrd import node_contrast_loss
+from kdbench.functional.glidn import relative_error
 from kdbench.functional.graph import batch_norm_edges, edge_distances, gather_edges, knn, project_edges
+from kdbench.functional.hard import next_turn
+from kdbench.functional.hard_affine import affine_positions, grid_positions, sample_images
+from kdbench.functional.hard_color import color_affine, sliced_wasserstein
+from kdbench.functional.hard_free import root_mean_square, within_norm
+from kdbench.functional.hard_mix import mix_by_weights
+from kdbench.functional.hard_thinplate import control_points, thin_plate_basis
+from kdbench.functional.hard_vae import standard_normal_kl, vae_losses
+from kdbench.functional.icd import describe_instances, instance_losses, instance_value_loss, sine_embedding
 from kdbench.functional.ickd import channel_correlation, channel_correlation_loss
-from kdbench.functional.kd import adversarial_temperature, cosine_ramp, kd_loss, z_score
+from kdbench.functional.ifvd import class_centres, class_similarity, class_variation_loss
+from kdbench.functional.kd import adversarial_temperature, cosine_ramp, kd_loss, std_rescale, z_score
 from kdbench.functional.kdsvd import align, kdsvd_loss, right_singular_vectors
+from kdbench.functional.lad import class_codes, label_channel, path_consistency_loss
+from kdbench.functional.ld import localisation_loss, valuable_region
+from kdbench.functional.lsp import global_structure_loss, local_structure, local_structure_loss
 from kdbench.functional.mgd import mgd_loss, random_mask
 from kdbench.functional.mlkd import gram_loss, least_confident, mlkd_losses
 from kdbench.functional.nkd import nkd_non_target_loss, nkd_target_loss
+from kdbench.functional.node_at import edge_attention_loss, node_energy, node_energy_loss
 from kdbench.functional.nst import nst_loss
 from kdbench.functional.ofa import ofa_loss
 from kdbench.functional.ofd import gaussian_margin, partial_distance
+from kdbench.functional.pkd import pearson_feature_loss
 from kdbench.functional.pkt import neighbour_probabilities, pkt_loss
 from kdbench.functional.pointdistiller import importance, local_graph_loss, reweight, select, weigh_distances
-from kdbench.functional.pool import average_pool, global_average, pool_to_smaller
+from kdbench.functional.pool import average_pool, global_average, pool_to_smaller, resize
 from kdbench.functional.pruned import distillation_weight, pruned_loss
+from kdbench.functional.quantize import (
+    bucket_ranges,
+    from_points,
+    huffman_lengths,
+    mean_code_length,
+    nearest_points,
+    pack_bits,
+    quantile_points,
+    quantized_bytes,
+    random_points,
+    scale_to_unit,
+    share_points,
+    straight_through,
+    uniform_points,
+    unpack_bits,
+)
 from kdbench.functional.reviewkd import hierarchical_context_loss
 from kdbench.functional.rkd import angle_loss, distance_loss
 from kdbench.functional.self_guided import self_guided_loss
 from kdbench.functional.simkd import simkd_loss
 from kdbench.functional.sinkd import sinkhorn_loss, transport_cost
+from kdbench.functional.skd import critic_loss, gradient_penalty, nodes, pair_wise_loss
 from kdbench.functional.sp import similarity_matrix, similarity_preserving_loss
 from kdbench.functional.srrl import srrl_losses
 from kdbench.functional.sskd import contrast_loss, contrast_similarities, contrast_transfer_loss, select_transfer
@@ -50,7 +94,9 @@ from kdbench.functional.wsld import soft_label_weight, wsld_loss
 __all__ = [
     "activation_boundary_loss",
     "adversarial_temperature",
+    "affine_positions",
     "align",
+    "align_scale",
     "angle_loss",
     "attention_map",
     "attention_transfer_loss",
@@ -58,90 +104,161 @@ __all__ = [
     "balanced_loss",
     "batch_norm_edges",
     "bernoulli_kl",
+    "box_overlap_loss",
+    "bucket_ranges",
     "categorical_kl",
+    "category_correlation",
+    "category_similarity_loss",
     "channel_correlation",
     "channel_correlation_loss",
+    "channel_wise_loss",
     "class_activation_maps",
     "class_attention_loss",
+    "class_centres",
+    "class_codes",
+    "class_similarity",
     "class_sums",
+    "class_variation_loss",
+    "color_affine",
     "contrast_logits",
     "contrast_loss",
     "contrast_similarities",
     "contrast_transfer_loss",
+    "control_points",
     "correlation_congruence_loss",
     "correlation_matrix",
     "cosine_ramp",
+    "critic_loss",
+    "cross_image_loss",
+    "describe_instances",
     "distance_loss",
     "distillation_weight",
     "divergence",
     "draw_negatives",
+    "draw_places",
+    "edge_attention_loss",
     "edge_distances",
     "entropy",
     "factor_loss",
+    "focal_attention",
+    "focal_attention_loss",
+    "focal_feature_losses",
+    "focal_masks",
+    "from_points",
     "fsp_loss",
     "fsp_matrix",
     "fused_loss",
     "gather_edges",
     "gaussian_margin",
     "global_average",
+    "global_structure_loss",
+    "gradient_penalty",
     "gram_loss",
+    "grid_positions",
     "hierarchical_context_loss",
     "hint_loss",
+    "huffman_lengths",
+    "imitated_anchors",
+    "imitation_loss",
     "importance",
+    "instance_losses",
+    "instance_value_loss",
     "inter_class_loss",
     "intra_class_loss",
     "kd_loss",
     "kdsvd_loss",
     "knn",
+    "label_channel",
     "label_free_divergence",
     "least_confident",
     "local_graph_loss",
+    "local_structure",
+    "local_structure_loss",
+    "localisation_loss",
     "log_normalizer",
+    "mean_code_length",
+    "memory_loss",
     "mgd_loss",
+    "mix_by_weights",
     "mlkd_losses",
     "momentum_update",
     "nce_loss",
     "nckd_loss",
+    "nearest_points",
     "neighbour_mask",
     "neighbour_probabilities",
     "neighbour_product_loss",
+    "next_turn",
     "nkd_non_target_loss",
     "nkd_target_loss",
+    "node_contrast_loss",
+    "node_energy",
+    "node_energy_loss",
+    "nodes",
     "non_target",
     "nst_loss",
     "ofa_loss",
+    "pack_bits",
+    "pair_wise_loss",
     "partial_distance",
+    "path_consistency_loss",
     "pearson_correlation",
+    "pearson_feature_loss",
+    "pixel_similarity_loss",
     "pkt_loss",
     "pool_to_smaller",
     "project_edges",
     "pruned_loss",
+    "quality_focal_loss",
+    "quantile_points",
+    "quantized_bytes",
     "random_mask",
+    "random_points",
+    "relative_error",
+    "residual_attention",
+    "resize",
     "reweight",
     "right_singular_vectors",
+    "ring_places",
+    "root_mean_square",
+    "sample_images",
+    "scale_to_unit",
     "select",
     "select_transfer",
     "self_guided_loss",
     "self_training_loss",
+    "share_points",
     "similarity_matrix",
     "similarity_preserving_loss",
     "simkd_loss",
+    "sine_embedding",
     "sinkhorn_loss",
+    "sliced_wasserstein",
     "soft_label_weight",
     "softplus_inverse",
+    "spatial_log_softmax",
     "srrl_losses",
+    "standard_normal_kl",
+    "std_rescale",
+    "straight_through",
     "surest",
     "tckd_loss",
+    "thin_plate_basis",
     "token_context_loss",
     "token_global_loss",
     "token_local_loss",
     "transport_cost",
     "trilateral_state",
     "ttm_loss",
+    "uniform_points",
+    "unpack_bits",
+    "vae_losses",
+    "valuable_region",
     "vid_loss",
     "virtual_teacher",
     "virtual_teacher_loss",
     "weigh_distances",
+    "within_norm",
     "wsld_loss",
     "z_score",
 ]

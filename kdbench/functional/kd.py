@@ -31,6 +31,34 @@ def z_score(logits: Tensor, eps: float = 1e-7) -> Tensor:
     return torch.where(varies, centred / (std + eps), 0.0)
 
 
+def std_rescale(logits: Tensor, dim: int = 1) -> Tensor:
+    """Divides every row of logits by its standard deviation over the classes: a temperature of its own.
+
+    Choi, Jeon, Shukla & Turaga, Understanding the Role of Mixup in Knowledge Distillation (WACV 2023), as in the
+    authors' code: ``z / std(z)``, where ``std`` divides by C - 1 and the gradient goes through it. A softmax does not
+    see what :func:`z_score` does beyond this. A row which is constant up to rounding becomes zero.
+
+    Args:
+        logits: any shape with a class axis of C >= 2, e.g. (N, C).
+        dim: the class axis.
+
+    Returns:
+        same shape, float32 for low-precision input.
+
+    Example:
+        >>> std_rescale(torch.tensor([[1.0, 3.0, 5.0]]))
+        tensor([[0.5000, 1.5000, 2.5000]])
+    """
+    classes = logits.shape[dim]
+    if classes < 2:
+        raise KDBenchError(f"std_rescale: found {classes} class, expected at least 2; set rescale=null")
+    rows = upcast(logits).movedim(dim, -1)
+    flat = rows.reshape(-1, classes)
+    _, norm, varies = spread(flat)
+    scaled = torch.where(varies, flat / (torch.where(varies, norm, 1.0) / (classes - 1) ** 0.5), 0.0)
+    return scaled.view(rows.shape).movedim(-1, dim)
+
+
 def adversarial_temperature(theta: Tensor, reversal: float = 1.0, low: float = 1.0, span: float = 20.0) -> Tensor:
     """Learned temperature ``T = low + span * sigmoid(theta)`` whose gradient with respect to theta is reversed.
 

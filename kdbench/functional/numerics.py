@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from kdbench.base.collectives import normalizer, share
 from kdbench.errors import KDBenchError, nearest
@@ -82,6 +84,27 @@ def weighted_mean(rows: Tensor, weight: Tensor | None = None) -> Tensor:
     check_same_shape(rows, weight, "row weights")
     weight = weight.to(rows.dtype)
     return (weight * rows).sum() / normalizer(weight.sum(), torch.finfo(rows.dtype).tiny)
+
+
+def in_chunks(value: Callable[..., Tensor], rows: tuple[Tensor, ...], step: int) -> Tensor:
+    """Joins what ``value`` gives for chunks of rows, each computed again in backward where there are several.
+
+    Args:
+        value: of a chunk of each of ``rows``, with a row for each of its rows.
+        rows: (N, ...) each.
+        step: rows that are held at a time, at least one.
+
+    Returns:
+        (N, ...).
+
+    Example:
+        >>> in_chunks(lambda x, y: x * y, (torch.arange(3.0), torch.ones(3)), 2)
+        tensor([0., 1., 2.])
+    """
+    if max(1, step) >= len(rows[0]):
+        return value(*rows)
+    chunks = zip(*(x.split(max(1, step)) for x in rows), strict=True)
+    return torch.cat([checkpoint(value, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks])
 
 
 def check_same_shape(student: Tensor, teacher: Tensor, what: str) -> None:

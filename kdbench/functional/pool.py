@@ -1,4 +1,4 @@
-"""Average pooling of grids with one to three spatial axes, e.g. to bring two of different sizes to one."""
+"""Other sizes for grids with one to three spatial axes, e.g. to bring two of different sizes to one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from kdbench.errors import KDBenchError
 
 _POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
 
 def average_pool(feature: Tensor, size: Sequence[int]) -> Tensor:
     """Averages a grid (B, C, *space) over ``size`` bins, one number per axis; the grid itself where it has that size.
@@ -21,6 +23,19 @@ def average_pool(feature: Tensor, size: Sequence[int]) -> Tensor:
         tensor([[[2., 6.]]])
     """
     return feature if tuple(feature.shape[2:]) == tuple(size) else _POOL[len(size)](feature, tuple(size))
+
+
+def resize(feature: Tensor, size: Sequence[int]) -> Tensor:
+    """Brings a grid (B, C, *space) to ``size`` by linear interpolation; the grid itself where it has that size.
+
+    Example:
+        >>> import torch
+        >>> resize(torch.tensor([[[0.0, 4.0]]]), [4])
+        tensor([[[0., 1., 3., 4.]]])
+    """
+    if tuple(feature.shape[2:]) == tuple(size):
+        return feature
+    return F.interpolate(feature, tuple(size), mode=_LINEAR[len(size)])
 
 
 def global_average(feature: Tensor) -> Tensor:

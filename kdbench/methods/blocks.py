@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdbench import KDBenchError, Signals
+from kdbench import Grid, KDBenchError, Signals
+from kdbench.functional.kd import kd_loss
 from kdbench.functional.numerics import upcast
 from kdbench.functional.pool import global_average
 
@@ -24,10 +26,18 @@ TOLERANCE = 0.02
 
 
 def conv(
-    axes: int, inputs: int, outputs: int, kernel: int = 1, bias: bool = False, stride: int = 1, groups: int = 1
+    axes: int,
+    inputs: int,
+    outputs: int,
+    kernel: int = 1,
+    bias: bool = False,
+    stride: int = 1,
+    groups: int = 1,
+    padding: int | None = None,
 ) -> nn.Module:
     """Makes a convolution over ``axes`` spatial axes that keeps their size (odd kernels), or divides it by a stride."""
-    return _CONV[axes](inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
+    padding = kernel // 2 if padding is None else padding
+    return _CONV[axes](inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
 
 
 def deconv(axes: int, inputs: int, outputs: int, kernel: int = 1) -> nn.Module:
@@ -139,3 +149,44 @@ def check_pooled(probe: Signals, need: str, role: str) -> None:
     said = upcast(logits).flatten(1)
     if answer.shape != said.shape or (answer - said).norm() > TOLERANCE * said.norm():
         raise KDBenchError(f"{found}, averaged, does not give its logits, {fix}")
+
+
+def label_map(signals: Signals, size: Sequence[int]) -> Tensor:
+    """Returns the class of each cell of a grid of ``size``, that of the inputs in its middle (B, *size).
+
+    It is -1 where the class is unknown or does not count. For plugins that require ``dense_label``.
+    """
+    batch = signals.batch()
+    labels: Tensor = signals.cast.task.ops()["dense_label"](batch)
+    if batch.supervised is not None:
+        labels = torch.where(batch.supervised.view(-1, *(1 for _ in labels.shape[1:])), labels, -1)
+    for axis, cells in enumerate(size, start=1):
+        places = (2 * torch.arange(cells, device=labels.device) + 1) * labels.shape[axis] // (2 * cells)
+        labels = labels.index_select(axis, places)
+    return labels
+
+
+def pixel_kd(signals: Signals, need: str = "logits") -> Tensor:
+    """Returns the pixel-wise term that several methods of dense prediction add: KL of the rows, temperature 1."""
+    student, teacher = signals.pair(need)
+    return kd_loss(student.rows(), teacher.rows(), 1.0, law=student.law, weight=student.row_weight())
+
+
+def true_boxes(signals: Signals) -> tuple[Tensor, Tensor]:
+    """Returns the true boxes ``(B, M, 4)`` in input units and their classes ``(B, M)``, -1 in rows of no box.
+
+    For plugins that require ``boxes``.
+    """
+    found: tuple[Tensor, Tensor] = signals.cast.task.ops()["boxes"](signals.batch())
+    return found
+
+
+def strides(grid: Grid, size: Sequence[int]) -> list[float]:
+    """Returns the input units per cell of a grid that has been brought to ``size``, along each axis.
+
+    Raises:
+        KDBenchError: The task does not say where its cells are.
+    """
+    if grid.stride is None:
+        raise KDBenchError(f"a {grid.signature()} comes without a stride: where true boxes lie in it is not known")
+    return [s * n / m for s, n, m in zip(grid.stride, grid.values.shape[2:], size, strict=True)]

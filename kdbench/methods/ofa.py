@@ -8,9 +8,10 @@ Branches as in the released code: a grid gets strided separable convolutions, ea
 small as the last stage, then pooling and a linear layer; tokens get patch mergings while their grid is at least twice
 7 x 7, transformer blocks (as many as stages follow, at least one), and a linear layer on the class token, or on the
 mean where there is none.
-Deviations: branches end with the width of the student's last stage (released: the larger of student's and teacher's);
-torch's default initial weights; a stage is as deep as its place in the list of ``stages`` says, which
-``method.bind.stages`` can shorten.
+Deviations: where the class scores are a map, so are those of an exit: the pooling is left out, and the map brought to
+the size of the head's by linear interpolation; branches end with the width of the student's last stage (released: the
+larger of student's and teacher's); torch's default initial weights; a stage is as deep as its place in the list of
+``stages`` says, which ``method.bind.stages`` can shorten.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from kdbench import Context, Feature, Grid, Logits, Method, Need, Signals, Tokens
+from kdbench import Context, Feature, Grid, KDBenchError, Logits, Method, Need, Signals, Tokens
 from kdbench.functional.categorical import check_categorical
 from kdbench.functional.ofa import ofa_loss
+from kdbench.functional.pool import resize
 from kdbench.methods.blocks import BatchNorm, conv
 from kdbench.signals import total
 
@@ -45,14 +47,18 @@ def separable(width: int, out: int, axes: int) -> nn.Sequential:
 
 
 class GridBranch(nn.Sequential):
-    """Exit branch of a grid: ``steps`` halvings, or a 1x1 convolution where there are none."""
+    """Exit branch of a grid: ``steps`` halvings, or a 1x1 convolution where there are none.
 
-    def __init__(self, grid: Grid, steps: int, out: int, classes: int) -> None:
+    It gives ``(B, classes)``, or maps ``(B, classes, *space)`` where it is ``dense``.
+    """
+
+    def __init__(self, grid: Grid, steps: int, out: int, classes: int, dense: bool) -> None:
         width, axes = grid.values.shape[1], grid.values.dim() - 2
         widths = [width * 2**i for i in range(steps)] + [out]
         body: list[nn.Module] = [separable(*pair, axes) for pair in zip(widths[:-1], widths[1:], strict=True)]
         body = body or [conv(axes, width, out, bias=True)]
-        super().__init__(*body, _POOL[axes](1), nn.Flatten(), nn.Linear(out, classes))
+        pooled = (_POOL[axes](1), nn.Flatten(), nn.Linear(out, classes))
+        super().__init__(*body, *([conv(axes, out, classes, bias=True)] if dense else pooled))
 
 
 class Merge(nn.Module):
@@ -126,8 +132,8 @@ class OFA(Method):
     def build(self, probe: Signals) -> None:
         """Makes the branches."""
         stages, (logits, _) = probe.features("stages", "student"), probe.pair("logits")
-        classes = logits.rows().shape[1]
-        self.branches = nn.ModuleList(make_branch(stages, i, classes) for i in range(len(stages)))
+        classes, dense = logits.rows().shape[1], logits.values.dim() > 2
+        self.branches = nn.ModuleList(make_branch(stages, i, classes, dense) for i in range(len(stages)))
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``ofa`` of the head and ``ofa_branches``, the sum over the branches."""
@@ -138,6 +144,7 @@ class OFA(Method):
         if ctx.wants("ofa_branches"):
             stages = signals.features("stages", "student")
             exits = [branch(s.values) for branch, s in zip(self.branches, stages, strict=True)]
+            exits = [resize(scores, student.values.shape[2:]) if scores.dim() > 2 else scores for scores in exits]
             # Each exit has the mask of the head.
             losses = [
                 ofa_loss(replace(student, values=scores).rows(), rows, labels, self.gamma_branch, weight=weight)
@@ -147,9 +154,11 @@ class OFA(Method):
         return terms
 
 
-def make_branch(stages: list[Feature], index: int, classes: int) -> nn.Module:
-    """Makes the exit branch of one of the student's stages."""
+def make_branch(stages: list[Feature], index: int, classes: int, dense: bool = False) -> nn.Module:
+    """Makes the exit branch of one of the student's stages; ``dense`` where class scores are maps."""
     stage, last = stages[index], stages[-1]
+    if dense and isinstance(stage, Tokens):
+        raise KDBenchError("ofa: an exit of tokens gives a class a sample, not a map: set method.bind.stages to grids")
     out = last.values.shape[1 if isinstance(last, Grid) else 2]
     if isinstance(stage, Tokens):
         return TokenBranch(stage, max(len(stages) - 1 - index, 1), out, classes)
@@ -157,4 +166,4 @@ def make_branch(stages: list[Feature], index: int, classes: int) -> nn.Module:
     steps = 0
     if isinstance(last, Grid):
         steps = round(math.log2(max(1, stage.values.shape[-1] / last.values.shape[-1])))
-    return GridBranch(stage, steps, out, classes)
+    return GridBranch(stage, steps, out, classes, dense)

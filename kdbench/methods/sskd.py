@@ -5,7 +5,7 @@ to find the sample that a rotated one was made from; its similarities are then t
 samples and of their rotations.
 Deviations: samples and rotations pass through each network one after the other, not in one batch, so that batch
 statistics are those of either; the authors crop after turning and do not flip, here the batch is turned as it was
-augmented (``data.augment.flip=false`` for theirs). The head's stage takes a quarter of the configured epochs (60 of
+augmented (``data.transforms.flip=false`` for theirs). The head's stage takes a quarter of the configured epochs (60 of
 240), under the run's own schedule. Equations as in the authors' code.
 """
 

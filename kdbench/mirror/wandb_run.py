@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from kdbench.base.digest import digest
-from kdbench.records.record import PREVIEW, RUN, content_hash
+from kdbench.records.record import RUN, content_hash
 from kdbench.records.schema import Record
 
 STEP = "trainer/global_step"
@@ -127,7 +127,7 @@ def send(
     """Sends what a finished run has to show to its W&B run.
 
     These are its final scores in the summary (``final/<metric>`` of the model that the run is about, and
-    ``final/<role>/<primary>``), tables of all scores and of those by class, the preview, the record as an artifact of
+    ``final/<role>/<primary>``), tables of all scores and of those by class, the pictures, the record as an artifact of
     type ``result``, and at last the record's content hash, which tells that all of it is there.
 
     Args:
@@ -149,8 +149,8 @@ def send(
         for name, rows in (("scores", score_rows(record)), ("by_class", class_rows(record, info.config)))
         if rows
     }
-    if (folder / PREVIEW).is_file():
-        shown["preview"] = wandb.Image(str(folder / PREVIEW))
+    # The preview, and what plugins drew.
+    shown |= {path.stem: wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
     shown |= {name: build(wandb) for name, build in (media or {}).items()}
     if shown:
         run.log(shown)

@@ -30,7 +30,7 @@ PACKAGES = (
     "wandb",
 )
 #: What some runs need.
-OPTIONAL = ("open3d", "onedl-mmdetection", "onnx", "onnxruntime")
+OPTIONAL = ("open3d", "onedl-mmdetection", "onnx", "onnxruntime", "torchao", "openvino")
 #: The distributions that bring a package under another name than its own.
 _BUILDS = {"open3d": ("open3d", "open3d-cpu")}
 
@@ -95,8 +95,10 @@ def _dirty(files: Iterable[Path]) -> bool:
         return True
     root, tracked = _root(), set((_git("ls-files", "-z") or "").split("\0"))
     modules = [Path(name) for module in [*sys.modules.values()] if (name := getattr(module, "__file__", None))]
+    folders = {folder: folder.resolve() for folder in {file.parent for file in modules}}  # of thousands of modules
+    near = (file for file in modules if folders[file.parent].is_relative_to(root))
     # torch.ops and torch.classes name files that are not there.
-    loaded = (file.resolve() for file in (*modules, *files) if file.is_file())
+    loaded = (file.resolve() for file in (*near, *files) if file.is_file())
     own = (file.relative_to(root) for file in loaded if file.is_relative_to(root))
     installed = {"site-packages", "dist-packages"}  # of an environment within the checkout
     return any(file.as_posix() not in tracked for file in own if installed.isdisjoint(file.parts))

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kdbench.records.schema import SCHEMA_VERSION, Record
 RUN = "run.json"
 CONFIG = "config.yaml"
 PREVIEW = "preview.png"
+CURVES = "metrics.csv"
 
 #: Keys of the resolved config that do not change the number, dotted; what :func:`spec_hash` leaves out. Where the data
 #: lie does not: ``dataset.digest`` says what they are.
@@ -42,6 +44,7 @@ SPEC_EXCLUDE = (
     "teacher.data.table",
     "teacher.data.protocol",
     "teacher.data.workers",
+    "teacher.replay_limit",
     "trainer.threads",
 )
 
@@ -54,6 +57,9 @@ VOLATILE = (
     "cost.wall_s",
     "cost.peak_rss_mb",
     "models.*.latency_ms",
+    "models.*.latency_p90_ms",
+    "models.*.openvino_ms",
+    "models.*.openvino_p90_ms",
     "provenance.hardware",
     "provenance.threads",
     "provenance.started",
@@ -128,7 +134,8 @@ def write_record(
         raise KDBenchError(f"the record {final} has no {CONFIG}: expected one among its files ({', '.join(files)})")
     if final.exists() and not replace:
         raise KDBenchError(f"the record {final} exists: choose another results=DIR or rerun=true")
-    record = _finite(record)
+    digests = {name: _sha256(files[name]) for name in (CURVES,) if name in files}
+    record = _finite(record.model_copy(update={"files": digests or None}))
     record = record.model_copy(update={"content_hash": content_hash(record)})
     aside, old = (final.with_name(f".{record.run_id}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
@@ -151,6 +158,17 @@ def write_record(
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _sha256(content: Path | bytes | str) -> str:
+    if isinstance(content, Path):
+        try:
+            data = content.read_bytes()
+        except OSError as error:
+            raise KDBenchError(f"the file {content} of the record cannot be read: {error}") from None
+    else:
+        data = content.encode() if isinstance(content, str) else content
+    return sha256(data).hexdigest()
 
 
 def read_record(path: Path, *, check_hash: bool = True) -> Record:

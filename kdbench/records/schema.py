@@ -70,17 +70,31 @@ class Cost(_Model):
 
 
 class Model(_Model):
-    """Size and speed of a model: bytes on disk (``packed_bytes``: of its packed weights), the rest of one sample.
+    """Size and speed of a model: bytes on disk, the rest of one sample.
 
-    ``engine`` names what runs it where that is not torch in floating point.
+    Of packed weights ``packed_bytes`` are those of their file, in which a weight takes ``bits`` on average and
+    ``float_params`` are left as they were; ``coded_bytes`` are those that an entropy code would make of it.
+    ``latency_ms`` is the median and ``latency_p90_ms`` the 90th percentile. ``engine`` names what runs it where that is
+    not torch in floating point; then ``bytes`` are those of the file that it runs, and ``packed_bytes`` those of the
+    constants in that. Of a converted student ``agreement`` says for which share of the test samples (or of their
+    pixels) its engine gives the class that the student gives, in percent. ``openvino_*`` are the same figures of that
+    file in OpenVINO, where it was installed.
     """
 
     params: int | None = None
     macs: int | None = None
     bytes: int
     packed_bytes: int | None = None
+    coded_bytes: int | None = None
+    bits: float | None = None
+    float_params: int | None = None
     latency_ms: float | None = None
+    latency_p90_ms: float | None = None
     engine: str | None = None
+    agreement: float | None = None
+    openvino_ms: float | None = None
+    openvino_p90_ms: float | None = None
+    openvino_agreement: float | None = None
 
 
 class Term(_Model):
@@ -163,6 +177,9 @@ class Record(_Model):
     cost: Cost | None = None
     models: dict[Name, Model] = Field(default={}, description="Named as scores are.")
     terms: dict[str, Term] = {}
+    files: dict[str, str] | None = Field(
+        default=None, description="SHA-256 of what lies beside the record and is checked with it: metrics.csv."
+    )
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -183,19 +200,36 @@ class Record(_Model):
         return self
 
 
+#: Before the augmentation that the teacher's own training is under, in a flag.
+TAUGHT = "teacher.augment:"
+#: Before why a learned augmentation took no step, in a flag.
+STILL = "augmentor_never_stepped"
 #: What the flags say of a term, by what stands before its name.
 _IDLE = {"zero_term": "was zero in every step", "no_gradient": "gave no gradient"}
 
 
 def idle_terms(flags: Iterable[str]) -> list[str]:
-    """Says in words which terms of the loss did nothing in the whole training.
+    """Says in words which terms of the loss, or whether a learned augmentation, did nothing in the whole training.
 
     Example:
         >>> idle_terms(["no_headroom", "zero_term:sp"])
         ['term sp was zero in every step']
     """
-    split = (flag.partition(":") for flag in flags)
-    return [f"term {term} {_IDLE[kind]}" for kind, _, term in split if kind in _IDLE]
+    split = [flag.partition(":") for flag in flags]
+    terms = [f"term {term} {_IDLE[kind]}" for kind, _, term in split if kind in _IDLE]
+    return terms + ["augmentor never stepped" for kind, _, _ in split if kind == STILL]
+
+
+def warnings_of(flags: Iterable[str]) -> list[str]:
+    """Says in words what a reader of a record has to know: idle terms, and models that are apart from their student.
+
+    Example:
+        >>> warnings_of(["no_headroom", "zero_term:sp", "apart:converted is 0.80 off"])
+        ['term sp was zero in every step, so that it taught nothing', 'converted is 0.80 off']
+    """
+    flags = list(flags)
+    idle = [f"{said}, so that it taught nothing" for said in idle_terms(flags)]
+    return [*idle, *(flag.removeprefix("apart:") for flag in flags if flag.startswith("apart:"))]
 
 
 def json_schema() -> dict[str, Any]:

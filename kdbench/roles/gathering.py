@@ -24,7 +24,8 @@ def whole_feature(feature: Feature) -> Feature:
     """Returns a feature of the whole batch, in the order of a single process and on the graph of every process."""
     if share()[1] == 1:
         return feature
-    tensors = {f.name: v for f in fields(feature) if isinstance(v := getattr(feature, f.name), Tensor)}
+    own = (f.name for f in fields(feature) if f.name not in feature.common)
+    tensors = {name: v for name in own if isinstance(v := getattr(feature, name), Tensor)}
     if "batch" in tensors:
         return _ragged(feature, tensors)
     return replace(feature, **{n: _interleaved(v, padded="mask" in tensors) for n, v in tensors.items()})

@@ -1,4 +1,4 @@
-"""Trained models brought back as they are deployed: the plain student, or with what its method keeps at inference."""
+"""Recorded runs read again: their configuration, their task, and what they left."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kdbench.base.digest import digest
-from kdbench.base.weights import load_weights
+from kdbench.base.instantiate import locate
 from kdbench.configuration.resolved import make_task, resolve, store_of
 from kdbench.errors import KDBenchError, nearest
 from kdbench.needs import Artifact
-from kdbench.plugin import Plugin, artifacts
 from kdbench.records.record import CONFIG, read_record
 from kdbench.records.schema import Record
 from kdbench.runs.trainings import Trainings
 from kdbench.task import Batch, DatasetInfo, Task
-from kdbench.training.fit import Training
-from kdbench.training.models import build_side
-from kdbench.training.recipe import DEPLOYED, MODEL, Recipe
+from kdbench.training.recipe import Recipe
+from kdbench.training.trained import load_artifact
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class RecordedRun:
         return self.side if name == "student" else name if self.side == "student" else f"{self.side}_{name}"
 
     def artifact(self, name: str = "student", batch: Batch | None = None) -> Artifact:
-        """Returns what the run left, as :func:`load_artifact` does.
+        """Returns what the run left, as :func:`~kdbench.training.trained.load_artifact` does.
 
         Raises:
             KDBenchError: It left nothing of that name.
@@ -98,9 +96,10 @@ def read_run(run: Path, options: Sequence[str] = ()) -> RecordedRun:
         raise KDBenchError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())}") from None
     if digest(config) != record.provenance.config_digest:  # it names the classes that are built
         raise KDBenchError(f"{folder / CONFIG}: this is not the configuration of the run: it was edited")
+    config["data"] = _as_of_today(config)
     # All weights are in the folder, and what the networks once started from may be gone.
     parts = {side: {**config[side], "init_from": None} for side in ("student", "teacher")}
-    parts["teacher"] |= {"answers": None, "data": {}}
+    parts["teacher"] |= {"answers": None, "data": {}, "replay": None, "augment": {}}
     resolved, data = resolve({**_with(config, options), **parts}), record.dataset
     # A record of schema version 1 does not say it: its task opens the data of today.
     if data is not None and data.inputs is not None:
@@ -108,6 +107,12 @@ def read_run(run: Path, options: Sequence[str] = ()) -> RecordedRun:
     recipe = Trainings(resolved).main_recipe
     side = "student" if "student" in record.scores else "teacher"
     return RecordedRun(folder, record, config, resolved.task, side, recipe)
+
+
+def _as_of_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``data`` of a recorded configuration with the names that the task's keys have since been given."""
+    task: Any = locate(config["task"]["_target_"])
+    return {task.renamed.get(key, key): value for key, value in config["data"].items()}
 
 
 def _with(config: Mapping[str, Any], options: Sequence[str]) -> Mapping[str, Any]:
@@ -120,29 +125,3 @@ def _with(config: Mapping[str, Any], options: Sequence[str]) -> Mapping[str, Any
     except (OmegaConfBaseException, YAMLError) as error:
         raise KDBenchError(f"--set {' '.join(options)}: {' '.join(str(error).split())}") from None
     return {**config, "data": merged["data"]}
-
-
-def load_artifact(
-    recipe: Recipe, task: Task, folder: Path, batch: Batch | None = None, weights: str = MODEL, name: str = "student"
-) -> Artifact:
-    """Builds what a recipe left, in eval mode, with the weights in a folder.
-
-    Args:
-        recipe: The training.
-        task: The task.
-        folder: Holds the weights, and ``deployed.safetensors`` where a method keeps more than the student (SimKD).
-        batch: Any batch, from whose shapes a method makes its modules; the task's example by default.
-        weights: File of the plain model.
-        name: Which artifact; ``student`` is what the training is about.
-    """
-    if all(spec.plugin.artifacts is Plugin.artifacts for spec in recipe.plugins.values()) and name == "student":
-        members = len(recipe.files.get("init_from", ()))
-        found = Artifact(build_side(task, recipe.pair["student"]["architecture"], recipe.side, members))
-    else:
-        training = Training(recipe, task, untrained=True)
-        training.distiller(training.stages[-1]).build(task.example() if batch is None else batch)
-        found = artifacts(training.plugins.values(), training.cast.models())[name]
-    more = DEPLOYED if (folder / DEPLOYED).is_file() else weights
-    load_weights(found.module, folder / (more if name == "student" else f"{name}.safetensors"))
-    found.module.eval()
-    return found

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdbench.records.schema import Primary, Record, idle_terms
+from kdbench.records.schema import Primary, Record, warnings_of
 
 
 def show(record: Record, path: Path, console: Console) -> None:
@@ -50,8 +50,8 @@ def show(record: Record, path: Path, console: Console) -> None:
     console.print(table)
     if record.gap_reason:
         console.print(f"gap closed: none, {record.gap_reason}")
-    for said in idle_terms(record.flags):
-        console.print(Text.assemble(("warning", "yellow"), f": {said}, so that it taught nothing"), soft_wrap=True)
+    for said in warnings_of(record.flags):
+        console.print(Text.assemble(("warning", "yellow"), f": {said}"), soft_wrap=True)
     console.print(f"record: {path}", soft_wrap=True)
 
 

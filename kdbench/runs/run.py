@@ -7,7 +7,7 @@ import functools
 import io
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,14 +27,16 @@ from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
 from kdbench.records.provenance import files_of, provenance
 from kdbench.records.record import PREVIEW, RUN, read_record, spec_hash, write_record
-from kdbench.records.schema import Cost, Dataset, Model, Primary, Record, RoleScores, Term, Tuning
+from kdbench.records.schema import TAUGHT, Cost, Dataset, Model, Primary, Record, RoleScores, Term, Tuning
 from kdbench.runs.report import show
 from kdbench.runs.trainings import Trainings
-from kdbench.training.recipe import DEPLOYED, Recipe
+from kdbench.training.recipe import DEPLOYED, MODEL, PACKED, Recipe
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kdbench.needs import Artifact
-    from kdbench.task import Task
+    from kdbench.task import Batch, Task
 
 
 #: Class of the ``wandb`` module for each kind of ``Task.media``.
@@ -171,7 +173,9 @@ class Run:
         trainings = self.trainings.chosen() if role != "teacher" else self.trainings
         made = {} if role == "student" else {"teacher": trainings.teacher()}
         tuning: Tuning | None = None
+        beside: Mapping[str, Product] = {}
         if role != "teacher":
+            beside = trainings.scored()
             scratch, tuning = trainings.scratch(), trainings.tune()
             student = scratch if not trainings.distils else trainings.student(tuning.factor if tuning else 1.0)
             made |= {"scratch": scratch, "student": student}
@@ -180,10 +184,11 @@ class Run:
         if not main.fresh:
             self._replay(main)
         self.console.print(f"{self.label}scores: drawing the picture, measuring the student")
-        models, preview, compared = self._look(products, trainings)
+        models, preview, compared, apart = self._look(products, trainings)
         absent = trainings.absent
         gap, reason, flags = gap_closed(products, self.task, self.config["task"].get("noise"), absent)
         info = self.task.dataset()
+        taught = [f"{TAUGHT}{s.given['name']}" for s in trainings.resolved.taught.values()]
         config = OmegaConf.to_yaml(OmegaConf.create(dict(trainings.config)))
         method = self.config["method"]
         record = Record(
@@ -191,7 +196,7 @@ class Run:
             spec_hash=self.spec,
             code_digest=source_digest(trainings.main_recipe.modules),
             status="ok",
-            flags=[*flags, *main.manifest["flags"], *info.notes],
+            flags=[*flags, *taught, *apart, *main.manifest["flags"], *info.notes],
             **self._names(),
             options={k: v for k, v in method.items() if k not in ("name", "_target_")},
             fidelity=self._fidelity(),
@@ -208,7 +213,7 @@ class Run:
                 inputs=dict(info.inputs),
             ),
             primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better, unit=self.task.unit),
-            scores=_scores(products, compared),
+            scores=_scores(products, compared) | _scores(beside, {}),
             gap_closed=gap,
             gap_reason=reason,
             cost=Cost(**main.manifest["cost"]),
@@ -219,11 +224,12 @@ class Run:
         files: dict[str, Path | bytes | str] = {
             "config.yaml": config,
             "metrics.csv": main.path / "metrics.csv",
-            ("teacher" if role == "teacher" else "student") + ".safetensors": trainings.weights(main),
+            ("teacher" if role == "teacher" else "student") + ".safetensors": main.path / MODEL,
             PREVIEW: preview,
+            **{name: main.path / name for name in main.manifest["pictures"]},
         }
         if role is None:
-            left = [DEPLOYED] if (main.path / DEPLOYED).is_file() else []
+            left = [name for name in (DEPLOYED, PACKED) if (main.path / name).is_file()]
             left += [f"{name}.safetensors" for name in main.manifest["beside"]]
             files |= {name: main.path / name for name in left}
         return record, files
@@ -237,8 +243,8 @@ class Run:
                 replay(product.path / "metrics.csv", logger.log_metrics)
 
     def _fidelity(self) -> str:
-        method = self.trainings.resolved.plugins.get("method")
-        return method.plugin.fidelity if method else "equations"
+        found = {spec.plugin.fidelity for spec in self.trainings.resolved.plugins.values()}
+        return "approximate" if "approximate" in found else "equations"
 
     def _names(self) -> dict[str, Any]:
         return {g: self.config[g]["name"] for g in ("task", "method", "pair", "augment", "quant", "preset")} | {
@@ -248,11 +254,15 @@ class Run:
 
     def _look(
         self, products: Mapping[str, Product], trainings: Trainings
-    ) -> tuple[dict[str, Model], bytes, Mapping[str, Mapping[str, float]]]:
-        """Measures the models, draws the preview with all of them side by side, and compares them."""
-        from kdbench.runs.deployment import load_artifact
+    ) -> tuple[dict[str, Model], bytes, Mapping[str, Mapping[str, float]], list[str]]:
+        """Measures the models, draws the preview with all of them side by side, and compares them.
+
+        Returns:
+            Sizes, the preview, what the task compares, and flags of what is not as close to its student as it says.
+        """
         from kdbench.task import move
         from kdbench.training.fit import pick_device
+        from kdbench.training.trained import load_artifacts
 
         tests = self.task.data(int(self.config["seed"])).test_dataloader()
         batch = next(iter(tests))
@@ -262,18 +272,26 @@ class Run:
             "student": trainings.student_recipe(),
         }
 
-        def load(role: str, name: str = "student") -> Artifact:
+        def load(role: str) -> dict[str, Artifact]:
             recipe = recipes[role]
             assert isinstance(recipe, Recipe)
-            return load_artifact(recipe, self.task, products[role].path, batch, name=name)
+            names = ("student", *(name for _, of, name, _ in _beside(products) if of == role))
+            return load_artifacts(recipe, self.task, products[role].path, batch, names=names)
 
         left = {role: load(role) for role in products}
         sizes: dict[str, Model] = {}
         for role in {"teacher", "student"} & left.keys():
-            sizes[role] = self._size(left[role], products[role].manifest, timed=role == "student")
+            sizes[role] = self._size(left[role]["student"], products[role].manifest, timed=role == "student")
+        apart: list[str] = []
         for key, role, name, facts in _beside(products):
-            sizes[key] = self._size(load(role, name), facts, timed=True)
-        networks = {role: found.module for role, found in left.items()}
+            found = left[role][name]
+            timed = role != "scratch"  # a twin is as fast
+            sizes[key] = self._size(found, facts, timed, left[role]["student"].module if timed else None, tests)
+            own, its = (made["test"][self.task.primary] for made in (facts, products[role].manifest["scores"]))
+            if found.close is not None and abs(own - its) > found.close:
+                said = f"{key} is {abs(own - its):.2f} off the {role} in {self.task.primary}"
+                apart.append(f"apart:{said}, expected at most {found.close:g}")
+        networks = {role: found["student"].module for role, found in left.items()}
         stream = io.BytesIO()
         self.task.picture(batch, networks).save(stream, format="png")
         if self.loggers:
@@ -282,15 +300,40 @@ class Run:
         device = pick_device(self.config["trainer"]["accelerator"])
         on_device = {name: network.to(device) for name, network in networks.items()}
         compared = self.task.compare(on_device, (move(batch, device) for batch in tests))
-        return sizes, stream.getvalue(), compared
+        return sizes, stream.getvalue(), compared, apart
 
-    def _size(self, found: Artifact, facts: Mapping[str, Any], timed: bool) -> Model:
-        """Measures what a training left, on the processor."""
-        from kdbench.training.measure import count_macs, latency_ms
+    def _size(
+        self,
+        found: Artifact,
+        facts: Mapping[str, Any],
+        timed: bool,
+        student: nn.Module | None = None,
+        tests: Iterable[Batch] = (),
+    ) -> Model:
+        """Measures what a training left, on the processor, and compares what stands for its student with that."""
+        from kdbench.training.measure import alone, count_macs, latency_once
 
         plan = (found.export or self.task.measured)(found.module)
-        latency = latency_ms(plan) if timed else None
-        return Model(params=facts["params"], bytes=facts["bytes"], macs=count_macs(plan), latency_ms=latency)
+        packed = facts.get("packed") or {}
+        size = Model(params=facts["params"], bytes=facts["bytes"], macs=count_macs(plan), **packed)
+        if timed and found.engine == "torch":
+            size.latency_ms, size.latency_p90_ms = latency_once(plan, self.trainings.store)
+        elif timed and found.engine == "onnxruntime":
+            from kdbench.training.exported import agreement, measure_onnx
+
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.onnx"
+                with alone():
+                    file = measure_onnx(plan, path)
+                agreed = dict[str, float]()
+                if student is not None and found.close is not None:
+                    agreed = agreement(path, plan, self.task.measured(student), (batch.inputs for batch in tests))
+            size.engine, size.bits = found.engine, file.bits
+            size.bytes, size.packed_bytes = file.bytes, file.packed_bytes
+            size.latency_ms, size.latency_p90_ms = file.times[found.engine]
+            size.agreement, size.openvino_agreement = agreed.get(found.engine), agreed.get("openvino")
+            size.openvino_ms, size.openvino_p90_ms = file.times.get("openvino", (None, None))
+        return size
 
     def _failed(self, run_id: str, status: str, reason: str) -> Outcome:
         if self._succeeded(run_id):

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 from rich.table import Table
 
-from kdbench.records.schema import Record
+from kdbench.records.schema import TAUGHT, Record
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class Row:
         task: The task.
         data: The data set.
         method: The method, or the role that was trained alone.
+        augment: Augmentation with the options that the command sets, and that of the teacher's own training where there
+            is one.
+        quant: Quantisation, likewise.
         pair: The pair.
         preset: The preset.
         metric: The primary metric; None where no run ended well.
@@ -62,6 +65,8 @@ class Row:
     task: str
     data: str
     method: str
+    augment: str
+    quant: str
     pair: str
     preset: str
     metric: str | None
@@ -106,6 +111,8 @@ def _row(found: list[tuple[Path, Record]]) -> Row:
         task=first.task,
         data=first.dataset.name if first.dataset else "",
         method=first.method + alone,
+        augment=_augment(first),
+        quant=_with_options(first, "quant"),
         pair=first.pair,
         preset=first.preset,
         metric=first.primary.name if first.primary else None,
@@ -118,6 +125,18 @@ def _row(found: list[tuple[Path, Record]]) -> Row:
         spec_hash=first.spec_hash,
         folders=tuple(str(path) for path, _ in kept),
     )
+
+
+def _augment(record: Record) -> str:
+    taught = [flag.removeprefix(TAUGHT) for flag in record.flags if flag.startswith(TAUGHT)]
+    return ", ".join([_with_options(record, "augment"), *(f"teacher {name}" for name in taught)])
+
+
+def _with_options(record: Record, axis: str) -> str:
+    """Returns what was chosen of an axis, with the options of it that the command sets."""
+    words = (word.lstrip("+") for word in shlex.split(record.command))
+    own = (word.removeprefix(f"{axis}.") for word in words if word.startswith(f"{axis}."))
+    return " ".join([getattr(record, axis), *own])
 
 
 def _command(command: str, seeds: Sequence[int]) -> str:
@@ -150,6 +169,8 @@ def cells(row: Row) -> dict[str, str]:
         "task": row.task,
         "data": row.data,
         "method": row.method,
+        "augment": row.augment,
+        "quant": row.quant,
         "pair": row.pair,
         "preset": row.preset,
         "seeds": ", ".join([*seeds, *(f"{count} {status}" for status, count in row.ended.items())]),
@@ -164,8 +185,9 @@ def table(found: Sequence[Row], title: str, leave_out: Sequence[str] = ()) -> Ta
     """Returns rows as a table; what all of them share stands in its title."""
     shown = [cells(row) for row in found]
     names = [name for name in shown[0] if name not in leave_out]
-    shared = [n for n in ("task", "data", "pair", "preset", "metric") if n in names and len({c[n] for c in shown}) == 1]
-    result = Table(title=" · ".join([title, *(shown[0][name] for name in shared)]))
+    alike = ("task", "data", "pair", "preset", "metric", "augment", "quant")
+    shared = [n for n in alike if n in names and len({c[n] for c in shown}) == 1]
+    result = Table(title=" · ".join([title, *(shown[0][n] for n in shared if shown[0][n] != "none")]))
     for name in names:
         if name not in shared:
             number = name in ("score", "Δ scratch")

@@ -23,6 +23,7 @@ from rich.table import Table
 from kdbench.base import endings
 from kdbench.base.store import write_atomic
 from kdbench.base.terminal import terminal
+from kdbench.configuration.overrides import by_key
 from kdbench.errors import KDBenchError
 from kdbench.records.record import read_record
 from kdbench.records.schema import Record
@@ -166,7 +167,7 @@ class Sweep(Callback):
             _spread(self.devices, self.folder / ".places")
         number = config.hydra.job.num
         own = [override for override in config.hydra.overrides.task if override not in self.common]
-        job = Job(self.jobs / f"{number}.json", " ".join(own) or f"job {number}")
+        job = Job(self.jobs / f"{number}.json", " ".join(by_key(own)) or f"job {number}")
         self.jobs.mkdir(parents=True, exist_ok=True)
         job.note("failed", "no outcome: it was killed, or still runs")
 
@@ -187,7 +188,8 @@ def conclude() -> bool:
     Returns:
         Whether all jobs that started ended well.
     """
-    global current
+    global current, job
+    job = None
     if current is None:
         return True
     paths = sorted(current.jobs.glob("*.json"), key=lambda path: int(path.stem))

@@ -8,22 +8,23 @@ its product is made once and kept in the store.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.base import rng
+from kdbench.base.digest import digest, source_digest
 from kdbench.base.store import Product, Store
 from kdbench.configuration.resolved import PluginSpec, Resolved, make_task
 from kdbench.errors import KDBenchError, nearest
 from kdbench.records.schema import Tuning
-from kdbench.training.recipe import MODEL, Answers, Recipe, start_digest, start_of
+from kdbench.training.recipe import MODEL, Answers, Recipe, Replay, start_digest, start_of, trained
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from kdbench.needs import Asked, Role
+    from kdbench.plugin import Plugin
     from kdbench.task import Task
 
 #: ``(name of a training, epochs)`` -> callbacks and loggers that follow it.
@@ -68,6 +69,15 @@ class Trainings:
         """Where products live."""
         return self.resolved.store
 
+    @functools.cached_property
+    def pair(self) -> Mapping[str, Any]:
+        """The pair as the plugins have it, from the one that is configured."""
+        pair: Mapping[str, Any] = self.config["pair"]
+        for spec in self.resolved.plugins.values():
+            with rng.scope(0, "sides"):
+                pair = spec.make().sides(pair, self.task)
+        return pair
+
     # ---- recipes ----------------------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -86,6 +96,22 @@ class Trainings:
         return self._alone("teacher", "teacher")
 
     @functools.cached_property
+    def views(self) -> int | None:
+        """How many views of a sample the student sees (``teacher.replay``); None draws anew in every epoch.
+
+        Raises:
+            KDBenchError: A plugin cannot do with stored answers.
+        """
+        from kdbench.configuration.compat import no_replay
+
+        views = self.config["teacher"]["replay"]
+        for owner, spec in self.resolved.plugins.items() if views else ():
+            if reason := no_replay(spec.plugin):
+                name = spec.given["name"]
+                raise KDBenchError(f"{owner}={name} cannot replay a teacher: {reason}: teacher.replay=null")
+        return views
+
+    @functools.cached_property
     def no_twin(self) -> str:
         """Why there is no scratch student; empty where there is one."""
         reasons = [self.task.no_twin, *(spec.plugin.no_twin for spec in self._taking_part("student").values())]
@@ -100,16 +126,14 @@ class Trainings:
 
     @functools.cached_property
     def scratch_recipe(self) -> Recipe:
-        """The student alone under the run's seed: same data, schedule, augmentation and quantisation.
+        """The student alone under the run's seed: same data, schedule, and the plugins that stay (``Plugin.twin``)."""
 
-        An augmentation that takes a trained network stays out; a quantisation that takes one is taught by the twin's
-        own float student.
-        """
+        def stays(plugin: type[Plugin]) -> bool:
+            taught = any(role.init == "trained" for role in plugin.roles.values())
+            return plugin.twin == "own_float" or (plugin.twin == "untaught" and not taught)
+
         alone = self._alone("student", "scratch")
-        kept = {owner: spec for owner, spec in alone.plugins.items() if owner != "method"}
-        for owner, spec in list(kept.items()):
-            if owner != "quant" and any(role.init == "trained" for role in spec.plugin.roles.values()):
-                del kept[owner]
+        kept = {owner: spec for owner, spec in alone.plugins.items() if stays(spec.plugin)}
         return self._with_inputs(replace(alone, plugins=kept), float_only=True)
 
     def student_recipe(self, factor: float = 1.0) -> Recipe:
@@ -147,34 +171,49 @@ class Trainings:
         return list({recipe.key: recipe for recipe in found}.values())
 
     def _taking_part(self, side: str) -> dict[str, PluginSpec]:
-        return {owner: spec for owner, spec in self.resolved.plugins.items() if side in spec.plugin.takes_part}
+        found = {owner: spec for owner, spec in self.resolved.plugins.items() if side in spec.plugin.takes_part}
+        taught = self.resolved.taught if side == "teacher" else {}
+        return {**taught, **found, **taught}  # in place of the run's own augmentation, and first like it
 
-    def _alone(self, side: str, name: str) -> Recipe:
+    def _alone(self, side: str, name: str, pair: Mapping[str, Any] | None = None) -> Recipe:
         """Returns a side's recipe under the plugins that take part there, without inputs yet."""
-        pair = self.config["pair"]
+        pair = self.pair if pair is None else pair
         if not isinstance(pair.get(side), dict):
             known = [key for key, value in pair.items() if isinstance(value, dict) and "architecture" in value]
             raise KDBenchError(f"pair {pair['name']} has no {side!r}, which {name!r} trains: {nearest(side, known)}")
         # Everything but the student is made once, whatever the seed of the student.
         seed = int(self.config["seed"] if side == "student" else self.config["teacher"]["seed"])
         taught = side == "teacher"
-        config = {**self.config, "data": (taught and self.config["teacher"]["data"]) or self.config["data"]}
-        task = self.teacher_task if taught else self.task
-        recipe = Recipe(name, side, config, self._taking_part(side), seed, task.dataset().digest)
+        config = {
+            **self.config,
+            "pair": pair,
+            "data": (taught and self.config["teacher"]["data"]) or self.config["data"],
+        }
+        info = (self.teacher_task if taught else self.task).dataset()
+        recipe = Recipe(name, side, config, self._taking_part(side), seed, info.learned or info.digest)
         for start in recipe.starts:
             _check_file(f"{side}.init_from", start_of(start)[0])
         digests = [start_digest(start) for start in recipe.starts]
         given = bool(digests) and side != "student"
-        return replace(recipe, files={"init_from": digests} if digests else {}, given=given)
+        pooled = side == "student" and self.views is not None and self.task.augmented()
+        return replace(
+            recipe, files={"init_from": digests} if digests else {}, given=given, views=self.views if pooled else None
+        )
 
     def _with_inputs(self, recipe: Recipe, float_only: bool = False) -> Recipe:
         """Returns a recipe with the trainings whose products its plugins take."""
-        inputs = {
+        inputs: dict[str, Recipe | Answers | Replay] = {
             name: self._source(recipe, spec, role, float_only)
             for spec in recipe.plugins.values()
             for name, role in spec.plugin.roles.items()
             if role.init == "trained"
         }
+        if self.views is not None and recipe.side == "student" and not float_only:
+            half = self.config["teacher"]["replay_dtype"] == "float16"
+            config = {**recipe.config, "trainer": recipe.trainer}  # of the student, in whose precision it answers
+            for name, source in inputs.items():
+                if isinstance(source, Recipe) and source.name != "float":  # that is another one for every seed
+                    inputs[name] = Replay(source, config, recipe.dataset, recipe.views or 1, half)
         return replace(recipe, inputs=inputs)
 
     def _source(self, recipe: Recipe, spec: PluginSpec, role: Role, float_only: bool) -> Recipe | Answers:
@@ -190,11 +229,24 @@ class Trainings:
         return self.teacher_recipe if name == "teacher" else replace(self._alone(name, name), plugins={})
 
     def _asked(self, spec: PluginSpec, asked: Asked) -> Recipe:
+        if asked.inputs is None and asked.side not in self.config["pair"]:
+            found = self._configured(self.pair.get(asked.side))
+            if found is not None:
+                return found
         recipe = self._alone(asked.side, asked.name)
+        if asked.under is not None:
+            return replace(recipe, plugins={spec.owner: PluginSpec.of(spec.owner, asked.under)})
         if asked.inputs is None:
             return replace(recipe, plugins={})
         inputs = {role: self._product(spec, name) for role, name in asked.inputs.items()}
         return replace(recipe, plugins={spec.owner: spec}, inputs=inputs)
+
+    def _configured(self, entry: Any) -> Recipe | None:
+        """Returns the training of an entry that is the student or the teacher as configured, alone: the run has it."""
+        given = self.config["pair"]
+        if entry == given["student"] and not self.no_twin:
+            return self.scratch_recipe
+        return replace(self._alone("teacher", "teacher", given), plugins={}) if entry == given["teacher"] else None
 
     def _all_asked(self) -> Iterator[tuple[PluginSpec, Asked]]:
         for spec in self.resolved.plugins.values():
@@ -231,6 +283,7 @@ class Trainings:
             if self.store.find("model", recipe.key):
                 continue
             from kdbench.plugin import artifacts
+            from kdbench.training import answering
             from kdbench.training.fit import Training, pick_device
             from kdbench.training.promises import check_promises, try_out
 
@@ -241,9 +294,11 @@ class Trainings:
             batch = training.first_batch()
             try_out(training, batch, pick_device(recipe.trainer["accelerator"]))
             check_promises(training, batch)
+            answering.rehearse(training, batch, self.config["teacher"]["replay_limit"])
             for stage in () if recipe.given else training.stages:
                 training.enter(stage)
-                training.distiller(stage).rehearse(batch)
+                distiller = training.distiller(stage)
+                distiller.rehearse(batch) if stage.epochs else distiller.build(batch)
             for found in artifacts(training.plugins.values(), training.cast.models()).values():
                 (found.export or task.measured)(found.module)
         return notes
@@ -272,7 +327,7 @@ class Trainings:
         """
         if isinstance(self.teacher_recipe, Answers):
             return None
-        product = self.make(self.teacher_recipe, main=self.config["role"] == "teacher")
+        product = self.tested(self.teacher_recipe, main=self.config["role"] == "teacher")
         expect, tolerance = self.config["teacher"]["expect"], self.config["teacher"]["tolerance"]
         score = product.manifest["scores"]["test"][self.task.primary]
         short = (expect or 0.0) - score if self.task.higher_is_better else score - (expect or 0.0)
@@ -285,11 +340,16 @@ class Trainings:
 
     def scratch(self) -> Product | None:
         """Returns the student trained alone, if it can be (:attr:`no_twin`)."""
-        return None if self.no_twin else self.make(self.scratch_recipe, main=not self.distils)
+        return None if self.no_twin else self.tested(self.scratch_recipe, main=not self.distils)
 
     def student(self, factor: float = 1.0) -> Product:
         """Returns the distilled student."""
-        return self.make(self.student_recipe(factor), main=True)
+        return self.tested(self.student_recipe(factor), main=True)
+
+    def scored(self) -> dict[str, Product]:
+        """Returns what plugins ask for and the record holds the scores of, by its name there."""
+        found = ((asked.scored, self._asked(spec, asked)) for spec, asked in self._all_asked() if asked.scored)
+        return {name: self.tested(recipe) for name, recipe in found}
 
     def tune(self) -> Tuning | None:
         """Chooses the factor on the method's weights on validation, with the same trials for every method."""
@@ -321,10 +381,6 @@ class Trainings:
             trials=len(factors), factor=best, seed=tuning["seed"], scores={f"{f:g}": scores[f] for f in factors}
         )
 
-    def weights(self, product: Product) -> Path:
-        """Returns the file of a product's weights."""
-        return product.path / MODEL
-
     def make(self, recipe: Recipe, main: bool = False) -> Product:
         """Returns the product of a recipe, made with what it takes if it is not there.
 
@@ -337,19 +393,72 @@ class Trainings:
         def job(work: Path) -> dict[str, Any]:
             from kdbench.training.fit import train
 
-            sources = {role: source for role, source in recipe.inputs.items() if isinstance(source, Recipe)}
-            products = {role: self.weights(self.make(source)) for role, source in sources.items()}
+            products: dict[str, Path | Mapping[str, Path]] = {}
+            for role, source in recipe.inputs.items():
+                if isinstance(source, Recipe):
+                    products[role] = self.make(source).path / MODEL
+                elif isinstance(source, Replay):
+                    products[role] = self.answers(source, recipe.reads(self.task, role))
             callbacks, loggers = self.follow(recipe.name, int(recipe.trainer["epochs"]))
             return train(recipe, self.task_of(recipe), work, products, callbacks, loggers)
 
         message = f"the {recipe.name} of {self.config['task']['name']}"
         return self.store.product("model", recipe.key, job, wait_message=message, since=since)
 
+    def tested(self, recipe: Recipe, main: bool = False) -> Product:
+        """Returns the product of a recipe as :meth:`make` does, with its scores on the test set.
+
+        These are a product of their own: where the test set alone has changed, it is scored anew.
+        """
+        made, task = self.make(recipe, main), self.task_of(recipe)
+
+        def job(work: Path) -> dict[str, Any]:
+            from kdbench.training.trained import score
+
+            return score(recipe, task, made.path, made.manifest["beside"])
+
+        code = source_digest(["kdbench.training.trained"])
+        key = digest([recipe.key, made.manifest["created"], task.dataset().digest, code])
+        found = self.store.product("scores", key, job, wait_message=f"the scores of the {recipe.name}").manifest
+        scores = {**made.manifest["scores"], "test": found["test"], "best_on_val": found["best_on_val"]}
+        beside = {name: {**facts, "test": found["beside"][name]} for name, facts in made.manifest["beside"].items()}
+        return replace(made, manifest={**made.manifest, "scores": scores, "beside": beside})
+
+    def answers(self, replay: Replay, features: Iterable[str]) -> dict[str, Path]:
+        """Returns the folders of a network's stored features; those that are not there are made in one pass."""
+        weights = self.make(replay.source).path / MODEL
+        keys = {name: replay.of(name) for name in features}
+
+        def make(left: Sequence[str], folders: dict[str, Path], manifests: dict[str, dict[str, Any]]) -> None:
+            """Locks what is absent one after another, in an order that all processes keep, and fills it together."""
+            if not left:
+                from kdbench.training.answering import answer
+
+                data: Any = self.task.data(0).train_dataloader()
+                manifests |= answer(replay, self.task, weights, data, folders, self.config["teacher"]["replay_limit"])
+                return
+            name, *others = left
+
+            def job(work: Path) -> dict[str, Any]:
+                make(others, {**folders, name: work}, manifests)
+                return manifests[name]
+
+            message = f"the answers of the {replay.source.name} of {self.config['task']['name']}"
+            self.store.product("answers", keys[name], job, wait_message=message)
+
+        def found() -> dict[str, Path]:
+            made = {name: self.store.find("answers", key) for name, key in keys.items()}
+            return {name: product.path for name, product in made.items() if product is not None}
+
+        while absent := sorted(keys.keys() - found().keys(), key=keys.__getitem__):
+            make(absent, {}, {})
+        return found()
+
 
 def _with_sources(recipe: Recipe) -> Iterator[Recipe]:
     """Yields the trainings whose products a recipe takes, and then itself."""
-    for source in recipe.inputs.values():
-        if isinstance(source, Recipe):
+    for source in map(trained, recipe.inputs.values()):
+        if source is not None:
             yield from _with_sources(source)
     yield recipe
 

@@ -26,6 +26,7 @@ from kdbench.roles.sources import Answer
 from kdbench.signals import EVERY, Context, Signals, total
 from kdbench.task import Batch, move
 from kdbench.training.distributed import average_gradients, check_same, share_buffers
+from kdbench.training.layout import channels_last, laid_out
 from kdbench.training.plan import StepPlan, Weight, covers, make_plan
 from kdbench.training.reach import check_reach, gradients
 
@@ -62,10 +63,8 @@ class Distiller(LightningModule):
         side: str = "student",
     ) -> None:
         super().__init__()
-        keep_sound()
         self.cast = cast
         self.side = side
-        self.bindings = bindings
         self.weights = weights
         self.optimization = optimization
         self.seed = seed
@@ -73,6 +72,7 @@ class Distiller(LightningModule):
         self.plugins = nn.ModuleDict(plugins)
         self.roles = nn.ModuleDict({n: cast.model(n) for n, r in cast.roles.items() if r.mode != "frozen"})
         self._order = tuple(plugins)
+        self._calls = {owner: by_feature(plugin.needs, bindings.get(owner, {})) for owner, plugin in plugins.items()}
         self._bilevel = any(u.batch == "meta" for p in plugins.values() for u in p.updates())
         self.plan: StepPlan | None = None
         self.val_data: Iterable[Batch] = ()
@@ -80,7 +80,7 @@ class Distiller(LightningModule):
         self.validation: dict[str, float] = {}
         self.sums: dict[str, tuple[Tensor | float, int]] = {}
         self.samples = 0
-        self._signals: Signals | None = None
+        self._last: tuple[Signals | None, State] = None, State(0, 0, 0.0)
         self._terms: dict[str, frozenset[str]] = {}
         self._named: dict[str, nn.Parameter] = {}
         self.moving: frozenset[str] = frozenset()
@@ -91,11 +91,12 @@ class Distiller(LightningModule):
         if optimization.channels_last:
             for source in cast.sources.values():
                 channels_last(source)
+        keep_sound(self.parameters())
         self.train()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets plain text at once: Lightning notes every hook's name, and a module's own search is ten times dearer."""
-        if name in self.__dict__ and (value is None or isinstance(value, str)):
+        """Sets what is plain at once: Lightning notes every hook's name, and a module's search is ten times dearer."""
+        if name in self.__dict__ and not isinstance(value, nn.Module | Tensor):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -120,7 +121,7 @@ class Distiller(LightningModule):
                 gradient does not arrive where it should (see :func:`kdbench.training.reach.check_reach`).
         """
         self.build(batch)
-        with self.rehearsal(), torch.enable_grad():
+        with self.at_rest(), torch.enable_grad():
             signals = self.probe(batch)
             terms = self._collect(signals, self._real(batch)[1])
             self._terms = {owner: frozenset(found) for owner, found in terms.items()}
@@ -141,11 +142,11 @@ class Distiller(LightningModule):
 
     def build(self, batch: Batch) -> None:
         """Builds the plugins in their order; each sees the views of those before it."""
-        with self.rehearsal(), torch.no_grad():
+        with self.at_rest(), torch.no_grad():
             batches, context = self._real(batch)
             views = self._first_views(batches)
             for owner, plugin in self.owned():
-                probe = Signals(self.cast, views, by_feature(plugin.needs, self.bindings.get(owner, {}))[0][1])
+                probe = Signals(self.cast, views, self._calls[owner][0][1])
                 with rng.scope(self.seed, "build", owner, self.stage.name):
                     if not plugin.built:
                         plugin.build(probe)
@@ -157,9 +158,10 @@ class Distiller(LightningModule):
         self.train()
         if self.optimization.channels_last:
             channels_last(self.plugins)
+        keep_sound(self.parameters())
 
     def probe(self, batch: Batch) -> Signals:
-        """Returns signals of the roles' answers to what they read of one batch; ask them within :meth:`rehearsal`."""
+        """Returns signals of the roles' answers to what they read of one batch; ask them within :meth:`at_rest`."""
         batches, context = self._real(batch)
         return Signals(self.cast, self._views(batches, context))
 
@@ -177,7 +179,7 @@ class Distiller(LightningModule):
         return {"main": batch, "train": batch, "meta": batch}, self._context(State(0, 0, 0.0), EVERY)
 
     @contextmanager
-    def rehearsal(self) -> Iterator[None]:
+    def at_rest(self) -> Iterator[None]:
         """Puts everything into eval mode for a block; random streams and pass counts are as before after it."""
         modes = [(m, m.training) for s in (*self.cast.sources.values(), self.plugins) for m in s.modules()]
         passes = dict(self.cast.passes)
@@ -216,8 +218,10 @@ class Distiller(LightningModule):
             loaders: Any = self.trainer.train_dataloader
             with rng.scope(self.seed, "rehearsal"):
                 self.rehearse(next(iter(loaders["train"] if isinstance(loaders, Mapping) else loaders)))
-            if not self.automatic_optimization and self.trainer.gradient_clip_val:
-                raise KDBenchError("several updates a step clip each its own: Optimization(clip=…), not the Trainer's")
+            given = {"clip": self.trainer.gradient_clip_val, "accumulate": self.trainer.accumulate_grad_batches != 1}
+            wrong = next((name for name, value in given.items() if value), None)
+            if wrong and not self.automatic_optimization:
+                raise KDBenchError(f"several updates a step take Optimization({wrong}=…), not the Trainer's")
 
     def configure_optimizers(self) -> Any:
         """Makes one optimizer for each set of parameters that always step together."""
@@ -239,11 +243,12 @@ class Distiller(LightningModule):
         configured = []
         self._members = []
         for (members, other), owners in sets.items():
-            spec = self.optimization.others.get(other, self.optimization.optimizer)
+            spec = dict(self.optimization.others.get(other, self.optimization.optimizer))
+            own = spec.pop("scheduler", None)
             optimizer = make_optimizer(spec, [{"params": p, "name": o} for o, p in owners.items()])
             for group in optimizer.param_groups:
                 group["lr"] *= self.stage.lr
-            schedule = CONSTANT if self.stage.constant else self.optimization.scheduler
+            schedule = own or (CONSTANT if self.stage.constant else self.optimization.scheduler)
             scheduler = make_scheduler(schedule, optimizer, self.plan.steps(members, batches))
             configured.append({"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}})
             self._members.append(members)
@@ -271,18 +276,14 @@ class Distiller(LightningModule):
         if isinstance(batch, dict):
             return {name: self.transfer_batch_to_device(b, device, dataloader_idx) for name, b in batch.items()}
         batch = move(batch, device)
-        inputs = batch.inputs
-        if self.optimization.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
-            batch.inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return batch
+        return laid_out(batch) if self.optimization.channels_last else batch
 
     # ---- the step ---------------------------------------------------------------------------------------------
 
     def _state(self, batch_idx: int) -> State:
         per_epoch = max(1, int(self.trainer.num_training_batches))
-        epoch = self.trainer.current_epoch
-        step = epoch * per_epoch + batch_idx
-        return State(epoch, step, step / (per_epoch * max(1, int(self.trainer.max_epochs or 1))))
+        step = self.trainer.current_epoch * per_epoch + batch_idx
+        return State(self.trainer.current_epoch, step, step / (per_epoch * max(1, int(self.trainer.max_epochs or 1))))
 
     def _context(self, state: State, *wanted: str, lr: float = 0.0, rank: int = 0) -> Context:
         return Context(state, self.seed, frozenset(wanted), lr, rank, self.side)
@@ -309,8 +310,10 @@ class Distiller(LightningModule):
                     terms["task"][term] = signals.supervised(name)
             for owner, plugin in self.owned():
                 if every or self._terms[owner] & context.wanted:
-                    bound = signals.bound(self.bindings.get(owner, {}), plugin.over_batch)
-                    terms[owner] = _by_feature(plugin, bound, replace(context, rank=0) if bound.whole else context)
+                    place = replace(context, rank=0) if plugin.over_batch else context
+                    terms[owner] = {}
+                    for end, bindings in self._calls[owner]:
+                        terms[owner] |= _terms(plugin, signals.bound(bindings, plugin.over_batch), place, end)
             return terms
 
     def losses(self, signals: Signals, context: Context, weights: list[dict[str, float]]) -> list[Tensor]:
@@ -335,9 +338,9 @@ class Distiller(LightningModule):
         kept: dict[tuple[str, int], Answer] = {}
         rank, size = share()
         self.samples += size * len(batches["train"])
-        self._signals = None
+        signals: Signals | None = None
         loss: Tensor | None = None
-        for indices in self.plan.groups(replace(state, step=self._window(batch_idx))):
+        for indices in self.plan.groups(State(state.epoch, self._window(batch_idx), state.progress)):
             weights = {i: self.plan.weights(i, state.progress) for i in indices}
             indices = [i for i in indices if weights[i]]
             if not indices:
@@ -348,12 +351,13 @@ class Distiller(LightningModule):
             with self._modes(update.modes):
                 read = {"main" if name == update.batch else name: b for name, b in batches.items()}
                 views = self._views(read, context)
-                self._signals = Signals(self.cast, views, {}, state.step, kept)
-                losses = self.losses(self._signals, context, [weights[i] for i in indices])
+                signals = Signals(self.cast, views, {}, state.step, kept)
+                losses = self.losses(signals, context, [weights[i] for i in indices])
             if self.automatic_optimization:
                 loss = losses[0]
             else:
                 self._step(indices, losses, batch_idx)
+        self._last = signals, state
         return loss
 
     def _window(self, batch_idx: int) -> int:
@@ -412,8 +416,9 @@ class Distiller(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Settles what follows the step, and validates at the end of an epoch."""
-        signals, self._signals = self._signals, None
-        self.settle(signals, self._state(batch_idx), self._completes(batch_idx))
+        signals, state = self._last
+        self._last = None, state  # the graph of a step is not to outlive it
+        self.settle(signals, state, self._completes(batch_idx))
         if self._validates():
             self.validate()
 
@@ -425,8 +430,9 @@ class Distiller(LightningModule):
                 follow(self.cast.model(name), self.cast.model("student"), role.decay)
         if signals is not None:
             for owner, plugin in self.owned():
-                bindings = by_feature(plugin.needs, self.bindings.get(owner, {}))[0][1]
-                plugin.after_step(signals.bound(bindings, whole=True), state)
+                if self.stage.alone and owner != self.stage.owner:
+                    continue
+                plugin.after_step(signals.bound(self._calls[owner][0][1], whole=True), state)
 
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's means."""
@@ -467,26 +473,17 @@ class Distiller(LightningModule):
         return last and (done == self.trainer.max_epochs or done % self.val_every == 0)
 
 
-def _by_feature(plugin: Plugin, signals: Signals, context: Context) -> dict[str, Tensor]:
-    """Returns the terms of a plugin, of every feature that a need with ``each`` is bound to."""
-    terms: dict[str, Tensor] = {}
-    for end, bindings in by_feature(plugin.needs, signals.bindings):
-        wanted = frozenset(t.removesuffix(end) for t in context.wanted if t.endswith(end) or t == EVERY)
-        found = plugin.terms(signals.bound(bindings, signals.whole), replace(context, wanted=wanted))
-        terms |= {f"{name}{end}": value for name, value in found.items()}
-    return terms
+def _terms(plugin: Plugin, signals: Signals, context: Context, end: str) -> dict[str, Tensor]:
+    """Returns the terms of one call of a plugin; those of one feature of several end in its name."""
+    if not end:
+        return plugin.terms(signals, context)
+    wanted = frozenset(t.removesuffix(end) for t in context.wanted if t.endswith(end) or t == EVERY)
+    found = plugin.terms(signals, replace(context, wanted=wanted))
+    return {f"{name}{end}": value for name, value in found.items()}
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def channels_last(module: nn.Module) -> None:
-    """Lays the 4-D parameters and buffers of ``module`` out channel last, in place."""
-    tensors: Iterable[Tensor] = (*module.parameters(), *module.buffers())
-    for tensor in tensors:
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

@@ -1,16 +1,16 @@
-"""One training from a recipe to a scored model, resumable at every epoch."""
+"""One training from a recipe to a trained model, resumable at every epoch."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -21,21 +21,26 @@ from torch import nn
 
 from kdbench.base import rng
 from kdbench.base.memory import keep_freed
-from kdbench.base.weights import load_weights, plain, save_weights
+from kdbench.base.weights import load_plain, load_weights, plain, save_weights
+from kdbench.data import SeededLoader
 from kdbench.errors import KDBenchError
-from kdbench.needs import Artifact, Bindings, Role, Stage
+from kdbench.needs import Artifact, Role, Stage
 from kdbench.optim import Optimization
 from kdbench.plugin import Plugin, artifacts
 from kdbench.roles.cast import Cast
+from kdbench.roles.replay import Replayed, Shelf
 from kdbench.roles.sources import Ensemble, Network, Source, Table
 from kdbench.task import Batch, Task
 from kdbench.training.distiller import Distiller
-from kdbench.training.history import Diverged, History
+from kdbench.training.history import History
 from kdbench.training.measure import PeakMemory, count_params
 from kdbench.training.models import build_side
 from kdbench.training.plan import merge_roles, merge_stages, of_owner
 from kdbench.training.processes import Place, Shared, group, helped, threads
-from kdbench.training.recipe import BEST, DEPLOYED, MODEL, Answers, Recipe, start_of
+from kdbench.training.recipe import BEST, DEPLOYED, MODEL, PACKED, Answers, Recipe, Replay, start_of, trained
+
+#: What a training takes for a role: weights, or folders by feature.
+Given: TypeAlias = Path | Mapping[str, Path]
 
 
 class Training:
@@ -44,12 +49,13 @@ class Training:
     Args:
         recipe: What to train.
         task: The task.
-        products: By role, the weights of the trained networks that the recipe takes as inputs.
+        products: By role, the weights of the trained networks that the recipe takes as inputs; of stored answers the
+            folder of each feature.
         untrained: Lets fresh weights stand in for those that are not there (rehearsal, doctor).
     """
 
     def __init__(
-        self, recipe: Recipe, task: Task, products: Mapping[str, Path] | None = None, untrained: bool = False
+        self, recipe: Recipe, task: Task, products: Mapping[str, Given] | None = None, untrained: bool = False
     ) -> None:
         self.recipe = recipe
         self.task = task
@@ -57,13 +63,12 @@ class Training:
         self.seen_through = ""  # in the file of weights that the user gives
         self.pair = recipe.pair
         self.plugins: dict[str, Plugin] = {}
-        self.bindings: dict[str, Bindings] = {}
+        self.bindings = recipe.bindings(task)
         roles: dict[str, Mapping[str, Role]] = {}
         for owner, spec in recipe.plugins.items():
             with rng.scope(recipe.seed, "init", owner):
                 self.plugins[owner] = spec.make()
             absent = recipe.absent(owner)
-            self.bindings[owner] = spec.bind(task, self.pair, recipe.plugins, absent)
             roles[owner] = {name: role for name, role in spec.plugin.roles.items() if name not in absent}
         self.cast = Cast(task, merge_roles(roles), {}, seed=recipe.seed, parts={})
         self._fill(untrained)
@@ -82,12 +87,17 @@ class Training:
             if isinstance(given, Answers):
                 sources[name] = Table.read(given.path, self.task.describe)
                 continue
+            product = self.products.get(name)
+            if isinstance(product, Mapping):
+                shelves = {feature: Shelf(folder) for feature, folder in product.items()}
+                sources[name] = Replayed(name, shelves, self.task)
+                continue
             model = self._initial(name, role)
             if role.init == "trained":
-                if name not in self.products and not untrained:
+                if product is None and not untrained:
                     raise KDBenchError(f"role {name!r} starts from a trained {role.side}, and this run has none")
-                if name in self.products:
-                    load_weights(model, self.products[name])
+                if product is not None:
+                    load_weights(model, product)
             elif role.init == "student":
                 model.load_state_dict(sources["student"].model.state_dict())  # type: ignore[union-attr]
             whole = isinstance(model, Ensemble) or not self.plugins
@@ -99,8 +109,7 @@ class Training:
     def _initial(self, name: str, role: Role) -> nn.Module:
         """Builds the model of a role with its initial weights."""
         side = self.recipe.side if role.side == "student" else role.side
-        recipe = self.recipe.inputs.get(name, self.recipe) if role.init == "trained" else self.recipe
-        assert isinstance(recipe, Recipe)
+        recipe = (role.init == "trained" and trained(self.recipe.inputs.get(name))) or self.recipe
         ours = name == "student"
         files = recipe.starts if ours or role.init == "trained" else []
         # What a training is about starts from the stream of its own name: a student and its scratch twin are twins.
@@ -119,8 +128,7 @@ class Training:
             taps = self.pair[self.cast.roles[source].side].get("taps")
             self.cast.sources = {**self.cast.sources, role: Network(self.task, model, taps)}
         if stage.fresh:
-            initial = self._initial("student", self.cast.roles["student"])
-            self.cast.model("student").load_state_dict(initial.state_dict())
+            load_plain(self.cast.model("student"), self._initial("student", self.cast.roles["student"]).state_dict())
 
     def distiller(self, stage: Stage = Stage()) -> Distiller:
         """Returns the module that trains one stage."""
@@ -151,13 +159,30 @@ class Training:
             side=self.recipe.side,
         )
 
+    def loader(self, cut: str = "train", **options: Any) -> Any:
+        """Returns the loader of ``train`` or ``meta``, whose samples are seen in a pool of views where there is one.
+
+        Raises:
+            KDBenchError: It cannot have one.
+        """
+        found = getattr(self.data, f"{cut}_dataloader")(**options)
+        replayed = any(isinstance(given, Replay) for given in self.recipe.inputs.values())
+        if self.recipe.views or replayed:
+            if not isinstance(found, SeededLoader):
+                raise KDBenchError(
+                    f"teacher.replay: the {cut} loader of task {self.task.name} is a {type(found).__name__}, expected "
+                    "a kdbench.data.SeededLoader, whose keys name the views"
+                )
+            found.replay(self.recipe.views or 1)
+        return found
+
     def first_batch(self) -> Batch:
         """Returns the first training batch.
 
         Raises:
             KDBenchError: The task's loader gives something else.
         """
-        batch = next(iter(self.data.train_dataloader()))
+        batch = next(iter(self.loader()))
         if not isinstance(batch, Batch):
             raise KDBenchError(
                 f"task {self.task.name}: its training loader gives a {type(batch).__name__}, expected a "
@@ -166,7 +191,7 @@ class Training:
         return batch
 
     def run(self, work: Path, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()) -> dict[str, Any]:
-        """Trains, scores and saves; continues from the last epoch that ``work`` holds.
+        """Trains and saves; continues from the last epoch that ``work`` holds.
 
         With several devices, processes beside this one train too; all else is done here.
 
@@ -176,10 +201,10 @@ class Training:
             loggers: Lightning loggers.
 
         Returns:
-            The manifest: scores, cost and terms.
+            The manifest: scores on validation, cost and terms.
 
         Raises:
-            Diverged: A loss or a metric is not finite.
+            Diverged: A loss is not finite.
         """
         size, device = self.recipe.trainer["devices"], pick_device(self.recipe.trainer["accelerator"])
         if device.type == "cuda" and size > torch.cuda.device_count():
@@ -220,19 +245,24 @@ class Training:
         config = self.recipe.trainer
         self.enter(stage)
         distiller = self.distiller(stage)
+        if not stage.epochs:
+            distiller.build(self.first_batch())
+            return before
         distiller.rehearse(self.first_batch())
         assert distiller.plan is not None
+        for source in self.cast.sources.values() if config["compile"] else ():
+            if isinstance(source, Network):
+                source.compiles()
         history = History(folder, before, self.task.higher_is_better, self.task.selection)
         distiller.val_data, distiller.val_every = self.data.val_dataloader(), config["val_every"]
         epochs = max(1, round(config["epochs"] * stage.epochs))
         # Only here there is a group: the rehearsal before it saw the whole first batch in every process.
         with _quiet(), group(place, stage.name, pick_device(config["accelerator"])):
             if any(u.batch == "meta" for u in distiller.plan.updates):
-                data: Any = self.data
-                cuts = {"train": data.train_dataloader(without_meta=True), "meta": data.meta_dataloader()}
+                cuts = {"train": self.loader(without_meta=True), "meta": self.loader("meta")}
                 loaders: Any = CombinedLoader(cuts, "max_size_cycle")
             else:
-                loaders = self.data.train_dataloader()
+                loaders = self.loader()
             trainer = Trainer(
                 max_epochs=epochs,
                 max_time={"minutes": config["max_minutes"]} if config["max_minutes"] else None,
@@ -259,44 +289,39 @@ class Training:
         return history
 
     def _finish(self, work: Path, history: History, best: Path, device: torch.device) -> dict[str, Any]:
-        task, left = self.task, artifacts(self.plugins.values(), self.cast.models())
+        left = artifacts(self.plugins.values(), self.cast.models())
         for found in left.values():
             # Also what was trained in double precision is scored and kept in single precision.
             found.module.to(found.device or device, torch.float32).eval()
         main = left.pop("student")
         self._save(main.module, work)
+        packed = _pack(main, work / PACKED)
+        beside: dict[str, dict[str, Any]] = {}
         for name, found in left.items():
-            save_weights(found.module, work / f"{name}.safetensors")
-        scores: dict[str, Any] = {"val": history.last_validation}
-        if not scores["val"]:  # the time was up in an epoch without validation
-            scores["val"] = self._score(main, "val", device)
-        beside: dict[str, dict[str, Any]] = {
-            name: {"params": count_params(found.module)} for name, found in left.items()
-        }
-        if self.recipe.scored:
-            scores["test"] = self._score(main, "test", device)
-            if history.best_epoch == history.epochs - 1 or not best.exists():
-                scores["best_on_val"] = dict(scores["test"])
-            else:
-                other = replace(main, module=copy.deepcopy(main.module))
-                load_weights(other.module, best)
-                scores["best_on_val"] = self._score(other, "test", device)
-            for name, found in left.items():
-                beside[name] |= {"test": self._score(found, "test", device)}
-            if task.primary not in scores["test"]:
-                raise Diverged(f"{task.primary} is undefined: the test set holds nothing to score")
+            path = work / f"{name}.safetensors"
+            save_weights(found.module, path)
+            beside[name] = {"params": count_params(found.module), "bytes": path.stat().st_size}
+        if best.exists() and history.best_epoch < history.epochs - 1:
+            shutil.copyfile(best, work / BEST)
+        validation = history.last_validation
+        if not validation:  # the time was up in an epoch without validation
+            place, loader = torch.device(main.device or device), main.reads(self.data.val_dataloader())
+            validation = self.task.evaluate(main.module, loader, "val", place)
         history.write(work / "metrics.csv")
+        pictures = self._draw(work, history, device)
         seen = max(1, history.samples)
         return {
             "role": self.recipe.side,
             "name": self.recipe.name,
             "params": count_params(main.module),
             "bytes": (work / (DEPLOYED if (work / DEPLOYED).exists() else MODEL)).stat().st_size,
-            "scores": scores,
-            "beside": {n: v | {"bytes": (work / f"{n}.safetensors").stat().st_size} for n, v in beside.items()},
+            "packed": packed,
+            "scores": {"val": validation},
+            "beside": beside,
+            "pictures": pictures,
             "best_epoch": history.best_epoch,
             "terms": history.terms(),
-            "flags": history.idle(),
+            "flags": [*self._replayed(), *history.idle(), *(n for p in self.plugins.values() for n in p.notes())],
             "cost": {
                 "epochs": history.epochs,
                 "samples_seen": history.samples,
@@ -307,11 +332,27 @@ class Training:
             },
         }
 
-    def _score(self, found: Artifact, split: str, device: torch.device) -> dict[str, float]:
-        """Scores what this training leaves on one split of its data."""
-        place = torch.device(found.device or device)
-        loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
-        return self.task.evaluate(found.module, found.reads(loader), split, place)
+    def _draw(self, work: Path, history: History, device: torch.device) -> list[str]:
+        """Saves what the plugins draw of what they learned and returns the names of the files."""
+        if all(spec.plugin.pictures is Plugin.pictures for spec in self.recipe.plugins.values()):
+            return []
+        distiller, names = self.distiller(self.stages[-1]).to(device, torch.float32), []
+        with distiller.at_rest(), torch.no_grad():
+            signals = distiller.probe(self.first_batch())
+            for owner, plugin in distiller.owned():
+                for name, image in plugin.pictures(signals.bound(self.bindings[owner]), history.rows).items():
+                    names.append(f"{owner}_{name}.png")
+                    image.save(work / names[-1])
+        return names
+
+    def _replayed(self) -> list[str]:
+        """Returns the flag of a pool of views, with what half precision lost of the answers."""
+        replays = [given for given in self.recipe.inputs.values() if isinstance(given, Replay)]
+        sources = [source for source in self.cast.sources.values() if isinstance(source, Replayed)]
+        views = self.recipe.views or (1 if replays else None)
+        error = max((source.error for source in sources), default=0.0)
+        lost = f", float16 (largest error {error:.1g} of the largest value)" if error else ""
+        return [] if views is None else [f"replay:{views}{lost}"]
 
     def _save(self, model: nn.Module, work: Path) -> None:
         """Writes the student under its plain names; what is deployed too, where that is more than the student."""
@@ -326,7 +367,7 @@ def train(
     recipe: Recipe,
     task: Task,
     work: Path,
-    products: Mapping[str, Path] | None = None,
+    products: Mapping[str, Given] | None = None,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> dict[str, Any]:
@@ -334,9 +375,19 @@ def train(
     return Training(recipe, task, products).run(work, callbacks, loggers)
 
 
-def _help(recipe: Recipe, task: Task, products: Mapping[str, Path], work: Path, place: Place) -> None:
+def _help(recipe: Recipe, task: Task, products: Mapping[str, Given], work: Path, place: Place) -> None:
     """Trains beside another process, which makes the product."""
     Training(recipe, task, products).fit(work, place)
+
+
+def _pack(found: Artifact, path: Path) -> dict[str, float]:
+    """Writes the weights of an artifact in fewer bytes, where it can; returns what the record says of the file."""
+    if found.pack is None:
+        return {}
+    made = found.pack()
+    path.write_bytes(made.content)
+    facts = {"bits": made.bits, "coded_bytes": made.coded_bytes, "float_params": made.float_params}
+    return {"packed_bytes": len(made.content), **facts}
 
 
 def _light(task: Task) -> Task:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Diverged(KDBenchError):
-    """A loss or the primary metric is not finite."""
+    """A loss, or what a plugin learns, is not finite."""
 
 
 class History(Callback):
@@ -140,9 +140,13 @@ class History(Callback):
         distiller: Distiller = module  # type: ignore[assignment]
         assert self.folder is not None and distiller.plan is not None
         means = distiller.term_means()
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            raise Diverged(f"term {bad[0]!r} is not finite in epoch {trainer.current_epoch}: lower the learning rate")
+        learned = {
+            f"{owner}/{n}": value for owner, plugin in distiller.owned() for n, value in plugin.readings().items()
+        }
+        found = {f"term {name!r}": value for name, value in means.items()} | learned
+        bad = next((name for name, value in found.items() if not math.isfinite(value)), None)
+        if bad is not None:
+            raise Diverged(f"{bad} is not finite in epoch {trainer.current_epoch}: lower the learning rate")
         progress = (trainer.current_epoch + 1) / max(1, trainer.max_epochs or 1)
         row: dict[str, float] = {
             "epoch": len(self.rows),
@@ -151,6 +155,7 @@ class History(Callback):
         }
         row |= {f"train/{name}": value for name, value in means.items()}
         row |= {f"weight/{n}": s.at(progress) for n, s in distiller.plan.schedules.items() if n in means}
+        row |= learned
         if distiller.validation:
             row |= {f"val/{name}": value for name, value in distiller.validation.items()}
             score = self.sign * distiller.validation.get(self.metric, -self.sign * math.inf)

@@ -117,7 +117,8 @@ def merge_stages(plugins: Mapping[str, Plugin]) -> tuple[Stage, ...]:
     """Returns the fits of a run.
 
     Of several plugins with stages of their own, all but one have the default ``Stage()`` among theirs, which stands for
-    the stages of the others: a quantisation with ``Stage(), Stage("quantised", 0.2)`` follows any method.
+    the stages of the others: a quantisation with ``Stage(), Stage("quantised", 0.2)`` follows any method. One whose
+    stages are all ``alone`` has no others beside it.
     """
     merged: tuple[Stage, ...] = (Stage(),)
     for owner, plugin in reversed([*plugins.items()]):
@@ -125,7 +126,11 @@ def merge_stages(plugins: Mapping[str, Plugin]) -> tuple[Stage, ...]:
             stage if stage == Stage() else replace(stage, owner=owner, trains=_of_owner(owner, stage.trains))
             for stage in plugin.stages()
         )
-        if Stage() in own:
+        if all(stage.alone for stage in own):
+            merged = own
+        elif all(stage.alone for stage in merged):
+            continue
+        elif Stage() in own:
             merged = _put(merged, own)
         elif Stage() in merged:
             merged = _put(own, merged)
@@ -183,16 +188,19 @@ def make_plan(
         raise KDBenchError(f"term {missing[0]!r} has no weight: set method.weights.{missing[0]} in its YAML file")
     # A stage knows the terms and parameters of its own plugin and of the task; those of other plugins go on.
     others = set(plugins) - {stage.owner} if stage.owner else set()
-    free = {t for owner in others for t in term_names.get(owner, ())}
-    asked = None if stage.terms is None else {t for name in stage.terms for t in named_by(name, everything)}
-    active = [t for t in everything if asked is None or t in asked or t in free]
+    foreign = {t for owner in others for t in term_names.get(owner, ())}
+    asked = set(everything) if stage.terms is None else {t for n in stage.terms for t in named_by(n, everything)}
+    active = [t for t in everything if (t in asked or t in foreign) and not (stage.alone and t in foreign)]
     parameters = [
-        p for p in parameters if stage.trains is None or covers(stage.trains, p) or p.partition(".")[0] in others
+        p
+        for p in parameters
+        if (not stage.alone if p.partition(".")[0] in others else stage.trains is None or covers(stage.trains, p))
     ]
+    stepping = {stage.owner: plugins[stage.owner]} if stage.alone else plugins
 
     updates = [
         u if u.terms is None else replace(u, terms=_expanded(u.terms, everything))
-        for u in _merge_updates(plugins, parameters)
+        for u in _merge_updates(stepping, parameters)
     ]
     named = {t for u in updates for t in (u.terms or ())}
     rest = {t: 1.0 for t in active if t not in named}

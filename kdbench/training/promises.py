@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from kdbench.base import rng
 from kdbench.errors import KDBenchError
-from kdbench.features import Feature, Grid, Kind, Last, Logits, Tokens, Values, Vector
+from kdbench.features import Feature, Grid, Kind, Last, Levels, Logits, Tokens, Values, Vector
 from kdbench.roles.sources import Network
 from kdbench.signals import Signals
-from kdbench.task import Batch, Task, move
+from kdbench.task import Batch, Carry, Task, Warp, move
 from kdbench.training.fit import Training
-from kdbench.training.models import in_one_line
+from kdbench.training.models import in_one_line, make
 
 #: What every run asks of a task at its end.
 METHODS = ("dataset", "export", "picture")
@@ -62,7 +63,7 @@ def check_promises(training: Training, batch: Batch) -> None:
     for complaint in _of_task(training, batch):
         raise _broken(task, complaint)
     views = {role: {"main": batch} for role in training.cast.roles}
-    with training.distiller(training.stages[0]).rehearsal(), torch.no_grad():
+    with training.distiller(training.stages[0]).at_rest(), torch.no_grad():
         seen = Seen(training, batch, Signals(training.cast, views))
         for complaint in (*_of_features(seen), *_of_loss(seen)):
             raise _broken(task, complaint)
@@ -153,10 +154,12 @@ def _of_loss(seen: Seen) -> Iterator[str]:
 
 
 def _score_once(training: Training, device: torch.device) -> None:
-    """Scores the first validation batch: what metrics give that is no number ends a run before it trains."""
+    """Scores the first validation batch, which stands for test data too: what is no number ends a run in time."""
     batch = next(iter(training.data.val_dataloader()), None)
     if batch is not None:
-        training.task.evaluate(training.cast.model("student"), [batch], "val", device)
+        task, model = training.task, training.cast.model("student")
+        task.evaluate(model, [batch], "val", device)
+        task.evaluate(model, [batch], "test", device, **dict.fromkeys(task.beside(training.data), [batch]))
 
 
 # ---- capabilities -----------------------------------------------------------------------------------------------
@@ -232,6 +235,189 @@ def _meta(seen: Seen) -> str | None:
     return None
 
 
+def _dense_label(seen: Seen) -> str | None:
+    dense = seen.task.ops().get("dense_label")
+    if dense is None:
+        return "ops() has no 'dense_label'"
+    labels = dense(seen.batch)
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() < 2:
+        return f"ops()['dense_label'] gives {_described(labels)}, expected integer classes (B, *size)"
+    if len(labels) != len(seen.batch):
+        return f"ops()['dense_label'] gives {_described(labels)} for a batch of {len(seen.batch)}"
+    for name, feature in seen.signals.answer("student").features.items():
+        if not isinstance(feature, Logits):
+            continue
+        if feature.law != "categorical":
+            return f"{name!r} has the law {feature.law}, expected the softmax of categorical"
+        if feature.class_dim != 1 or feature.values.dim() != labels.dim() + 1:
+            return f"{name!r} is {feature.signature()} with class_dim={feature.class_dim}, expected maps (B, C, *space)"
+        classes = feature.values.shape[1]
+        if labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) < classes:
+            return (
+                f"ops()['dense_label'] gives {int(labels.min())} to {int(labels.max())}, expected -1 to {classes - 1} "
+                f"for the {classes} classes of {name!r}"
+            )
+    return None
+
+
+def _label_as_input(seen: Seen) -> str | None:
+    extended, inputs = seen.task.ops().get("label_as_input"), seen.batch.inputs
+    if extended is None:
+        return "ops() has no 'label_as_input'"
+    if not isinstance(inputs, Tensor) or inputs.dim() < 3:
+        return f"the inputs of a batch are {_described(inputs)}, expected one tensor (B, C, *size)"
+    architecture = extended(seen.training.pair["student"]["architecture"])
+    if extended(architecture) != architecture:
+        return "ops()['label_as_input'] changes an architecture that it has made"
+    with rng.scope(0, "promises"):
+        model = make(seen.task, architecture, "teacher").to(inputs.device).eval()
+    padded = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], 1)
+    with in_one_line(f"the {type(model).__name__} of ops()['label_as_input'] fails without the channel, or with it"):
+        bare, zeroed = (_first(seen.task.forward(model, x)) for x in (inputs, padded))
+    if not torch.allclose(bare, zeroed, rtol=1e-4, atol=1e-5):
+        return "the network of ops()['label_as_input'] does not read inputs without the channel as if it were zero"
+    return None
+
+
+def _mixable(seen: Seen) -> str | None:
+    mix, batch = seen.task.ops().get("mix"), seen.batch
+    if mix is None:
+        return "ops() has no 'mix'"
+    order = torch.arange(len(batch), device=batch.ids.device).flip(0)
+    found = mix(batch, order, torch.ones(len(batch), device=batch.ids.device))
+    if not isinstance(found, Batch) or len(found) != len(batch):
+        return f"ops()['mix'] gives a {type(found).__name__} for a batch of {len(batch)}"
+    if isinstance(batch.inputs, Tensor) and not torch.equal(found.inputs, batch.inputs):
+        return "ops()['mix'] does not give the inputs back where all of each sample is its own"
+    return None
+
+
+def _sectors(seen: Seen) -> str | None:
+    swap, batch = seen.task.ops().get("swap_sectors"), seen.batch
+    if swap is None:
+        return "ops() has no 'swap_sectors'"
+    none = torch.zeros(len(batch), device=batch.ids.device)
+    found = swap(batch, torch.arange(len(batch), device=batch.ids.device).flip(0), none, none)
+    pairs = zip(tree_leaves((found.inputs, found.targets)), tree_leaves((batch.inputs, batch.targets)), strict=True)
+    if not all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs):
+        return "ops()['swap_sectors'] with sectors of no width does not give the samples back"
+    return None
+
+
+def _class_scores(seen: Seen) -> str | None:
+    with_scores, answer = seen.task.ops().get("with_scores"), seen.signals.answer("student")
+    if with_scores is None:
+        return "ops() has no 'with_scores'"
+    for name, feature in answer.features.items():
+        if isinstance(feature, Logits):
+            changed = seen.task.describe(with_scores(answer.outputs, feature.values + 1), {}, answer.batch)[name]
+            if not torch.equal(changed.values, feature.values + 1):
+                return f"ops()['with_scores'] does not change {name!r}"
+    return None
+
+
+def _warp(seen: Seen) -> str | None:
+    warp = seen.task.ops().get("warp")
+    if not isinstance(warp, Warp):
+        return "ops() has no 'warp' of the class Warp"
+    numbers = torch.zeros(len(seen.batch), len(warp.moves), device=seen.batch.ids.device)
+    return _moves("warp", seen, numbers, warp)
+
+
+def _deform(seen: Seen) -> str | None:
+    deform = seen.task.ops().get("deform")
+    if deform is None:
+        return "ops() has no 'deform'"
+    shifts = torch.zeros(len(seen.batch), 1, 2, device=seen.batch.ids.device)
+    return _moves("deform", seen, shifts, lambda batch, by: deform(batch, lambda positions: positions + by))
+
+
+def _moves(name: str, seen: Seen, numbers: Tensor, move: Callable[[Batch, Tensor], tuple[Batch, Carry]]) -> str | None:
+    """Says what is wrong with a motion: numbers of zero move nothing, and gradients come to them."""
+    with torch.enable_grad():
+        moved, carry = move(seen.batch, numbers.requires_grad_())
+        answer = seen.signals.cast.sources["student"].answer(moved)
+        scores = next((f for f in answer.features.values() if isinstance(f, Logits)), None)
+        if scores is None or not scores.values.requires_grad:
+            return f"no gradient of class scores reaches what ops()['{name}'] is given"
+        (grad,) = torch.autograd.grad(scores.values.sum(), [numbers], allow_unused=True)
+        still = carry(scores)
+    if grad is None:
+        return f"no gradient of class scores reaches what ops()['{name}'] is given"
+    pairs = zip(
+        tree_leaves((moved.inputs, moved.targets)), tree_leaves((seen.batch.inputs, seen.batch.targets)), strict=True
+    )
+    for found, given in (*pairs, (still.values, scores.values)):
+        if isinstance(given, Tensor) and not (found.shape == given.shape and torch.allclose(found, given, atol=1e-4)):
+            return f"ops()['{name}'] with zeros changes {_described(given)}"
+    return None
+
+
+def _pixels(seen: Seen) -> str | None:
+    ops, inputs = seen.task.ops(), seen.batch.inputs
+    absent = next((name for name in ("to_pixels", "to_inputs") if name not in ops), None)
+    if absent is not None:
+        return f"ops() has no {absent!r}"
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        return f"the inputs of a batch are {_described(inputs)}, expected one tensor (B, C, H, W)"
+    pixels = ops["to_pixels"](inputs)
+    if not 0 <= float(pixels.min()) <= float(pixels.max()) <= 1:
+        return f"ops()['to_pixels'] gives {float(pixels.min()):.3g} to {float(pixels.max()):.3g}, expected 0 to 1"
+    if not torch.allclose(ops["to_inputs"](pixels), inputs.to(pixels.dtype), rtol=1e-3, atol=1e-3):
+        return "ops()['to_inputs'] of the pixels of inputs does not give these back"
+    return None
+
+
+def _boxes(seen: Seen) -> str | None:
+    boxes = seen.task.ops().get("boxes")
+    if boxes is None:
+        return "ops() has no 'boxes'"
+    found, labels = boxes(seen.batch)
+    if found.dim() != 3 or found.shape[-1] != 4 or not found.is_floating_point() or len(found) != len(seen.batch):
+        return f"ops()['boxes'] gives boxes {_described(found)}, expected floats ({len(seen.batch)}, M, 4)"
+    if labels.is_floating_point() or labels.shape != found.shape[:2]:
+        return f"ops()['boxes'] gives classes {_described(labels)}, expected integers {tuple(found.shape[:2])}"
+    real = found[labels >= 0]
+    if bool((real[:, 2:] <= real[:, :2]).any()):
+        return "ops()['boxes'] gives a box whose right is not greater than its left, or its bottom than its top"
+    return None
+
+
+def _cross_head(seen: Seen) -> str | None:
+    cross, answer = seen.task.ops().get("cross_head"), seen.signals.answer("student")
+    if cross is None:
+        return "ops() has no 'cross_head'"
+    towers = [answer.features.get(name) for name in ("cls_tower", "reg_tower")]
+    if not all(isinstance(tower, Levels) for tower in towers):
+        return "describe() gives no Levels 'cls_tower' and 'reg_tower': tap what the last convolutions of the head read"
+    found = cross(seen.signals.cast.model("student"), *(tower.maps() for tower in towers if isinstance(tower, Levels)))
+    for name in ("logits", "boxes"):
+        given, own = found[name].values, answer.features[name].values
+        if given.shape != own.shape or not torch.allclose(given, own, rtol=1e-3, atol=1e-3):
+            return f"ops()['cross_head'] of a network's own maps does not give its {name!r}"
+    return None
+
+
+def _assigned(seen: Seen) -> str | None:
+    assigned, boxes = (seen.task.ops().get(name) for name in ("assigned", "boxes"))
+    if assigned is None or boxes is None:
+        return f"ops() has no {'assigned' if assigned is None else 'boxes'!r}"
+    feature = seen.signals.answer("student").features["boxes"]
+    found, labels = assigned(seen.signals.cast.model("student"), seen.batch, feature), boxes(seen.batch)[1]
+    rows = feature.values.shape[:2]
+    if found.is_floating_point() or found.shape != rows:
+        return f"ops()['assigned'] gives {_described(found)}, expected integers {tuple(rows)}"
+    if found.numel() and not -1 <= int(found.min()) <= int(found.max()) < max(labels.shape[1], 1):
+        return f"ops()['assigned'] gives {int(found.min())} to {int(found.max())} for {labels.shape[1]} boxes"
+    return None
+
+
+def _first(outputs: Any) -> Tensor:
+    """Returns the first tensor of raw outputs."""
+    found: Tensor = next(x for x in tree_leaves(outputs) if isinstance(x, Tensor))
+    return found
+
+
 #: By capability, what is wrong with it, or None. Other names are between a task and plugins of its own package.
 CHECKS: dict[str, Callable[[Seen], str | None]] = {
     "sample_id": _sample_id,
@@ -240,6 +426,17 @@ CHECKS: dict[str, Callable[[Seen], str | None]] = {
     "rotate": _rotate,
     "strong_view": _strong_view,
     "meta": _meta,
+    "dense_label": _dense_label,
+    "label_as_input": _label_as_input,
+    "mixable": _mixable,
+    "class_scores": _class_scores,
+    "warp": _warp,
+    "deform": _deform,
+    "pixels": _pixels,
+    "sectors": _sectors,
+    "boxes": _boxes,
+    "cross_head": _cross_head,
+    "assigned": _assigned,
 }
 
 

@@ -41,14 +41,18 @@ def check_reach(plan: StepPlan, found: Gradients, owners: Iterable[str]) -> None
     """
     owners = tuple(owners)
     trained: dict[str, bool] = {}
+    hits: dict[tuple[int, str], bool] = {}
     for update in plan.updates:
         params = dict.fromkeys(update.params or (), False)
         for term in update.terms or ():
             mine = params.keys() & found[term].keys()
-            if not mine and term.split(".")[0] != "task":
-                raise KDBenchError(f"term {term!r} reaches no trainable parameter of its update: is a tensor detached?")
+            # Updates of one group share a forward and a step: the term is of either.
+            hits[update.group, term] = bool(mine) or hits.get((update.group, term), False)
             params.update(dict.fromkeys(mine, True))
         trained |= {name: hit or trained.get(name, False) for name, hit in params.items()}
+    lost = next((term for (_, term), hit in hits.items() if not hit and term.split(".")[0] != "task"), None)
+    if lost is not None:
+        raise KDBenchError(f"term {lost!r} reaches no trainable parameter of its update: is a tensor detached?")
     idle = [name for name, hit in trained.items() if not hit and name.split(".")[0] in owners]
     if idle:
         raise KDBenchError(

@@ -6,15 +6,21 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.base.digest import digest, source_digest
 from kdbench.configuration.resolved import PluginSpec
 
-#: Files of a product: the plain model; what is deployed, where a method keeps more; the best epoch on validation.
+if TYPE_CHECKING:
+    from kdbench.needs import Bindings
+    from kdbench.task import Task
+
+#: Files of a product: the plain model; what is deployed, where a method keeps more; what was deployed of the epoch that
+#: was best on validation, where that is not the last; what is deployed in fewer bytes, where a quantisation packs it.
 MODEL = "model.safetensors"
 DEPLOYED = "deployed.safetensors"
 BEST = "best.safetensors"
+PACKED = "packed.safetensors"
 
 #: Keys of ``trainer`` that change how a training is run but not what comes out.
 _RUNNING = ("accelerator", "threads")
@@ -43,6 +49,46 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Stored answers of a trained network to a pool of views of the training samples, in its place.
+
+    Attributes:
+        source: The training whose product answers.
+        config: Configuration of the training that reads them.
+        dataset: Digest of its data.
+        views: Of each sample.
+        half: Whether numbers are stored in half precision.
+    """
+
+    source: Recipe
+    config: Mapping[str, Any]
+    dataset: str
+    views: int
+    half: bool = False
+
+    @functools.cached_property
+    def key(self) -> str:
+        """What recipes that read it are keyed by."""
+        return digest(
+            {
+                "source": self.source.key,
+                "dataset": self.dataset,
+                "data": {k: v for k, v in self.config["data"].items() if k not in _READING},
+                "task": {k: v for k, v in self.config["task"].items() if k not in _JUDGING},
+                "trainer": {k: self.config["trainer"][k] for k in ("precision", "channels_last")},
+                "views": self.views,
+                "half": self.half,
+                "code": source_digest(self.source.modules | {"kdbench.training.answering"}),
+            }
+        )
+
+    def of(self, feature: str) -> str:
+        """Returns the key of one feature's product."""
+        tap = (self.source.pair["student"].get("taps") or {}).get(feature)
+        return digest([self.key, feature, tap])
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training: whose weights come out, and from what.
 
@@ -52,10 +98,10 @@ class Recipe:
         config: The resolved configuration.
         plugins: Those that take part, by owner; none when the role is trained alone.
         seed: Of weights, order and augmentation.
-        dataset: Digest of the data.
+        dataset: Digest of the data that it reads.
         inputs: By role, the training whose product answers for it, or stored answers.
+        views: Of each training sample where they are a pool (``teacher.replay``); None draws anew in every epoch.
         factor: On the weights of the plugin that is tuned.
-        scored: Whether the test set is read at the end (tuning trials are scored on validation alone).
         length: Share of the configured epochs (tuning trials may be shorter).
         files: Digests of the weights files that it starts from.
         given: Whether those weights are the product as they are: a teacher from elsewhere.
@@ -67,9 +113,9 @@ class Recipe:
     plugins: Mapping[str, PluginSpec]
     seed: int
     dataset: str
-    inputs: Mapping[str, Recipe | Answers] = field(default_factory=dict)
+    inputs: Mapping[str, Recipe | Answers | Replay] = field(default_factory=dict)
+    views: int | None = None
     factor: float = 1.0
-    scored: bool = True
     length: float = 1.0
     files: Mapping[str, Any] = field(default_factory=dict)
     given: bool = False
@@ -91,8 +137,8 @@ class Recipe:
         sides = dict(self.config["pair"])
         for spec in self.plugins.values():
             for name, role in spec.plugin.roles.items():
-                source = self.inputs.get(name)
-                if isinstance(source, Recipe):
+                source = trained(self.inputs.get(name))
+                if source is not None:
                     sides[role.side] = self.config["pair"][source.side]
         return {**sides, "student": self.config["pair"][self.side]}
 
@@ -100,6 +146,20 @@ class Recipe:
         """Returns the roles of a plugin that this training does not have: trained ones of which it has no product."""
         roles = self.plugins[owner].plugin.roles.items()
         return frozenset(name for name, role in roles if role.init == "trained" and name not in self.inputs)
+
+    def bindings(self, task: Task) -> dict[str, Bindings]:
+        """Returns, by owner, the features to which this training binds the needs of its plugins."""
+        pair = self.pair
+        return {o: spec.bind(task, pair, self.plugins, self.absent(o)) for o, spec in self.plugins.items()}
+
+    def reads(self, task: Task, role: str) -> frozenset[str]:
+        """Returns the features of a role that the plugins read."""
+        names: set[str] = set()
+        for owner, bindings in self.bindings(task).items():
+            for need in self.plugins[owner].plugin.needs:
+                bound = bindings.get(need.name, []) if role in need.roles else []
+                names.update([bound] if isinstance(bound, str) else bound)
+        return frozenset(names)
 
     @property
     def trainer(self) -> dict[str, Any]:
@@ -139,16 +199,21 @@ class Recipe:
                 "trainer": {k: v for k, v in self.trainer.items() if k not in _RUNNING},
                 "seed": self.seed,
                 "inputs": {role: source.key for role, source in self.inputs.items()},
+                "views": self.views,
                 "factor": self.factor,
-                "scored": self.scored,
                 "given": self.given,
                 "code": source_digest(self.modules),
             }
         )
 
     def trial(self, factor: float, seed: int, length: float) -> Recipe:
-        """Returns the same recipe as a tuning trial: another factor, seed and length, no test."""
-        return replace(self, name=f"trial ×{factor:g}", factor=factor, seed=seed, length=length, scored=False)
+        """Returns the same recipe as a tuning trial: another factor, seed and length."""
+        return replace(self, name=f"trial ×{factor:g}", factor=factor, seed=seed, length=length)
+
+
+def trained(source: Recipe | Answers | Replay | None) -> Recipe | None:
+    """Returns the training behind what answers for a role, if there is one."""
+    return source.source if isinstance(source, Replay) else source if isinstance(source, Recipe) else None
 
 
 def start_of(init_from: str) -> tuple[Path, str]:

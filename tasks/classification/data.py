@@ -20,16 +20,19 @@ from kdbench.base.instantiate import check
 from kdbench.base.store import Store
 from kdbench.data import Key, SeededLoader
 from kdbench.errors import KDBenchError
+from kdbench.functional.randaugment import rand_augment
 from kdbench.splits import SHARE, cut
 from kdbench.task import Batch
-from tasks.classification.augment import Augment, rand_augment
+from tasks.classification.canvas import Canvas, on_canvas
 from tasks.classification.choice import balanced, keys_of, labelled, noisy, shuffled
 from tasks.classification.preprocess import Preprocess
 from tasks.classification.pruning import SIDE, importance
 from tasks.classification.sources import open_source
-from tasks.classification.sources.base import Source, Split, array_digest
-from tasks.classification.sources.files import ImageFiles, Reader, Resize
-from tasks.classification.sources.pixels import BACKGROUND
+from tasks.classification.sources.base import ImageSet, Split, array_digest
+from tasks.classification.sources.files import ImageFiles, Resize
+from tasks.classification.transforms import Transforms
+from tasks.images import Reader
+from tasks.pixels import BACKGROUND
 
 SCORES = "scores.npy"
 
@@ -68,6 +71,8 @@ class DataOptions:
         std: Likewise.
         render: Of rendered images, options of :class:`~tasks.classification.glyphs.Render`.
         test_fonts: Of rendered images; ``unseen`` keeps typefaces out of training and adds a second test set of them.
+        canvas: Options of :class:`~tasks.classification.canvas.Canvas`: puts images in the middle of a larger one and
+            adds a second test set in which they are elsewhere. None leaves them as they are.
         train: Most training samples, validation included; class-balanced.
         test: Most test samples; class-balanced.
         labels: Training samples whose labels are used; class-balanced. None for all.
@@ -75,7 +80,7 @@ class DataOptions:
         noise: Share of the training labels that are wrong; validation and test stay clean.
         imbalance: Largest over smallest class of the labelled training samples, along an exponential long tail.
         keep: Options of :class:`Keep`.
-        augment: Options of :class:`~tasks.classification.augment.Augment`.
+        transforms: Options of :class:`~tasks.classification.transforms.Transforms`.
     """
 
     source: str
@@ -92,6 +97,7 @@ class DataOptions:
     std: list[Annotated[float, Field(gt=0)]] | None = None
     render: dict[str, Any] = field(default_factory=dict)
     test_fonts: Literal["seen", "unseen"] = "seen"
+    canvas: dict[str, Any] | None = None
     train: PositiveInt | None = None
     test: PositiveInt | None = None
     labels: PositiveInt | None = None
@@ -99,7 +105,7 @@ class DataOptions:
     noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     imbalance: Annotated[float, Field(ge=1)] | None = None
     keep: dict[str, Any] = field(default_factory=dict)
-    augment: dict[str, Any] = field(default_factory=dict)
+    transforms: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,23 +129,17 @@ class Cut:
 
 
 class Samples(Dataset[Batch]):
-    """Batches by their ``(epoch, sample)`` keys; what is drawn for a sample depends on (seed, epoch, sample) alone.
+    """Batches by the keys of their samples; what is drawn for a sample depends on its key alone.
 
     Args:
         images: Whose.
         cut: Which samples.
         positions: Which of the samples of ``cut``, whose ids they keep; None for all.
-        augment: Augmentation, or None.
-        seed: Of the augmentation.
+        transforms: Augmentation, or None.
     """
 
     def __init__(
-        self,
-        images: Images,
-        cut: Cut,
-        positions: np.ndarray | None = None,
-        augment: Augment | None = None,
-        seed: int = 0,
+        self, images: Images, cut: Cut, positions: np.ndarray | None = None, transforms: Transforms | None = None
     ) -> None:
         positions = np.arange(len(cut)) if positions is None else positions
         self.images = images
@@ -149,8 +149,7 @@ class Samples(Dataset[Batch]):
         self.targets = torch.from_numpy(cut.targets[positions])
         self.ids = torch.from_numpy(positions + cut.first)
         self.partial = bool((self.targets < 0).any())
-        self.augment = augment
-        self.seed = seed
+        self.transforms = transforms
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -161,27 +160,27 @@ class Samples(Dataset[Batch]):
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Fetches a whole batch."""
         chosen = np.array([key.sample for key in keys])
-        pixels = self._pixels(chosen, keys[0].epoch)
+        pixels = self._pixels(chosen, keys[0].seed, keys[0].epoch)
         targets = self.targets[chosen]
         supervised = targets >= 0 if self.partial else None
         return Batch(self.images.preprocess.normalise(pixels), targets, self.ids[chosen], supervised)
 
-    def _pixels(self, chosen: np.ndarray, epoch: int) -> Tensor:
-        augment, keys, rows = self.augment, self.keys[chosen], self.rows[chosen]
-        resized = augment is not None and augment.scale is not None
+    def _pixels(self, chosen: np.ndarray, seed: int, epoch: int) -> Tensor:
+        transforms, keys, rows = self.transforms, self.keys[chosen], self.rows[chosen]
+        resized = transforms is not None and transforms.scale is not None
         if isinstance(self.pixels, ImageFiles):
 
             def box(place: int, height: int, width: int) -> tuple[int, int, int, int]:
-                assert augment is not None
+                assert transforms is not None
                 sides = np.array([height]), np.array([width])
-                return tuple(augment.boxes(*sides, keys[place : place + 1], self.seed, epoch)[0].tolist())
+                return tuple(transforms.boxes(*sides, keys[place : place + 1], seed, epoch)[0].tolist())
 
             pixels = self.pixels.read(rows.tolist(), box if resized else None)
         else:
             pixels = self.pixels.index_select(0, torch.from_numpy(rows))
-            if augment is not None and resized:
-                pixels = augment.resized_crops(pixels, keys, self.seed, epoch)
-        return pixels if augment is None else augment(pixels, keys, self.seed, epoch)
+            if transforms is not None and resized:
+                pixels = transforms.resized_crops(pixels, keys, seed, epoch)
+        return pixels if transforms is None else transforms(pixels, keys, seed, epoch)
 
 
 class Images:
@@ -192,6 +191,7 @@ class Images:
     Attributes:
         embedded: Whether it came without files.
         digest: Of content, size, cuts and labels.
+        learned: The same of what is not test.
         preprocess: What a model needs to read such images, and the names of the data set and its classes.
         sizes: Samples of each split.
         labelled: Training samples with a label.
@@ -203,7 +203,7 @@ class Images:
     """
 
     def __init__(
-        self, source: Source, options: DataOptions, train: Cut, val: Cut, test: Cut, shifted: Cut | None = None
+        self, source: ImageSet, options: DataOptions, train: Cut, val: Cut, test: Cut, shifted: Cut | None = None
     ) -> None:
         self.embedded = source.embedded
         self.notes = source.notes
@@ -218,8 +218,9 @@ class Images:
         self.labelled = int((train.targets >= 0).sum())
         cuts = [[array_digest(c.rows), array_digest(c.targets)] for c in (train, val, test, shifted) if c is not None]
         self.digest = digest([source.digest, files.size, cuts])
+        self.learned = digest([source.learned or source.digest, files.size, cuts[:2]])
         self.options = options
-        self.augment = Augment(**check("data.augment", Augment, options.augment))
+        self.transforms = Transforms(**check("data.transforms", Transforms, options.transforms))
 
     def strong(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Returns a strongly augmented view of normalised inputs: RandAugment with a draw for each sample."""
@@ -249,7 +250,7 @@ class ImageData(LightningDataModule):
         return SeededLoader(samples, options.batch_size, seed, None, train, options.workers)
 
     def _train(self, seed: int, positions: np.ndarray | None = None) -> SeededLoader:
-        samples = Samples(self.images, self.images.train, positions, self.images.augment, seed)
+        samples = Samples(self.images, self.images.train, positions, self.images.transforms)
         return self._loader(samples, seed, train=True)
 
     def _meta(self) -> np.ndarray:
@@ -296,6 +297,8 @@ def open_images(options: Mapping[str, Any], store: Store, progress: bool = True)
     opened = open_source(
         given.source, given.root, store, given.table, given.render, given.test_fonts, progress=progress
     )
+    if given.canvas is not None:
+        opened = on_canvas(opened, Canvas(**check("data.canvas", Canvas, given.canvas)))
     source = _read_as(given, opened)
     pool, val = _held_out(source, given)
     train = _training(source, given, keep, pool, store)
@@ -306,7 +309,7 @@ def open_images(options: Mapping[str, Any], store: Store, progress: bool = True)
     return Images(source, given, train, val, test, shifted)
 
 
-def _read_as(options: DataOptions, source: Source) -> Source:
+def _read_as(options: DataOptions, source: ImageSet) -> ImageSet:
     """Returns a source whose images come at the size, in the way and with the constants that the options say."""
     if options.size is not None:
         source = source.resized(options.size)
@@ -349,7 +352,7 @@ def _limited(split: Split, rows: np.ndarray, most: int | None, purpose: str) -> 
     return rows[balanced(keys_of([split.names[i] for i in rows]), split.labels[rows], most, purpose)]
 
 
-def _held_out(source: Source, options: DataOptions) -> tuple[np.ndarray, Cut]:
+def _held_out(source: ImageSet, options: DataOptions) -> tuple[np.ndarray, Cut]:
     """Cuts validation, from all there is: it never meets the training samples of a run with more or fewer of them.
 
     Returns:
@@ -374,7 +377,7 @@ def _held_out(source: Source, options: DataOptions) -> tuple[np.ndarray, Cut]:
     return pool, Cut(split, held_out, split.labels[held_out])
 
 
-def _training(source: Source, options: DataOptions, keep: Keep, pool: np.ndarray, store: Store) -> Cut:
+def _training(source: ImageSet, options: DataOptions, keep: Keep, pool: np.ndarray, store: Store) -> Cut:
     """Chooses the training samples out of the pool: labelled ones, spoilt and pruned as asked for, and unlabelled."""
     split = source.train
     keys, labels = keys_of([split.names[i] for i in pool]), split.labels[pool]
@@ -394,7 +397,7 @@ def _training(source: Source, options: DataOptions, keep: Keep, pool: np.ndarray
 
 
 def _kept(
-    source: Source, rows: np.ndarray, targets: np.ndarray, keys: np.ndarray, keep: Keep, store: Store
+    source: ImageSet, rows: np.ndarray, targets: np.ndarray, keys: np.ndarray, keep: Keep, store: Store
 ) -> np.ndarray:
     """Returns the positions among ``rows`` that pruning keeps."""
     if keep.fraction == 1:
@@ -413,7 +416,7 @@ def _kept(
 
 
 def _scores(
-    source: Source, rows: np.ndarray, targets: np.ndarray, by: Literal["el2n", "forgetting"], store: Store
+    source: ImageSet, rows: np.ndarray, targets: np.ndarray, by: Literal["el2n", "forgetting"], store: Store
 ) -> np.ndarray:
     def make(work: Path) -> dict[str, Any]:
         pixels = source.train.images
@@ -429,7 +432,14 @@ def _scores(
     images = source.train.images
     read = [images.size, images.reader.background] if isinstance(images, ImageFiles) else list(images.shape)
     code = source_digest(["tasks.classification.pruning"])
-    made_of = [source.digest, read, source.mean, source.std, array_digest(rows), array_digest(targets)]
+    made_of = [
+        source.learned or source.digest,
+        read,
+        source.mean,
+        source.std,
+        array_digest(rows),
+        array_digest(targets),
+    ]
     key = digest([*made_of, by, code])
     message = f"the {by} scores of {source.name}"
     product = store.product("pruning-scores", key, make, wait_message=message)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tasks.lettering import font as letters
+
 Found = tuple[np.ndarray, np.ndarray]
+#: An image ``(C, H, W)``, its true class, and class and probability by model.
+Card = tuple[np.ndarray, int, Mapping[str, tuple[int, float]]]
 
 WIDTH, MARGIN, GAP = 1500, 28, 12  # pixels
 COLUMNS, CARDS = 4, 24
@@ -37,22 +40,50 @@ def render(
         An RGB image, 1500 pixels wide.
     """
     chosen, title = _choose(truth, predictions)
-    tall = max(THUMB, LINE * (1 + len(predictions))) + 2 * PAD
-    rows = -(-len(chosen) // COLUMNS)
+    cards = [(images[i], int(truth[i]), _of(predictions, i)) for i in chosen]
+    return _page(title, cards, COLUMNS, classes)
+
+
+def columns(
+    views: Mapping[str, tuple[np.ndarray, np.ndarray, Mapping[str, Found]]], classes: Sequence[str]
+) -> Image.Image:
+    """Draws a card for each image in each of several views, those of one image side by side.
+
+    Args:
+        views: By name, ``(B, C, H, W)`` uint8 pixels, ``(B,)`` true classes, -1 where unknown, and class and
+            probability ``(B,)`` each, by model.
+        classes: Names of the classes.
+
+    Returns:
+        An RGB image, 1500 pixels wide.
+    """
+    across = max(1, COLUMNS // len(views)) * len(views)
+    shown = min(CARDS // len(views), *(len(truth) for _, truth, _ in views.values()))
+    cards = [(images[i], int(truth[i]), _of(said, i)) for i in range(shown) for images, truth, said in views.values()]
+    return _page(f"{' and '.join(views)}, side by side", cards, across, classes)
+
+
+def _of(predictions: Mapping[str, Found], index: int) -> dict[str, tuple[int, float]]:
+    return {name: (int(found[index]), float(sure[index])) for name, (found, sure) in predictions.items()}
+
+
+def _page(title: str, cards: Sequence[Card], across: int, classes: Sequence[str]) -> Image.Image:
+    """Draws cards row by row below a title."""
+    tall = max(THUMB, LINE * (1 + len(cards[0][2]))) + 2 * PAD
+    rows = -(-len(cards) // across)
     height = TITLE + rows * (tall + GAP) - GAP + MARGIN
     picture = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, TITLE / 2), title, INK, _font(21), anchor="lm")
+    draw.text((MARGIN, TITLE / 2), title, INK, letters(21), anchor="lm")
     _legend(draw)
-    wide = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) // COLUMNS
-    for place, index in enumerate(chosen):
-        left = MARGIN + place % COLUMNS * (wide + GAP)
-        top = TITLE + place // COLUMNS * (tall + GAP)
+    wide = (WIDTH - 2 * MARGIN - (across - 1) * GAP) // across
+    for place, (image, label, lines) in enumerate(cards):
+        left = MARGIN + place % across * (wide + GAP)
+        top = TITLE + place // across * (tall + GAP)
         draw.rounded_rectangle((left, top, left + wide, top + tall), 8, CARD, EDGE)
-        picture.paste(_thumb(images[index]), (left + PAD, top + (tall - THUMB) // 2))
-        lines = {name: (int(found[index]), float(sure[index])) for name, (found, sure) in predictions.items()}
+        picture.paste(_thumb(image), (left + PAD, top + (tall - THUMB) // 2))
         text = (left + PAD + THUMB + PAD, top + PAD, wide - THUMB - 3 * PAD)
-        _write(draw, text, int(truth[index]), lines, classes)
+        _write(draw, text, label, lines, classes)
     return picture
 
 
@@ -68,15 +99,15 @@ def card(image: np.ndarray, found: Sequence[tuple[str, float]], title: str) -> I
     height = LINE + max(side, line * len(found)) + 3 * PAD
     picture = Image.new("RGB", (side + wide + 3 * PAD, height), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((PAD, PAD + LINE / 2), _fit(title, picture.width - 2 * PAD, _font(16)), FAINT, _font(16), anchor="lm")
+    draw.text((PAD, PAD + LINE / 2), _fit(title, picture.width - 2 * PAD, letters(16)), FAINT, letters(16), anchor="lm")
     top, left = 2 * PAD + LINE, 2 * PAD + side
     picture.paste(_thumb(image, side), (PAD, top))
     for index, (name, probability) in enumerate(found):
         y = top + line * index
         draw.rectangle((left, y + line - 9, left + wide, y + line - 5), EDGE)
         draw.rectangle((left, y + line - 9, left + wide * probability, y + line - 5), RIGHT)
-        draw.text((left, y + line / 2 - 5), _fit(name, wide - 80, _font(16)), INK, _font(16), anchor="lm")
-        draw.text((left + wide, y + line / 2 - 5), f"{100 * probability:.1f} %", INK, _font(16), anchor="rm")
+        draw.text((left, y + line / 2 - 5), _fit(name, wide - 80, letters(16)), INK, letters(16), anchor="lm")
+        draw.text((left + wide, y + line / 2 - 5), f"{100 * probability:.1f} %", INK, letters(16), anchor="rm")
     return picture
 
 
@@ -133,24 +164,24 @@ def _write(
     """Writes the true class and below it a line a model: its class, in the colour of right or wrong, and how sure."""
     left, top, wide = place
     middle = top + LINE / 2
-    draw.text((left, middle), "true", FAINT, _font(14), anchor="lm")
+    draw.text((left, middle), "true", FAINT, letters(14), anchor="lm")
     name = "unknown" if truth < 0 else classes[truth]
     room, right = wide - NAME - PERCENT, left + wide - PERCENT
-    draw.text((right, middle), _fit(name, room, _font(16)), INK, _font(16), anchor="rm")
+    draw.text((right, middle), _fit(name, room, letters(16)), INK, letters(16), anchor="rm")
     for index, (model, (label, sure)) in enumerate(lines.items(), 1):
         middle = top + LINE * index + LINE / 2
         color = FAINT if truth < 0 else RIGHT if label == truth else WRONG
-        draw.text((left, middle), _fit(model, NAME, _font(14)), FAINT, _font(14), anchor="lm")
+        draw.text((left, middle), _fit(model, NAME, letters(14)), FAINT, letters(14), anchor="lm")
         percent = f"{100 * sure:.0f} %"
-        draw.text((left + wide, middle), percent, FAINT, _font(14), anchor="rm")
-        draw.text((right, middle), _fit(classes[label], room, _font(16)), color, _font(16), anchor="rm")
+        draw.text((left + wide, middle), percent, FAINT, letters(14), anchor="rm")
+        draw.text((right, middle), _fit(classes[label], room, letters(16)), color, letters(16), anchor="rm")
 
 
 def _legend(draw: ImageDraw.ImageDraw) -> None:
     right = WIDTH - MARGIN
     for text, color in (("probability", FAINT), ("wrong", WRONG), ("right", RIGHT)):
-        draw.text((right, TITLE / 2), text, color, _font(16), anchor="rm")
-        right -= int(_font(16).getlength(text)) + 18
+        draw.text((right, TITLE / 2), text, color, letters(16), anchor="rm")
+        right -= int(letters(16).getlength(text)) + 18
 
 
 def _fit(text: str, room: float, font: ImageFont.FreeTypeFont) -> str:
@@ -160,10 +191,3 @@ def _fit(text: str, room: float, font: ImageFont.FreeTypeFont) -> str:
     while text and font.getlength(text + "…") > room:
         text = text[:-1]
     return text.rstrip() + "…"
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # with a size, Pillow has no other
-    return font

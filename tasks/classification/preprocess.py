@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kdbench.task import Batch, DatasetInfo
-from tasks.classification.sources.files import ImageFiles, Reader, Resize
+from tasks.classification.sources.files import ImageFiles, Resize
+from tasks.images import Reader
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -17,26 +18,32 @@ from lightning import LightningDataModule
 from PIL.Image import Image
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from kdbench.base import rng
 from kdbench.base.collectives import normalizer
+from kdbench.base.digest import digest, source_digest
 from kdbench.base.instantiate import instantiate, locate
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Activated, Feature, Grid, Kind, Last, Logits, Tokens, Vector
+from kdbench.functional.mix import distributions, known_mixture, mean_share, mix
 from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task, move, scalars
+from tasks import warping
 from tasks.classification import networks, picture
+from tasks.classification.agreement import Classes
 from tasks.classification.data import Cut, Images, open_images
 from tasks.classification.metrics import Scores, fit_temperature
 from tasks.classification.preprocess import Preprocess
 from tasks.classification.sources.folder import EXTENSIONS
+from tasks.mixing import mixed
 
 #: Keys of ``data`` that the engine and the presets read.
 ENGINE = ("name", "task", "protocol")
 #: What runs an exported model.
-SCRIPT = ("tasks.classification.sources.pixels", "tasks.classification.script")
+SCRIPT = ("tasks.pixels", "tasks.classification.script")
 #: Options of an architecture by which it gets weights from elsewhere.
 FETCHED = ("pretrained", "checkpoint_path")
 #: Kinds that a pair may declare for a tap.
@@ -79,10 +86,12 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     capabilities: ClassVar[frozenset[str]] = frozenset(
         {"single_label", "sample_id", "differentiable_input", "meta", "rotate", "strong_view"}
+        | {"mixable", "class_scores", *warping.IMAGES}
     )
     primary: ClassVar[str] = "top1"
     unit: ClassVar[str | None] = "%"
     suffixes: ClassVar[tuple[str, ...]] = EXTENSIONS
+    renamed: ClassVar[Mapping[str, str]] = {"augment": "transforms"}
 
     def __init__(
         self, data: Mapping[str, Any], store: Store, label_smoothing: NonNegativeFloat = 0.0, noise: float | None = None
@@ -146,6 +155,7 @@ class Classification(Task):
             images.embedded,
             images.digest,
             images.sizes,
+            images.learned,
             classes=reading.classes,
             inputs=reading.as_inputs(),
             notes=images.notes,
@@ -215,8 +225,14 @@ class Classification(Task):
             for name, value in taps.items()
             if not name.endswith(PRE)
         }
-        target = batch.targets if batch.supervised is None else None
-        return features | {"logits": Logits(outputs.logits, mask=batch.distilled, target=target)}
+        return features | {"logits": self.mark(Logits(outputs.logits), batch)}
+
+    def mark(self, feature: Feature, batch: Batch) -> Feature:
+        """Gives logits their mask, and the true classes where all are known."""
+        if not isinstance(feature, Logits):
+            return feature
+        target = batch.targets if batch.supervised is None and not batch.targets.is_floating_point() else None
+        return replace(feature, mask=batch.distilled, target=target)
 
     def _feature(self, name: str, value: Tensor, pre: Tensor | None, outputs: Outputs) -> Feature:
         axes = value.dim()
@@ -239,6 +255,10 @@ class Classification(Task):
             return Last(value)
         stride = tuple(of_image / cells for of_image, cells in zip(self.preprocess.size, value.shape[2:], strict=True))
         return Grid(value, stride) if pre is None else Activated(value, stride, pre=pre)
+
+    def augmented(self) -> bool:
+        """Says whether images are cropped or mirrored."""
+        return self.images.transforms.active
 
     def loss(self, model: nn.Module, outputs: Outputs | Tensor, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy, the mean over supervised samples; zero where there is none. Targets may be distributions."""
@@ -268,27 +288,40 @@ class Classification(Task):
         labelled = batch.targets >= 0
         metrics.update(_outputs(outputs).logits[labelled], batch.targets[labelled])
 
+    def beside(self, data: Any) -> Mapping[str, Iterable[Batch]]:
+        """Returns validation and, where there is one, the second test set."""
+        loaders = {"val": data.val_dataloader(), "shifted": data.shifted_dataloader()}
+        return {name: loader for name, loader in loaders.items() if loader is not None}
+
     @torch.no_grad()
     def evaluate(
-        self, artifact: nn.Module, loader: Iterable[Batch], split: str, device: torch.device
+        self,
+        artifact: nn.Module,
+        loader: Iterable[Batch],
+        split: str,
+        device: torch.device,
+        val: Iterable[Batch] | None = None,
+        shifted: Iterable[Batch] | None = None,
     ) -> dict[str, float]:
-        """Scores a model; on the test set also with its logits over the ``temperature`` that suits validation best.
+        """Scores a model; with ``val`` also with its logits over the ``temperature`` that suits these best.
 
         Returns:
-            The metrics of :class:`~tasks.classification.metrics.Scores`; for the test set also ``nll_ts`` and
-            ``ece_ts`` after temperature scaling, and those of a second test set with ``shifted_`` before their names.
+            The metrics of :class:`~tasks.classification.metrics.Scores`; with ``val`` also ``nll_ts`` and ``ece_ts``
+            after temperature scaling, with ``shifted`` those of this set with ``shifted_`` before their names.
         """
         logits, targets = self._answers(artifact, loader, device)
         found = self._scored(logits, targets)
-        if split == "test":
-            temperature = fit_temperature(*self._answers(artifact, self.data(0).val_dataloader(), device))
+        # All of the test set, and as every student reads it.
+        if split == "test" and isinstance(loader, DataLoader) and len(logits) == self.images.sizes["test"]:
+            self._classes().keep(artifact, logits.argmax(1))
+        if val is not None:
+            temperature = fit_temperature(*self._answers(artifact, val, device))
             scaled = self._scored(logits / temperature, targets)
             found |= {f"{name}_ts": scaled[name] for name in ("nll", "ece") if name in scaled}
             found["temperature"] = temperature
-            shifted = self.images.module(0).shifted_dataloader()
-            if shifted is not None:
-                scores = self._scored(*self._answers(artifact, shifted, device))
-                found |= {f"shifted_{name}": value for name, value in scores.items()}
+        if shifted is not None:
+            scores = self._scored(*self._answers(artifact, shifted, device))
+            found |= {f"shifted_{name}": value for name, value in scores.items()}
         return found
 
     def _answers(self, model: nn.Module, loader: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -320,19 +353,35 @@ class Classification(Task):
         """Returns for each model but ``teacher`` the ``agreement`` of their classes, in percent of the images."""
         if "teacher" not in models:
             return {}
-        found: dict[str, list[Tensor]] = {name: [] for name in models}
-        for batch in loader:
-            for name, model in models.items():
-                found[name].append(self.forward(model.eval(), batch.inputs).logits.argmax(1))
-        classes = {name: torch.cat(parts) for name, parts in found.items()}
-        teacher = classes.pop("teacher")
-        return {n: {"agreement": 100 * (own == teacher).float().mean().item()} for n, own in classes.items()}
+
+        def predict(model: nn.Module, inputs: Tensor) -> Tensor:
+            return self.forward(model, inputs).logits.argmax(1)
+
+        found = self._classes().agreement(models, loader, predict)
+        return {name: {"agreement": share} for name, share in found.items()}
+
+    def _classes(self) -> Classes:
+        info = self.dataset()
+        return Classes(self.store, digest([info.digest, info.inputs, source_digest([__name__])]))
 
     # ---- what methods and people ask for ----------------------------------------------------------------------
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
-        """``rotate(inputs, k)`` turns by k quarters; ``strong(inputs, generator)`` augments strongly."""
-        return {"rotate": rotate, "strong": self.images.strong}
+        """``rotate(inputs, k)`` turns by k quarters; ``strong(inputs, generator)`` augments strongly; mix, warps."""
+        own: dict[str, Callable[..., Any]] = {"rotate": rotate, "strong": self.images.strong, "mix": self.mix}
+        return {**own, "with_scores": with_scores, **warping.image_ops(self.preprocess, warping.deform_images)}
+
+    def mix(self, batch: Batch, order: Tensor, own: Tensor) -> Batch:
+        """Mixes images; the targets become distributions over the classes, by the share of each image in its mixture.
+
+        Args:
+            batch: Of B images.
+            order: Partner of each ``(B,)``.
+            own: Share of the image itself ``(B,)``, or of each pixel ``(B, H, W)``.
+        """
+        share = mean_share(own)
+        targets, known = distributions(batch.targets, len(self.preprocess.classes))
+        return mixed(batch, order, own, mix(targets, order, share), known_mixture(known, order, share))
 
     def export(self, model: nn.Module) -> ExportPlan:
         """The whole model, on one image."""
@@ -362,6 +411,20 @@ class Classification(Task):
         images = self.preprocess.denormalise(torch.cat(inputs)).cpu().numpy()
         return picture.render(images, torch.cat(targets).cpu().numpy(), found, self.preprocess.classes)
 
+    @torch.no_grad()
+    def side_by_side(self, views: Mapping[str, Batch], models: Mapping[str, nn.Module]) -> Image:
+        """A row for each image, a column for each view, and under each what the models say."""
+        found = {}
+        for view, batch in views.items():
+            answers = {
+                name: self.forward(m.eval(), batch.inputs).logits.softmax(1).max(1) for name, m in models.items()
+            }
+            said = {name: (a.indices.cpu().numpy(), a.values.cpu().numpy()) for name, a in answers.items()}
+            targets = batch.targets
+            truth = targets.argmax(1) if targets.is_floating_point() else targets  # the larger share of a mixture
+            found[view] = self.preprocess.denormalise(batch.inputs).cpu().numpy(), truth.cpu().numpy(), said
+        return picture.columns(found, self.preprocess.classes)
+
     def read(self, path: Path) -> Batch:
         """Reads an image file."""
         return self.preprocess.read(path)
@@ -387,6 +450,11 @@ class Classification(Task):
 def _outputs(outputs: Outputs | Tensor) -> Outputs:
     """Logits alone, e.g. out of a table, are outputs too."""
     return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
+
+
+def with_scores(outputs: Outputs | Tensor, values: Tensor) -> Outputs:
+    """Returns raw outputs with other logits ``(B, classes)``."""
+    return _outputs(outputs)._replace(logits=values)
 
 
 def _count(part: Cut, classes: Sequence[str]) -> Counts:

@@ -6,7 +6,7 @@ Boxes are (x, y, z centre, l, w, h, yaw) in metres and radians, LiDAR frame.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,19 @@ KITTI_ANCHORS = {
     "Cyclist": AnchorClass((1.76, 0.6, 1.73), -0.6, 0.5, 0.35),
     "Car": AnchorClass((3.9, 1.6, 1.56), -1.78, 0.6, 0.45),
 }
+
+
+def anchor_table(thresholds: Mapping[str, tuple[float, float]]) -> dict[str, AnchorClass]:
+    """Returns KITTI's anchors with other thresholds."""
+    table = dict(KITTI_ANCHORS)
+    for name, (positive, negative) in thresholds.items():
+        if name not in table:
+            raise KDBenchError(f"task.thresholds.{name}: there is no such class: {nearest(name, table)}")
+        if not 1 >= positive >= negative >= 0:
+            found = f"task.thresholds.{name} is {[positive, negative]}"
+            raise KDBenchError(f"{found}; expected the positive one first: 1 >= positive >= negative >= 0")
+        table[name] = table[name]._replace(positive=positive, negative=negative)
+    return table
 
 
 class Anchors(nn.Module):

@@ -14,14 +14,16 @@ from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
 from kdbench.base import rng
+from kdbench.base.instantiate import check
 from kdbench.data import Key, SeededLoader
-from kdbench.errors import KDBenchError
+from kdbench.errors import KDBenchError, nearest
 from kdbench.splits import SHARE, cut
 from kdbench.task import Batch
 from tasks.pointcloud import kitti
-from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.anchors import KITTI_ANCHORS
 from tasks.pointcloud.database import Database
 from tasks.pointcloud.frames import DATABASE, Frame, Frames, within
+from tasks.pointcloud.transforms import Transforms
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,31 @@ class Split:
         )
 
 
+def transforms_of(options: Mapping[str, Any], point_range: Sequence[float]) -> Transforms:
+    """Returns the augmentation of training scans.
+
+    Args:
+        options: Of :class:`~tasks.pointcloud.transforms.Transforms`.
+        point_range: Detection range, where the options name none.
+
+    Raises:
+        KDBenchError: An option is wrong.
+    """
+    transforms = Transforms(**check("data.transforms", Transforms, {"point_range": point_range, **options}))
+    for name in transforms.sample:
+        if name not in KITTI_ANCHORS:
+            found = f"data.transforms.sample.{name}: there is no such class"
+            raise KDBenchError(f"{found}: {nearest(name, KITTI_ANCHORS)}")
+    return transforms
+
+
 class Scans(Dataset[Any]):
-    """Frames by ``(epoch, index)`` key; augmentation is drawn from the named stream of (seed, epoch, frame).
+    """Frames by their keys; augmentation is drawn from the named stream of (seed, epoch, frame).
 
     Args:
         frames: Where frames are read.
         names: Frames of this split.
-        seed: Of the augmentation.
-        augment: Augmentation, or None.
+        transforms: Augmentation, or None.
         database: Objects for ground-truth sampling, or None.
     """
 
@@ -80,27 +99,24 @@ class Scans(Dataset[Any]):
         self,
         frames: Frames,
         names: Sequence[str],
-        seed: int = 0,
-        augment: Augment | None = None,
+        transforms: Transforms | None = None,
         database: Database | None = None,
     ) -> None:
         self.frames = frames
         self.names = tuple(names)
-        self.seed = seed
-        self.augment = augment
+        self.transforms = transforms
         self.database = database
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, key: Key) -> Frame:
-        epoch, index = key
-        frame = self.frames.read(self.names[index])
-        if self.augment is None:
+        frame = self.frames.read(self.names[key.sample])
+        if self.transforms is None:
             return frame
-        stream = rng.numpy(self.seed, "augment", epoch, frame.name)
+        stream = rng.numpy(key.seed, "augment", key.epoch, frame.name)
         scene = frame.points, frame.boxes, frame.labels
-        return Frame(frame.name, *self.augment(*scene, stream, self.database, frame.ground))
+        return Frame(frame.name, *self.transforms(*scene, stream, self.database, frame.ground))
 
 
 class Collate:
@@ -151,7 +167,7 @@ class KittiData(LightningDataModule):
         frames: Where frames are read.
         split: Frames of each split.
         point_range: Detection range.
-        augment: Training augmentation.
+        transforms: Training augmentation.
         batch_size: Frames a batch.
         workers: Loader processes; 0 reads in this one.
         seed: Of order and augmentation.
@@ -162,7 +178,7 @@ class KittiData(LightningDataModule):
         frames: Frames,
         split: Split,
         point_range: Sequence[float],
-        augment: Augment,
+        transforms: Transforms,
         batch_size: int,
         workers: int,
         seed: int,
@@ -173,7 +189,7 @@ class KittiData(LightningDataModule):
         # Through train, validation and test, so that training ids are 0 to N - 1.
         names = (*split.train, *split.val, *split.test)
         self.collate = Collate(point_range, {name: i for i, name in enumerate(names)})
-        self.augment = augment
+        self.transforms = transforms
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
@@ -185,7 +201,7 @@ class KittiData(LightningDataModule):
     def _train(self, names: Sequence[str], seed: int) -> SeededLoader:
         # Objects of other frames must not get into this cut by being pasted.
         database = self._database.select(np.isin(self._database.frames, names))
-        return self._loader(Scans(self.frames, names, seed, self.augment, database), seed, train=True)
+        return self._loader(Scans(self.frames, names, self.transforms, database), seed, train=True)
 
     def _loader(self, scans: Scans, seed: int = 0, train: bool = False) -> SeededLoader:
         return SeededLoader(scans, self.batch_size, seed, self.collate, train, self.workers)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -61,7 +62,25 @@ def points_in_boxes(points: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, 
 
 
 @dataclass(frozen=True)
-class Database:
+class Columns:
+    """Arrays that are kept in one ``.npz`` file."""
+
+    def save(self, path: Path | str) -> None:
+        """Writes the file, whole or not at all."""
+        stream = io.BytesIO()
+        arrays: dict[str, Any] = {column.name: getattr(self, column.name) for column in fields(self)}
+        np.savez(stream, **arrays)
+        write_atomic(Path(path), stream.getvalue())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Reads a file of :meth:`save`, without pickle."""
+        with np.load(path, allow_pickle=False) as stored:
+            return cls(**{column.name: stored[column.name] for column in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Database(Columns):
     """M objects with their points, in the LiDAR frame of the scan that each comes from.
 
     Attributes:
@@ -96,31 +115,25 @@ class Database:
         Returns:
             All objects, empty ones included; classes in alphabetical order.
         """
-        # Each starts with an empty part, so that no scan at all makes an empty database.
-        boxes: list[np.ndarray] = [np.empty((0, 7))]
-        points: list[np.ndarray] = [np.empty((0, COLUMNS))]
-        counts: list[np.ndarray] = [np.empty(0)]
-        difficulty: list[np.ndarray] = [np.empty(0)]
-        types: list[np.ndarray] = [np.empty(0, np.str_)]
-        names: list[str] = []
-        for name, scan, own, own_types, own_difficulty in frames:
-            own = np.asarray(own, dtype=np.float32).reshape(-1, 7)
-            point, box = points_in_boxes(scan, own)
-            boxes.append(own)
-            points.append(scan[point])
-            counts.append(np.bincount(box, minlength=len(own)))
-            types.append(np.asarray(own_types, dtype=np.str_))
-            difficulty.append(np.asarray(own_difficulty))
-            names += [name] * len(own)
-        classes, labels = np.unique(np.concatenate(types), return_inverse=True)
+
+        def cut_out(name: str, scan: np.ndarray, boxes: np.ndarray, *labels: Any) -> tuple[np.ndarray, ...]:
+            boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 7)
+            point, box = points_in_boxes(scan, boxes)
+            return boxes, scan[point], np.bincount(box, minlength=len(boxes)), np.full(len(boxes), name), *labels
+
+        # An empty part comes first, so that no scan at all makes an empty database.
+        nothing = np.empty((0, COLUMNS), np.float32), np.empty((0, 7)), np.empty(0, np.str_), np.empty(0, np.int64)
+        parts = [cut_out("", *nothing), *(cut_out(*frame) for frame in frames)]
+        boxes, points, counts, names, types, difficulty = map(np.concatenate, zip(*parts, strict=True))
+        classes, labels = np.unique(types.astype(np.str_), return_inverse=True)
         return cls(
             classes=classes,
-            boxes=np.concatenate(boxes).astype(np.float32),
+            boxes=boxes,
             labels=labels.astype(np.int64),
-            difficulty=np.concatenate(difficulty).astype(np.int64),
-            counts=np.concatenate(counts).astype(np.int64),
-            points=np.concatenate(points).astype(np.float32),
-            frames=np.array(names, dtype=np.str_),
+            difficulty=difficulty.astype(np.int64),
+            counts=counts.astype(np.int64),
+            points=points.astype(np.float32),
+            frames=names,
         )
 
     @cached_property
@@ -154,23 +167,15 @@ class Database:
         keep = (label >= 0) & (self.difficulty >= 0) & (self.counts >= MIN_POINTS)
         return replace(self.select(keep), classes=np.asarray(classes, dtype=np.str_), labels=label[keep])
 
-    def save(self, path: Path | str) -> None:
-        """Writes one ``.npz`` file, whole or not at all."""
-        stream = io.BytesIO()
-        arrays: dict[str, np.ndarray] = {field.name: getattr(self, field.name) for field in fields(self)}
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-        write_atomic(Path(path), stream.getvalue())
-
     @classmethod
-    def load(cls, path: Path | str) -> Database:
-        """Reads a file of :meth:`save`, without pickle.
+    def load(cls, path: Path | str) -> Self:
+        """Reads a file of :meth:`save`.
 
         Raises:
             KDBenchError: for a missing file or one that is not a database.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                database = cls(**{field.name: stored[field.name] for field in fields(cls)})
+            database = super().load(path)
         except FileNotFoundError:
             raise KDBenchError(f"{path}: no such database; build it from the training frames") from None
         except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:

@@ -7,10 +7,9 @@ and takes the same way.
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -19,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.base.digest import digest, digest_files
+from kdbench.base.digest import digest, hash_files
 from kdbench.base.store import Store, write_atomic
 from kdbench.errors import KDBenchError
 from tasks.pointcloud import kitti
-from tasks.pointcloud.augment import fit_ground
-from tasks.pointcloud.database import Database, points_in_boxes
+from tasks.pointcloud.database import Columns, Database, points_in_boxes
 from tasks.pointcloud.scans import ScanLayout, ranges, read_points
+from tasks.pointcloud.transforms import fit_ground
 
 DATABASE = "database.npz"
 GROUND = "ground.json"
@@ -72,7 +71,7 @@ class Frame:
         points: ``(P, 4)`` float32 x, y, z, reflectance, LiDAR frame.
         boxes: ``(N, 7)`` float32 x, y, z of the centre, l, w, h, yaw.
         labels: ``(N,)`` class indices; -1 for objects that are not detected but take up space (vans, trucks).
-        ground: ``(4,)`` plane of the ground (see :func:`~tasks.pointcloud.augment.fit_ground`), None where unknown.
+        ground: ``(4,)`` plane of the ground (see :func:`~tasks.pointcloud.transforms.fit_ground`), None where unknown.
     """
 
     name: str
@@ -83,7 +82,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Contents:
+class Contents(Columns):
     """The labelled objects of all frames, without DontCare and without those that have no size.
 
     Attributes:
@@ -116,19 +115,6 @@ class Contents:
         """Joins the objects of several frames."""
         listed = list(parts)
         return Contents(**{c.name: np.concatenate([getattr(p, c.name) for p in listed]) for c in fields(Contents)})
-
-    def save(self, path: Path) -> None:
-        """Writes one ``.npz`` file."""
-        stream = io.BytesIO()
-        columns: dict[str, Any] = {column.name: getattr(self, column.name) for column in fields(self)}
-        np.savez(stream, **columns)
-        write_atomic(path, stream.getvalue())
-
-    @staticmethod
-    def load(path: Path) -> Contents:
-        """Reads a file of :meth:`save`, without pickle."""
-        with np.load(path, allow_pickle=False) as stored:
-            return Contents(**{column.name: stored[column.name] for column in fields(Contents)})
 
 
 def by_points(points: np.ndarray) -> np.ndarray:
@@ -305,20 +291,37 @@ def _contents(frames: Frames, name: str, points: np.ndarray) -> Contents:
     )
 
 
-def content_digest(root: Path, names: Sequence[str], store: Store) -> str:
-    """Digests a real data set: labels, calibrations and scans by content, images by width and height.
+def content_digests(root: Path, names: Sequence[str], store: Store, *parts: Collection[str]) -> list[str]:
+    """Digests a real data set and parts of it: labels, calibrations and scans by content, images by width and height.
 
     Scans are read once, for as long as they stay as they are (:meth:`~kdbench.base.store.Store.of_files`).
+
+    Args:
+        root: KITTI-layout folder.
+        names: All frames that are used.
+        store: Keeps what was found.
+        parts: Names of some of them.
+
+    Returns:
+        The digest of all, then that of each of ``parts``.
 
     Raises:
         KDBenchError: A file cannot be read.
     """
     training = root / "training"
     labels, calibrations = ([training / part / f"{n}.txt" for n in names] for part in ("label_2", "calib"))
-    texts = [*labels, *(path for path in calibrations if os.path.lexists(path))]
+    texts = hash_files([*labels, *(path for path in calibrations if os.path.lexists(path))], root)
     images = {name: kitti.measured(training / "image_2", name) or kitti.DEFAULT_IMAGE_SIZE for name in names}
     scans = [training / "velodyne" / f"{name}.bin" for name in names]
     found = store.of_files(
-        "kitti-scans", scans, lambda: {"digest": digest_files(scans, root)}, wait_message="the digest of the scans"
+        "kitti-scan-digests", scans, lambda: {"scans": hash_files(scans, root)}, wait_message="the digest of the scans"
     )
-    return digest([digest_files(texts, root), images, found["digest"]])
+
+    def of(part: Collection[str]) -> str:
+        of_texts, of_scans = (
+            digest({file: content for file, content in files.items() if Path(file).stem in part})
+            for files in (texts, found["scans"])
+        )
+        return digest([of_texts, {name: size for name, size in images.items() if name in part}, of_scans])
+
+    return [of(frozenset(part)) for part in (names, *parts)]

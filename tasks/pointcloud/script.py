@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from kdbench.script import main
+
 KITTI_IMAGE = (1242, 375)
-
-
-def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Opens an exported model, with what it says of its use."""
-    import onnxruntime  # what makes the inputs does without
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session, json.loads(session.get_modelmeta().custom_metadata_map["kdbench"])
 
 
 def read_scan(path: Path, inputs: dict[str, Any]) -> np.ndarray:
@@ -144,7 +136,6 @@ def predict(session: Any, facts: dict[str, Any], path: Path) -> dict[str, Any]:
     boxes, scores = session.run(["boxes", "scores"], given)
     found = detect(boxes, scores, facts)
     return {
-        "input": str(path),
         "objects": [
             {"class": facts["classes"][label], "score": round(score, 4), "box": [round(float(v), 3) for v in box]}
             for label, score, box in found
@@ -152,17 +143,5 @@ def predict(session: Any, facts: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Prints an object a line."""
-    parser = argparse.ArgumentParser(description="Detects objects in scans with the exported model beside this file.")
-    parser.add_argument("scan", type=Path, nargs="+", help=".bin; one in KITTI's folders is cropped to its camera")
-    name = Path(__file__).stem.removeprefix("run_") + ".onnx"
-    parser.add_argument("--model", type=Path, default=Path(__file__).with_name(name), help="default: %(default)s")
-    options = parser.parse_args()
-    session, facts = load_model(options.model)
-    for path in options.scan:
-        print(json.dumps(predict(session, facts, path), ensure_ascii=False))
-
-
 if __name__ == "__main__":
-    main()
+    main(predict, "Detects objects in scans with the exported model; one in KITTI's folders is cropped to its camera.")

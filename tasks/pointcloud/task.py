@@ -26,21 +26,22 @@ from kdbench.base.collectives import normalizer
 from kdbench.base.digest import digest, source_digest
 from kdbench.base.instantiate import check, instantiate
 from kdbench.base.store import SCRATCH, Store
-from kdbench.errors import KDBenchError, nearest
+from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Grid, Kind, Logits, Points
 from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task
 from tasks.pointcloud import kitti, picture
-from tasks.pointcloud.anchors import IGNORED, KITTI_ANCHORS, AnchorClass, Anchors, assign_per_class
-from tasks.pointcloud.augment import Augment
+from tasks.pointcloud.anchors import IGNORED, Anchors, anchor_table, assign_per_class
 from tasks.pointcloud.counts import count
-from tasks.pointcloud.data import Collate, KittiData, Split
+from tasks.pointcloud.data import Collate, KittiData, Split, transforms_of
 from tasks.pointcloud.decode import Detections, decode
 from tasks.pointcloud.detector import PillarOutputs, PointPillars, grid_shape
 from tasks.pointcloud.export import Scan, Whole
-from tasks.pointcloud.frames import Frame, Frames, Sensors, content_digest, prepare, within
+from tasks.pointcloud.frames import Frame, Frames, Sensors, content_digests, prepare, within
 from tasks.pointcloud.kitti_ap import METRICS
 from tasks.pointcloud.loss import detection_loss
 from tasks.pointcloud.metrics import KittiAP
+from tasks.pointcloud.mixing import paste_instances, swap_sectors
+from tasks.pointcloud.motion import rigid_warp
 from tasks.pointcloud.scans import ScanLayout, read_points
 from tasks.pointcloud.scene import REVISION
 from tasks.pointcloud.script import pillarise
@@ -70,7 +71,7 @@ class DataOptions:
         test: Most test frames; how many are simulated.
         batch_size: Frames a batch.
         workers: Loader processes; 0 reads in the training process.
-        augment: Options of :class:`~tasks.pointcloud.augment.Augment`.
+        transforms: Options of :class:`~tasks.pointcloud.transforms.Transforms`.
         simulator: Options of :func:`~tasks.pointcloud.simulator.simulate`.
         scan: Options of :class:`~tasks.pointcloud.scans.ScanLayout`; simulated scans are KITTI's.
         camera: False for data without a camera: scans are not cropped, and scored in BEV and 3-D by the points of each
@@ -83,7 +84,7 @@ class DataOptions:
     test: PositiveInt | None
     batch_size: PositiveInt
     workers: NonNegativeInt
-    augment: dict[str, Any]
+    transforms: dict[str, Any]
     simulator: dict[str, Any]
     scan: dict[str, Any] = field(default_factory=dict)
     camera: bool = True
@@ -97,19 +98,6 @@ def _check_space(point_range: Sequence[float], pillar: Sequence[float]) -> None:
         raise KDBenchError(f"task.point_range is {list(point_range)}; {expected}")
     if len(pillar) != 2 or not all(0 < side < np.inf for side in pillar):
         raise KDBenchError(f"task.pillar is {list(pillar)}; expected two sizes above 0, along x and y, in metres")
-
-
-def _anchor_table(thresholds: Mapping[str, tuple[float, float]]) -> dict[str, AnchorClass]:
-    """Returns KITTI's anchors with other thresholds."""
-    table = dict(KITTI_ANCHORS)
-    for name, (positive, negative) in thresholds.items():
-        if name not in table:
-            raise KDBenchError(f"task.thresholds.{name}: there is no such class: {nearest(name, table)}")
-        if not 1 >= positive >= negative >= 0:
-            found = f"task.thresholds.{name} is {[positive, negative]}"
-            raise KDBenchError(f"{found}; expected the positive one first: 1 >= positive >= negative >= 0")
-        table[name] = table[name]._replace(positive=positive, negative=negative)
-    return table
 
 
 class PointCloud(Task):
@@ -129,12 +117,13 @@ class PointCloud(Task):
     """
 
     name: ClassVar[str] = "pointcloud"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id", "meta"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id", "meta", "warp", "sectors"})
     primary: ClassVar[str] = "map_3d_moderate_r40"
     #: With n < 41 objects even a perfect detector gets (n - 1) / 40 at 40 recall positions.
     selection: ClassVar[str] = "map_3d_moderate_all"
     unit: ClassVar[str | None] = "%"
     suffixes: ClassVar[tuple[str, ...]] = (".bin",)
+    renamed: ClassVar[Mapping[str, str]] = {"augment": "transforms"}
 
     def __init__(
         self,
@@ -162,42 +151,39 @@ class PointCloud(Task):
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise KDBenchError(f"task.classes is {list(self.classes)}; expected at least one class, each once")
         grid = grid_shape(self.point_range, self.pillar)
-        table = _anchor_table(thresholds or {})
+        table = anchor_table(thresholds or {})
         self.anchors = Anchors(self.point_range, (grid[0] // 2, grid[1] // 2), self.classes, table)
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
         """Pillars are points; every other tap is a bird's-eye-view grid; class scores are always there."""
-        taps = side.get("taps") or {}
-        kinds: dict[str, Kind] = {"pillars": Points}
-        kinds |= {name: Grid for name in taps}
-        return kinds | {"logits": Logits}
+        taps: dict[str, Kind] = dict.fromkeys(side.get("taps") or {}, Grid)
+        return {"pillars": Points, **taps, "logits": Logits}
 
     # ---- data -------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _source(self) -> tuple[Path, Sensors, Split, str]:
-        options = self.options
+    def _source(self) -> tuple[Path, Sensors, Split, str, str]:
+        options, made = self.options, ""
         if options.root is None:
-            root, identity = self._simulated()
+            root, made = self._simulated()
         else:
             root = Path(options.root).expanduser()
             if not root.is_dir():
                 expected = "expected KITTI's layout (training/, ImageSets/)"
                 raise KDBenchError(f"data.root={root}: there is no such folder, {expected}")
-            identity = ""
         sensors = replace(self.sensors, scan=ScanLayout()) if options.root is None else self.sensors
         split = Split.of(root, options.train, options.test, sensors.camera)
         names = sorted({*split.train, *split.val, *split.test})
         read = [asdict(sensors)] if sensors != Sensors() else []  # KITTI's own way is not named
-        identity = digest(
-            [identity or content_digest(root, names, self.store), split.train, split.val, split.test, *read]
-        )
-        return root, sensors, split, identity
+        learned = [*split.train, *split.val]
+        contents = [made, made] if made else content_digests(root, names, self.store, learned)
+        identity = digest([contents[0], split.train, split.val, split.test, *read])
+        return root, sensors, split, identity, digest([contents[1], split.train, split.val, *read])
 
     @cached_property
     def _data(self) -> tuple[Frames, Split]:
-        root, sensors, split, identity = self._source
+        root, sensors, split, identity, _ = self._source
         names = sorted({*split.train, *split.val, *split.test})
         key = digest([identity, self.classes, source_digest(["tasks.pointcloud.frames"])])
         product = self.store.product(
@@ -264,13 +250,14 @@ class PointCloud(Task):
         """Returns what a record says of the data set."""
         if self._restored is not None:
             return self._restored
-        _, _, split, identity = self._source
+        _, _, split, identity, learned = self._source
         embedded = self.options.root is None
         return DatasetInfo(
             ("kitti-simulated" if embedded else "kitti") + ("" if self.options.camera else "-no-camera"),
             embedded,
             identity,
             {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
+            learned,
             classes=self.classes,
             inputs=self._inputs(),
         )
@@ -305,22 +292,19 @@ class PointCloud(Task):
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns the loaders."""
-        frames, split = self._data
-        options = self.options
-        augment = Augment(**check("data.augment", Augment, {"point_range": self.point_range, **options.augment}))
-        for name in augment.sample:
-            if name not in KITTI_ANCHORS:
-                found = f"data.augment.sample.{name}: there is no such class"
-                raise KDBenchError(f"{found}: {nearest(name, KITTI_ANCHORS)}")
-        return KittiData(frames, split, self.point_range, augment, options.batch_size, options.workers, seed)
+        options, transforms = self.options, transforms_of(self.options.transforms, self.point_range)
+        return KittiData(*self._data, self.point_range, transforms, options.batch_size, options.workers, seed)
+
+    def augmented(self) -> bool:
+        """Says whether scans are moved, or objects pasted into them."""
+        return transforms_of(self.options.transforms, self.point_range).active
 
     # ---- model ------------------------------------------------------------------------------------------------
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
         """Creates a detector over this task's range, pillars and classes."""
         own = {"point_range": self.point_range, "pillar": self.pillar, "classes": self.classes}
-        model = instantiate("pair.architecture", {**own, **architecture})
-        assert isinstance(model, nn.Module)
+        model: nn.Module = instantiate("pair.architecture", {**own, **architecture})
         return model
 
     def forward(self, model: nn.Module, inputs: Any) -> PillarOutputs:
@@ -337,17 +321,23 @@ class PointCloud(Task):
         cells = torch.nn.functional.pad(outputs.coords[:, [2, 1]].float(), (0, 1))
         size = cells.new_tensor([*self.pillar, self.point_range[5] - self.point_range[2]])
         coords = cells.new_tensor(self.point_range[:3]) + (cells + 0.5) * size
-        pillars = Points(outputs.pillars, coords, outputs.coords[:, 0], outputs.counts)
-        features: dict[str, Feature] = {"pillars": pillars}
+        features: dict[str, Feature] = {}
+        features["pillars"] = Points(outputs.pillars, coords, outputs.coords[:, 0], outputs.counts)
         canvas = grid_shape(self.point_range, self.pillar)
         for name, value in taps.items():
             value = value[-1] if isinstance(value, list) else value
             features[name] = Grid(value, (canvas[0] / value.shape[2], canvas[1] / value.shape[3]))
-        foreground = self._matched(batch) >= 0
-        positives = normalizer(foreground.sum())
-        weight = torch.where(foreground, 1.0 / positives, 1.0 / (foreground.numel() - positives).clamp(min=1))
-        mask = None if batch.distilled is None else batch.distilled[:, None].expand(weight.shape)
-        return features | {"logits": Logits(outputs.cls, mask=mask, weight=weight, law="bernoulli")}
+        return features | {"logits": self.mark(Logits(outputs.cls, law="bernoulli"), batch)}
+
+    def mark(self, feature: Feature, batch: Batch) -> Feature:
+        """Gives class scores the mask and the weight of each anchor."""
+        if isinstance(feature, Logits):
+            foreground = self._matched(batch) >= 0
+            positives = normalizer(foreground.sum())
+            weight = torch.where(foreground, 1.0 / positives, 1.0 / (foreground.numel() - positives).clamp(min=1))
+            mask = None if batch.distilled is None else batch.distilled[:, None].expand(weight.shape)
+            return replace(feature, mask=mask, weight=weight)
+        return feature
 
     def _matched(self, batch: Batch) -> Tensor:
         """Assigns anchors once per batch, whoever asks first."""
@@ -466,8 +456,12 @@ class PointCloud(Task):
         return {"object3d": picture.media(**self._look(batch, models), classes=self.classes)}
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
-        """No operation of the augmentation axis applies to scans yet."""
-        return {}
+        """``warp``: a rigid pose and a scale; ``swap_sectors`` and ``paste_instances`` mix scans."""
+        return {
+            "warp": rigid_warp(self.point_range, self.anchors.grid),
+            "swap_sectors": swap_sectors,
+            "paste_instances": paste_instances(self.point_range),
+        }
 
     def read(self, path: Path) -> Batch:
         """Reads a ``.bin`` scan; one in KITTI's layout is cropped to the camera's view with its calibration."""

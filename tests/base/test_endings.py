@@ -31,7 +31,7 @@ class Slow(toy.Patterns):
 class Data(toy.Data):
     def _loader(self, split, size):
         train = split in ("train", "meta")
-        return SeededLoader(Slow(size, split, self.seed), 16, self.seed, toy.collate, train=train, workers=2)
+        return SeededLoader(Slow(size, split), 16, self.seed, toy.collate, train=train, workers=2)
 
 class Toy(CliToy):
     def data(self, seed):

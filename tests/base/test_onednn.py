@@ -88,7 +88,7 @@ from torch import nn
 from torch.nn import functional as F
 from kdbench.base.onednn import keep_sound
 
-keep_sound()
+keep_sound([torch.empty(8, 6)])
 images = torch.randn(2, 6, 16, 16).contiguous(memory_format=torch.channels_last)
 last = torch.empty(8, 6, 1, 1, memory_format=torch.channels_last).normal_()
 plain = last.clone(memory_format=torch.contiguous_format)
@@ -111,7 +111,7 @@ def test_functions_transposed_and_lazy_modules_do_not_reach_it(isa):
 
 
 def test_gradients_are_those_of_double_precision():
-    keep_sound()
+    keep_sound(nn.Conv2d(6, 8, 1, 2).parameters())
     torch.manual_seed(0)
     net: Any
     for net in (nn.Conv2d(6, 8, 1, 2), nn.ConvTranspose2d(6, 7, 1, 2, output_padding=1), nn.Conv2d(6, 8, 1, (1, 2))):
@@ -140,6 +140,26 @@ def test_gradients_are_those_of_double_precision():
 def test_what_is_kept_from_it(channels, kernel, stride, groups, dtype, expected):
     images, weight = torch.zeros(1, channels, 8, 8, dtype=dtype), torch.zeros(8, channels, kernel, kernel)
     assert faulty(images, weight, [stride, stride], groups) is expected
+
+
+COUNTED = """
+import sys
+import torch
+from torch import nn
+from kdbench.base import onednn
+
+for made in sys.argv[1:]:
+    onednn.keep_sound(eval(made).parameters())
+    print(len(onednn._libraries))
+"""
+
+
+def test_other_convolutions_take_no_detour():
+    """One detour for each gradient of a convolution costs more than all else that the engine does in a small step."""
+    made = ["nn.Conv2d(16, 32, 1, 2)", "nn.Conv2d(3, 8, 3, 2)", "nn.Conv2d(4, 8, 1, 2, groups=4)", "nn.Linear(6, 8)"]
+    command = [sys.executable, "-c", COUNTED, *made, "nn.LazyConv2d(8, 1, 2)"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=True)
+    assert done.stdout.split() == ["0", "0", "0", "1", "1"]
 
 
 def test_the_watch_names_layers_once():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from kdbench.base.weights import load_weights, read_weights, save_weights
 from kdbench.errors import KDBenchError
-from kdbench.training.distiller import channels_last
+from kdbench.training.layout import channels_last
 from tests.toy import Net, same, weights
 
 

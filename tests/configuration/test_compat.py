@@ -21,6 +21,18 @@ class Cloud(Method):
     needs = (Need("points", Points),)
 
 
+class Levels(Method):
+    needs = (Need("level", Grid, pyramid=True), Need("maps", (Logits, Grid), given={Logits: "dense_label"}))
+
+
+class Pyramid(Toy):
+    capabilities = Toy.capabilities | {"pyramid"}
+
+
+class Mapped(Toy):
+    capabilities = Toy.capabilities | {"dense_label"}
+
+
 class Heads(Toy):
     @classmethod
     def kinds(cls, side):
@@ -51,6 +63,19 @@ def test_a_need_for_each_binds_to_all_of_its_kind_and_to_one_as_to_one():
     assert bind(PerHead, Heads, PAIR) == {"logits": ["verb", "object"]}
     assert bind(PerHead, Heads, PAIR, {"logits": ["object"]}) == {"logits": "object"}
     assert bind(PerHead, Toy, PAIR) == {"logits": "logits"}
+
+
+def test_a_pyramid_is_read_whole_and_other_grids_one_by_one():
+    assert bind(Levels, Pyramid, PAIR)["level"] == ["stem", "body"]
+    assert bind(Levels, Toy, PAIR)["level"] == "body"
+    for task in (Toy, Pyramid):
+        assert bind(Levels, task, PAIR, {"level": ["stem", "body"]})["level"] == ["stem", "body"]
+        assert bind(Levels, task, PAIR, {"level": "stem"})["level"] == "stem"
+
+
+def test_a_kind_may_serve_under_a_capability_alone():
+    assert bind(Levels, Toy, PAIR)["maps"] == "body"
+    assert bind(Levels, Mapped, PAIR)["maps"] == "logits"
 
 
 @pytest.mark.parametrize(

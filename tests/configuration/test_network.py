@@ -44,10 +44,14 @@ def test_a_teacher_is_named_as_a_student_is(override):
         "seed": 0,
         "init_from": None,
         "answers": None,
+        "replay": None,
+        "replay_limit": 2.0,
+        "replay_dtype": "float32",
         "expect": None,
         "tolerance": 1.0,
         "trainer": {},
         "data": {},
+        "augment": {"name": "none"},
     }
     assert loaded["student"] == {"init_from": None, "trainer": {}}
 

@@ -21,6 +21,9 @@ N, C = 4, 6
 LABELS = torch.arange(N)
 Shape = tuple[int, ...]
 LOGITS, VECTORS, OTHER_VECTORS, GRID, WIDER = (N, C), (N, 8), (N, 5), (N, 5, 4, 4), (N, 7, 4, 4)
+#: Sources and targets of edges between the rows, and the graph of each row.
+EDGES, GRAPHS = torch.tensor([[0, 1, 2, 3, 1, 0], [1, 0, 0, 2, 3, 0]]), torch.tensor([0, 0, 1, 1])
+REGIONS = torch.arange(N * 16).view(N, 4, 4) % 4 - 1
 #: Largest number of float16, about.
 HUGE = 6e4
 BOUND = 1e4
@@ -45,6 +48,11 @@ def nce(student: Tensor, teacher: Tensor) -> Tensor:
     return K.nce_loss(logits - K.log_normalizer(logits, N), N)
 
 
+def valid(boxes: Tensor) -> Tensor:
+    """Boxes of some area."""
+    return torch.cat([boxes[:, :2], boxes[:, :2] + 1 + boxes[:, 2:4].abs()], 1)
+
+
 #: By name, its variants behind a colon: a scalar of student and teacher, and both their shapes.
 CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
     "activation_boundary_loss": (K.activation_boundary_loss, GRID, GRID),
@@ -54,20 +62,58 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
     "attention_transfer_loss:1": (lambda s, t: K.attention_transfer_loss(s, t, power=1.0), GRID, WIDER),
     "balanced_loss": (K.balanced_loss, LOGITS, LOGITS),
     "balanced_loss:bernoulli": (lambda s, t: K.balanced_loss(s, t, law="bernoulli"), LOGITS, LOGITS),
+    "box_overlap_loss": (
+        lambda s, t: K.box_overlap_loss(valid(s.float()), valid(t.float()), torch.ones(N), torch.tensor(N)),
+        VECTORS,
+        VECTORS,
+    ),
     "channel_correlation_loss": (K.channel_correlation_loss, GRID, GRID),
+    "category_similarity_loss": (K.category_similarity_loss, GRID, GRID),
+    "channel_wise_loss": (K.channel_wise_loss, GRID, GRID),
     "class_attention_loss": (K.class_attention_loss, GRID, GRID),
     "class_attention_loss:raw": (lambda s, t: K.class_attention_loss(s, t, normalize=False), GRID, GRID),
+    "class_variation_loss": (lambda s, t: K.class_variation_loss(s, t, REGIONS, 3), GRID, WIDER),
     "contrast_loss": (lambda s, t: K.contrast_loss(K.contrast_similarities(s, t), LABELS), VECTORS, VECTORS),
     "contrast_transfer_loss": (with_labels(K.contrast_transfer_loss), LOGITS, LOGITS),
     "correlation_congruence_loss": (K.correlation_congruence_loss, VECTORS, OTHER_VECTORS),
+    "critic_loss": (K.critic_loss, VECTORS, VECTORS),
+    "critic_loss:wgan": (lambda s, t: K.critic_loss(s, t, "wgan"), VECTORS, VECTORS),
+    "cross_image_loss": (K.cross_image_loss, GRID, WIDER),
     "distance_loss": (K.distance_loss, VECTORS, OTHER_VECTORS),
+    "edge_attention_loss": (
+        lambda s, t: K.edge_attention_loss(s[:, 0].softmax(0), t[:, 0].softmax(0), torch.zeros(N, dtype=torch.long)),
+        VECTORS,
+        VECTORS,
+    ),
     "factor_loss": (K.factor_loss, GRID, GRID),
     "factor_loss:paper": (lambda s, t: K.factor_loss(s, t, faithful="paper"), GRID, GRID),
+    "focal_attention_loss": (K.focal_attention_loss, GRID, GRID),
+    "focal_feature_losses": (
+        lambda s, t: total(K.focal_feature_losses(s, t, torch.ones(N, 4, 4), torch.ones(N, 4, 4))),
+        GRID,
+        GRID,
+    ),
     "fsp_loss": (first_and_flipped(K.fsp_loss), GRID, GRID),
     "fused_loss": (lambda s, t: K.fused_loss(s, t, LABELS, 0.5), LOGITS, LOGITS),
+    "global_structure_loss": (K.global_structure_loss, VECTORS, OTHER_VECTORS),
     "gram_loss": (lambda s, t: K.gram_loss(s.softmax(1), t.softmax(1)), LOGITS, LOGITS),
     "hierarchical_context_loss": (K.hierarchical_context_loss, GRID, GRID),
     "hint_loss": (K.hint_loss, GRID, GRID),
+    "imitation_loss": (
+        lambda s, t: K.imitation_loss([s], [t], [torch.ones(N, 4, 4, dtype=torch.bool)]),
+        GRID,
+        GRID,
+    ),
+    "instance_losses": (
+        lambda s, t: total(K.instance_losses(s[..., :5], t[..., :4].sigmoid(), s[..., 0] > 0, t[..., 0] > 0)),
+        (N, 3, 8),
+        (N, 3, 8),
+    ),
+    "instance_value_loss": (
+        lambda s, t: K.instance_value_loss(s, t, torch.ones(N, 2, 3)),
+        (N, 2, 3, 4),
+        (N, 2, 3, 4),
+    ),
     "inter_class_loss": (K.inter_class_loss, LOGITS, LOGITS),
     "inter_class_loss:1": (lambda s, t: K.inter_class_loss(s, t, 1.0), LOGITS, LOGITS),
     "intra_class_loss": (K.intra_class_loss, LOGITS, LOGITS),
@@ -83,6 +129,18 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
         LOGITS,
     ),
     "local_graph_loss": (K.local_graph_loss, (N, 3, 5), (N, 3, 5)),
+    "local_structure_loss": (lambda s, t: K.local_structure_loss(s, t, EDGES), VECTORS, OTHER_VECTORS),
+    "local_structure_loss:code": (
+        lambda s, t: K.local_structure_loss(s, t, EDGES, faithful="code"),
+        VECTORS,
+        OTHER_VECTORS,
+    ),
+    "localisation_loss": (
+        lambda s, t: K.localisation_loss(s.view(N, 1, 4, 2), t.view(N, 1, 4, 2), torch.ones(N, 1)),
+        VECTORS,
+        VECTORS,
+    ),
+    "memory_loss": (lambda s, t: K.memory_loss(unit(s.float()), unit(t.float()), torch.eye(8)), VECTORS, VECTORS),
     "mgd_loss": (K.mgd_loss, GRID, GRID),
     "mlkd_losses": (mlkd("code"), LOGITS, LOGITS),
     "mlkd_losses:paper": (mlkd("paper"), LOGITS, LOGITS),
@@ -91,12 +149,19 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
     "neighbour_product_loss": (K.neighbour_product_loss, VECTORS, VECTORS),
     "nkd_non_target_loss": (with_labels(K.nkd_non_target_loss), LOGITS, LOGITS),
     "nkd_target_loss": (with_labels(K.nkd_target_loss), LOGITS, LOGITS),
+    "node_contrast_loss": (K.node_contrast_loss, VECTORS, VECTORS),
+    "node_energy_loss": (lambda s, t: K.node_energy_loss(s, t, GRAPHS), VECTORS, OTHER_VECTORS),
     "nst_loss": (K.nst_loss, GRID, WIDER),
     "ofa_loss": (with_labels(K.ofa_loss), LOGITS, LOGITS),
+    "pair_wise_loss": (K.pair_wise_loss, GRID, WIDER),
     "partial_distance": (lambda s, t: K.partial_distance(s, t, -torch.ones(5)), GRID, GRID),
+    "path_consistency_loss": (K.path_consistency_loss, GRID, GRID),
+    "pearson_feature_loss": (K.pearson_feature_loss, GRID, GRID),
+    "pixel_similarity_loss": (first_and_flipped(K.pixel_similarity_loss), GRID, WIDER),
     "pkt_loss": (K.pkt_loss, VECTORS, OTHER_VECTORS),
     "pkt_loss:paper": (lambda s, t: K.pkt_loss(s, t, faithful="paper"), VECTORS, OTHER_VECTORS),
     "pruned_loss": (lambda s, t: K.pruned_loss(torch.tensor(1.0), s, t, 0.5), LOGITS, LOGITS),
+    "quality_focal_loss": (lambda s, t: K.quality_focal_loss(s, t, torch.tensor(2)), LOGITS, LOGITS),
     "self_guided_loss": (lambda s, t: K.self_guided_loss(s, LABELS, t), LOGITS, LOGITS),
     "self_training_loss": (K.self_training_loss, LOGITS, LOGITS),
     "similarity_preserving_loss": (K.similarity_preserving_loss, VECTORS, OTHER_VECTORS),
@@ -110,14 +175,16 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
     "token_local_loss": (lambda s, t: K.token_local_loss(s, t, 2), VECTORS, OTHER_VECTORS),
     "ttm_loss": (K.ttm_loss, LOGITS, LOGITS),
     "ttm_loss:weighted": (lambda s, t: K.ttm_loss(s, t, weighted=True), LOGITS, LOGITS),
+    "vae_losses": (lambda s, t: total(K.vae_losses(t, s, s.flatten(1), torch.zeros(N, 80))), GRID, GRID),
     "vid_loss": (lambda s, t: K.vid_loss(s, t, torch.ones(5)), GRID, GRID),
     "virtual_teacher_loss": (lambda s, t: K.virtual_teacher_loss(s, LABELS), LOGITS, LOGITS),
     "wsld_loss": (with_labels(K.wsld_loss), LOGITS, LOGITS),
 }
 #: Grow with a power of the features, and so do their gradients.
 GROWS = {"activation_boundary_loss", "class_attention_loss:raw", "fsp_loss", "hierarchical_context_loss", "hint_loss"}
+GROWS |= {"focal_feature_losses", "imitation_loss"}
 GROWS |= {"local_graph_loss", "mgd_loss", "neighbour_product_loss", "partial_distance", "simkd_loss", "srrl_losses"}
-GROWS |= {"vid_loss"}
+GROWS |= {"vae_losses", "vid_loss"}
 
 
 def inputs(shape: Shape, side: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdbench.base import rng
 from kdbench.errors import KDBenchError
-from kdbench.functional.pool import average_pool, global_average, pool_to_smaller
+from kdbench.functional.pool import average_pool, global_average, pool_to_smaller, resize
 
 
 def noise(*shape: int) -> Tensor:
@@ -24,6 +24,18 @@ def test_averages(space):
     assert average_pool(grid, space) is grid
     vector = grid.flatten(2)[..., 0]
     assert global_average(vector) is vector
+
+
+@pytest.mark.parametrize("space", [(4,), (4, 6), (2, 4, 6)])
+def test_resizing_is_linear(space):
+    """A ramp along each axis stays one, at the centres of the new cells; beyond the outer centres it is level."""
+    for axis, n in enumerate(space):
+        shape = [n if i == axis else 1 for i in range(len(space))]
+        ramp = torch.arange(n, dtype=torch.float64).view(1, 1, *shape).expand(1, 1, *space)
+        larger = resize(ramp, [2 * m for m in space])
+        centres = ((torch.arange(2 * n) + 0.5) / 2 - 0.5).clamp(0, n - 1).double()
+        torch.testing.assert_close(larger.movedim(2 + axis, -1).reshape(-1, 2 * n)[0], centres)
+    assert resize(ramp, space) is ramp
 
 
 @pytest.mark.parametrize("space", [(4,), (4, 6), (4, 6, 2)])

@@ -19,8 +19,8 @@ from kdbench.optim import cosine, make_optimizer
 from kdbench.roles.cast import Cast
 from kdbench.signals import Context, Signals
 from kdbench.task import Batch, Task
-from kdbench.training.distiller import channels_last
 from kdbench.training.fit import Training
+from kdbench.training.layout import channels_last
 from tests import toy
 from tests.methods.harness import Hand, yaml
 

@@ -4,10 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.features import Grid
-from kdbench.methods.blocks import BatchNorm, connector, conv, deconv, levels, projectors
+from kdbench.methods.blocks import BatchNorm, connector, conv, deconv, label_map, levels, projectors
+from kdbench.roles.cast import Cast
+from kdbench.signals import Signals
+from kdbench.task import Batch
 from tests.methods.harness import Bench, normal
+from tests.methods.maps import Labelled
 
 
 @pytest.mark.parametrize("space", [(4,), (3, 4), (2, 3, 4)])
@@ -63,3 +68,15 @@ def test_levels_pair_what_both_sides_give():
     assert len(levels(signals, "stages")) == 2
     with pytest.raises(KDBenchError, match="gives 2 feature, expected at least 3"):
         levels(signals, "stages", at_least=3)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (2, 3), (3, 4), (8, 12), (1, 1)])
+def test_a_label_map_takes_the_middle_of_a_cell(size):
+    found = torch.randint(-1, 5, (3, 4, 6), generator=rng.generator(0, "labels"))
+    batch = Batch(None, None, torch.arange(3))
+    signals = Signals(Cast(Labelled(found), {}, {}), {"student": {"main": batch}})
+    expected = torch.nn.functional.interpolate(found[:, None].double(), size, mode="nearest-exact")[:, 0]
+    assert torch.equal(label_map(signals, size), expected.long())
+    batch.supervised = torch.tensor([True, False, True])
+    expected[1] = -1
+    assert torch.equal(label_map(signals, size), expected.long())

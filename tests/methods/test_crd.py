@@ -172,4 +172,4 @@ def test_trains_on_the_engine(tmp_path: Path):
     assert manifest["terms"]["crd"]["last"] < manifest["terms"]["crd"]["first"]
     assert method.estimated
     torch.testing.assert_close(method.bank_student.norm(dim=1), torch.ones(64))
-    assert torch.equal(method.classes, toy.Patterns(64, "train", 0).labels)
+    assert torch.equal(method.classes, toy.Patterns(64, "train").labels)

@@ -56,7 +56,7 @@ def test_equation_without_a_mask():
     """Two convolutions of size 3 with a ReLU between, after one of size 1, in float64 from the parameters."""
     made = bench(ratio=0.0)
     method: Any = made.method
-    align, (first, _, second) = method.align, method.generate
+    (align,), ((first, _, second),) = method.align, method.generate
     values, target = (leaf.double() for leaf in (made.student[0], made.teacher[0]))
     aligned = torch.einsum("bchw,kc->bkhw", values, align.weight.flatten(1).double()) + align.bias[:, None, None]
 
@@ -76,7 +76,7 @@ def test_equation_without_a_mask():
 @pytest.mark.parametrize(("mask", "dims"), [("channels", (2, 3)), ("positions", (1,))])
 def test_a_mask_takes_whole_channels_or_whole_positions_of_the_aligned_feature(mask, dims):
     made = bench((2, 8, 6, 6), (2, 8, 6, 6), ratio=0.5, mask=mask)
-    assert isinstance(made.method.align, nn.Identity)
+    assert isinstance(made.method.align[0], nn.Identity)
     seen = made.gradients()["student.0"] != 0
     share = seen.any(dims).float().mean()
     assert 0.2 < share < 0.8
@@ -86,7 +86,7 @@ def test_a_mask_takes_whole_channels_or_whole_positions_of_the_aligned_feature(m
 def test_maps_of_different_sizes_are_pooled_to_the_smaller():
     made = bench((2, 4, 6, 4), (2, 8, 3, 8), ratio=0.0)
     made.method.eval()
-    generated = made.method.generate(made.method.align(average_pool(made.student[0], (3, 4))))
+    generated = made.method.generate[0](made.method.align[0](average_pool(made.student[0], (3, 4))))
     expected = mgd_loss(generated, average_pool(made.teacher[0], (3, 4)))
     assert made.loss().item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -94,8 +94,24 @@ def test_maps_of_different_sizes_are_pooled_to_the_smaller():
 def test_zero_where_the_block_gives_the_teacher():
     made = bench((2, 8, 4, 4), (2, 8, 4, 4), ratio=0.0)
     with torch.no_grad():
-        made.teacher[0].copy_(made.method.generate(made.student[0]))
+        made.teacher[0].copy_(made.method.generate[0](made.student[0]))
     assert made.loss().item() == 0
+
+
+def test_each_level_of_a_pyramid_has_a_block_of_its_own_and_they_add_up():
+    grids = {r: {n: Grid(normal(2, 3, k, k, name=r + n)) for n, k in (("p3", 4), ("p4", 2))} for r in "st"}
+    both = Bench("mgd", grids["s"], grids["t"], {"feature": ["p3", "p4"]}, ratio=0.0)
+    check_gradients(both)
+    blocks = zip(both.method.generate, both.student, both.teacher, strict=True)
+    expected = sum(mgd_loss(generate(s), t).item() for generate, s, t in blocks)
+    assert both.loss().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_masks_of_two_levels_differ():
+    student, teacher = ({name: Grid(normal(2, 64, 3, 3)) for name in ("p3", "p4")} for _ in range(2))
+    made = Bench("mgd", student, teacher, {"feature": ["p3", "p4"]}, ratio=0.5)
+    seen = [made.gradients()[f"student.{i}"].flatten(2).any(2) for i in range(2)]
+    assert not torch.equal(*seen)
 
 
 def test_empty_batch_and_low_precision():

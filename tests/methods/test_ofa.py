@@ -150,3 +150,21 @@ def test_a_head_without_labels_is_one_line():
         made.terms()
     with pytest.raises(KDBenchError, match=r"method.gamma: found 0.0; input should be greater than 0"):
         bench(gamma=0.0)
+
+
+def test_of_a_map_of_scores_the_exits_are_maps_of_its_size():
+    space, features = (8, 6), {n: Grid(normal(2, *shape, name=n)) for n, shape in GRIDS.items()}
+    mask = torch.rand(2, *space, generator=rng.generator(0, "mask")) < 0.7
+    target = torch.randint(5, (2, *space), generator=rng.generator(0, "target"))
+    heads = [Logits(normal(2, 5, *space, name=n), class_dim=1, mask=mask, target=target) for n in ("s", "t")]
+    made = Bench("ofa", {"logits": heads[0], **features}, {"logits": heads[1]}, {"stages": list(features)})
+    made.method.eval()
+    expected = 0.0
+    for branch, stage in zip(made.method.branches, made.student[1:], strict=True):
+        scores = torch.nn.functional.interpolate(branch(stage), space, mode="bilinear")
+        mine, taught = (x.movedim(1, -1)[mask] for x in (scores, made.teacher[0]))
+        expected += ofa_loss(mine, taught, target[mask], 1.5).item()
+    assert made.terms()["ofa_branches"].item() == pytest.approx(expected, rel=1e-5)
+    tokens = stages("tokens", 2)
+    with pytest.raises(KDBenchError, match="an exit of tokens gives a class a sample, not a map"):
+        Bench("ofa", {"logits": heads[0], **tokens}, {"logits": heads[1]}, {"stages": list(tokens)})

@@ -14,7 +14,7 @@ from kdbench.features import Logits
 from kdbench.functional.self_guided import self_guided_loss
 from kdbench.methods.self_guided import SelfGuided
 from kdbench.optim import cosine, make_optimizer
-from kdbench.training.distiller import channels_last
+from kdbench.training.layout import channels_last
 from tests.methods.harness import Bench, check_deterministic, check_gradients, differ, normal
 from tests.methods.real import training
 from tests.toy import SGD, Toy, same, weights

@@ -111,7 +111,7 @@ def test_the_file_has_the_fields_of_the_protocol(tmp_path: Path) -> None:
     data = json.loads((write(tmp_path) / "run.json").read_text())
     top = """schema_version protocol run_id spec_hash content_hash code_digest status reason flags
         task method pair augment quant preset seed options fidelity origin command tuning
-        dataset primary scores gap_closed gap_reason cost models networks terms provenance"""
+        dataset primary scores gap_closed gap_reason cost models networks terms files provenance"""
     assert set(data) == set(top.split())
     assert (data["schema_version"], data["protocol"]) == (3, "1")
     assert set(data["scores"]) == {"teacher", "scratch", "student"}

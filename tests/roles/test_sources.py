@@ -175,3 +175,30 @@ def test_a_tapped_model_answers_with_the_tapped_tensor(images, tap):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in tapped.modules())
     with pytest.raises(KDBenchError, match="no module 'bdy'"):
         Tapped(net, "bdy")
+
+
+def test_a_compiled_network_gives_its_taps_and_gradients_as_before():
+    net, images = Net(4, dropout=0.0).eval(), torch.randn(6, 3, 8, 8)
+    batch = Batch(images, torch.zeros(6, dtype=torch.long), torch.arange(6))
+    network, plain = Network(Toy(), net, TAPS), Network(Toy(), net, TAPS)
+    network.compiles(backend="eager", fullgraph=True)
+    network.compiles(backend="eager")  # once is enough
+    for part in (batch, batch.with_inputs(images + 1)):
+        found, expected = network.answer(part), plain.answer(part)
+        assert found.features.keys() == expected.features.keys()
+        for name, feature in expected.features.items():
+            torch.testing.assert_close(found.features[name].values, feature.values)
+        net(images)  # a validation: what its hooks caught is not the next answer
+        grads = [
+            torch.autograd.grad(a.features["stem"].values.square().sum(), [next(net.stem.parameters())])[0]
+            for a in (found, expected)
+        ]
+        torch.testing.assert_close(*grads)
+    params = {name: 2 * value for name, value in net.named_parameters()}
+    assert torch.equal(network.answer(batch, params).outputs, plain.answer(batch, params).outputs)
+
+
+def test_a_network_whose_taps_count_calls_is_not_compiled():
+    network = Network(Toy(), Twin(), {"second": "shared@2"})
+    network.compiles(backend="eager")
+    assert network._compiled is None

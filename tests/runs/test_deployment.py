@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from kdbench import predict
@@ -197,3 +198,15 @@ def test_a_record_of_version_1_opens_its_data(trained, own, tmp_path, capsys):
     shutil.rmtree(trained / "data")
     assert predict.main([str(own), str(image)]) == 1
     assert "there is no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["classification", "pointcloud"])
+def test_keys_of_earlier_records_are_read_under_their_names_of_today(task):
+    # Records of one schema version stand with either name: which comes first is the file system's.
+    files = sorted((ROOT / "leaderboard" / "records" / task).glob("*/*/config.yaml"))
+    configs = ((file.parent, yaml.safe_load(file.read_text())["data"]) for file in files)
+    run, named = next((run, data["augment"]) for run, data in configs if "augment" in data)
+    read = read_run(run)
+    assert named
+    assert read.config["data"]["transforms"] == named
+    assert "augment" not in read.config["data"]

@@ -17,6 +17,8 @@ from kdbench.records.record import find_records
 from kdbench.runs.deployment import read_run
 from kdbench.runs.trainings import Trainings
 from tests.cli import CommandLine, install
+from tests.compositions import Hard
+from tests.plugins import Mutual
 from tests.toy import Data, Net
 
 
@@ -211,6 +213,18 @@ def test_a_run_without_a_twin_says_why(kdbench):
     assert "scratch" not in record.scores
     assert record.gap_reason == "the student has no labels of its own"
     assert len(kdbench.manifests()) == 2
+
+
+def test_what_stays_in_the_twin_is_said_by_the_plugin_and_not_by_its_axis(stages, monkeypatch):
+    chosen = "method=none", "augment=toy_hard"
+    assert not stages(*chosen).scratch_recipe.plugins
+    monkeypatch.setattr(Hard, "twin", "own_float")
+    twin = stages(*chosen).scratch_recipe
+    assert set(twin.plugins) == {"augment"}
+    assert twin.inputs["teacher"].key == stages("method=none").scratch_recipe.key
+    assert not stages("method=toy_mutual").scratch_recipe.plugins
+    monkeypatch.setattr(Mutual, "twin", "untaught")
+    assert set(stages("method=toy_mutual").scratch_recipe.plugins) == {"method"}
 
 
 def test_a_quantisation_that_is_taught_stays_in_the_twin(stages, kdbench):

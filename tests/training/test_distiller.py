@@ -17,8 +17,9 @@ from kdbench.errors import KDBenchError
 from kdbench.features import Logits
 from kdbench.optim import cosine
 from kdbench.roles.sources import Table
-from kdbench.training.distiller import channels_last, follow
+from kdbench.training.distiller import follow
 from kdbench.training.fit import Training
+from kdbench.training.layout import channels_last
 from tests.plugins import kl
 from tests.toy import Data, Net, Patterns, Toy, collate, recipe, same, training, weights
 
@@ -149,7 +150,7 @@ class SmoothToy(Toy):
         return Smooth(**architecture)
 
     def data(self, seed):
-        loader = SeededLoader(Patterns(64, "train", seed), self.batch, seed, collate, train=True)
+        loader = SeededLoader(Patterns(64, "train"), self.batch, seed, collate, train=True)
         data = Data(seed)
         data.train_dataloader = lambda without_meta=False: loader  # type: ignore[method-assign]
         return data
@@ -313,7 +314,7 @@ def test_a_negative_coefficient_ascends(tmp_path):
     distiller, batch = trained.distiller(), trained.first_batch()
     distiller.rehearse(batch)
     shift = trained.plugins["method"].shift
-    with distiller.rehearsal():
+    with distiller.at_rest():
         (uphill,) = torch.autograd.grad(distiller.every_term(batch)["method"]["hard"], shift)
     first = shift.detach().clone()
     steps: list[torch.Tensor] = []
@@ -488,8 +489,10 @@ def test_a_distiller_that_nobody_rehearsed_does_so_as_it_begins(tmp_path):
     assert any(name.startswith("plugins.method.project") for name in found[0])
 
 
-def test_several_updates_are_not_clipped_by_the_trainer(tmp_path):
+@pytest.mark.parametrize(("key", "own"), [("gradient_clip_val", "clip"), ("accumulate_grad_batches", "accumulate")])
+def test_several_updates_are_not_clipped_or_accumulated_by_the_trainer(tmp_path, key, own):
     trained = training(tmp_path, "Mutual")
-    fit = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, gradient_clip_val=1.0)
-    with pytest.raises(KDBenchError, match=r"Optimization\(clip=…\), not the Trainer's"):
+    options: dict[str, Any] = {key: 2}
+    fit = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    with pytest.raises(KDBenchError, match=rf"Optimization\({own}=…\), not the Trainer's$"):
         fit.fit(trained.distiller(), trained.data.train_dataloader())

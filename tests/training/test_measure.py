@@ -3,8 +3,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from kdbench.base.store import Store
 from kdbench.task import ExportPlan
-from kdbench.training.measure import PeakMemory, count_macs, count_params, latency_ms
+from kdbench.training.measure import PeakMemory, count_macs, count_params, latency, latency_once
+from kdbench.training.processes import threads
 
 
 def test_parameters_are_counted_once():
@@ -33,10 +35,32 @@ def test_latency_runs_the_example_in_eval_mode():
     module = nn.BatchNorm1d(3)
     runs: list[bool] = []
     module.register_forward_hook(lambda *_: runs.append(module.training))
-    assert latency_ms(ExportPlan(module, (torch.ones(1, 3),), ("x",)), repeats=7, warmup=2) > 0
+    found = latency(ExportPlan(module, (torch.ones(1, 3),), ("x",)), repeats=7, warmup=2)
+    assert 0 < found.median_ms <= found.p90_ms
     assert runs == [False] * 9
-    assert latency_ms(ExportPlan(module, (torch.ones(1, 3),), ("x",)), budget_s=0.0) > 0
+    assert latency(ExportPlan(module, (torch.ones(1, 3),), ("x",)), budget_s=0.0).median_ms > 0
     assert len(runs) == 9 + 10
+
+
+def test_a_network_is_timed_once_on_a_machine(tmp_path):
+    store, runs = Store(tmp_path), []
+
+    def plan(width, value=0.0):
+        layer = nn.Linear(3, width)
+        nn.init.constant_(layer.weight, value)
+        module = nn.Sequential(layer, nn.ReLU())
+        module.register_forward_hook(lambda *_: runs.append(width))
+        return ExportPlan(module, (torch.ones(1, 3),), ("x",))
+
+    first = latency_once(plan(4), store)
+    once = len(runs)
+    assert latency_once(plan(4, value=1.0), store) == first, "its weights do not matter"
+    assert len(runs) == once
+    latency_once(plan(5), store)
+    assert runs[once:] == [5] * once
+    with threads(2 if torch.get_num_threads() == 1 else 1, 1):
+        latency_once(plan(4), store)
+    assert len(runs) == 3 * once
 
 
 def test_peak_memory_sees_what_the_block_holds():

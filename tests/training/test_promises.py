@@ -10,14 +10,16 @@ import pytest
 import torch
 from lightning import LightningDataModule
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Grid, Values, Vector
-from kdbench.task import Batch, DatasetInfo
+from kdbench.task import Batch, DatasetInfo, Task
 from kdbench.training.fit import Training
 from kdbench.training.promises import check_promises
 from tests.cli import CliToy, CommandLine
+from tests.dense import Dense
+from tests.dense import Net as DenseNet
 from tests.plugins import Hint
 from tests.toy import Data, Toy, recipe, same, teacher_file, weights
 
@@ -58,18 +60,18 @@ def test_a_task_that_keeps_them_is_left_as_it_was(tmp_path, method):
     assert made.cast.passes == {}
 
 
-def described(**changes: Callable[[Any], Feature]) -> dict[str, Any]:
+def described(of: type[Task] = Toy, **changes: Callable[[Any], Feature]) -> dict[str, Any]:
     """A task whose features are other than it says."""
 
     def describe(self: Any, outputs: Tensor, taps: Mapping[str, Tensor], batch: Batch) -> dict[str, Feature]:
-        features = Toy.describe(self, outputs, taps, batch)
+        features = of.describe(self, outputs, taps, batch)
         return features | {name: change(features[name]) for name, change in changes.items()}
 
     return {"describe": describe}
 
 
-def logits(**changes: Callable[[Any], Any]) -> dict[str, Any]:
-    return described(logits=lambda f: replace(f, **{name: change(f) for name, change in changes.items()}))
+def logits(of: type[Task] = Toy, **changes: Callable[[Any], Any]) -> dict[str, Any]:
+    return described(of, logits=lambda f: replace(f, **{name: change(f) for name, change in changes.items()}))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,84 @@ def test_capabilities(tmp_path, monkeypatch, capability, changes, line):
     monkeypatch.setattr(Hint, "requires", frozenset({capability}))
     with pytest.raises(KDBenchError, match=f"^task toy: it declares the capability '{capability}', but .*{line}"):
         check(made)
+
+
+class Painted(Dense):
+    """The dense toy, with what a promise asks of any task."""
+
+    def __init__(self) -> None:
+        pass
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        return DenseNet(architecture["width"], architecture.get("label_channel", False))
+
+
+def ops(**changes: Any) -> dict[str, Any]:
+    return {"ops": lambda self: {**Dense.ops(self), **changes}}
+
+
+class Deaf(DenseNet):
+    """Without the label channel it reads the first one twice."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.shape[1] == self.channels else torch.cat([images, images[:, :1]], 1))
+
+
+@pytest.mark.parametrize(
+    ("capability", "changes", "line"),
+    [
+        ("dense_label", {}, None),
+        ("dense_label", {"ops": lambda self: {}}, r"ops\(\) has no 'dense_label'"),
+        (
+            "dense_label",
+            ops(dense_label=lambda b: b.targets.float()),
+            r"gives \(8, 12, 16\) torch.float32, exp",
+        ),
+        (
+            "dense_label",
+            ops(dense_label=lambda b: b.ids),
+            r"gives \(8,\) torch.int64, expected integer",
+        ),
+        ("dense_label", ops(dense_label=lambda b: b.targets[:3]), r"gives \(3, 12, 16\) .* for a batch of 8"),
+        (
+            "dense_label",
+            ops(dense_label=lambda b: b.targets),
+            "gives 0 to 255, expected -1 to 3 for the 4 clas",
+        ),
+        ("dense_label", logits(law=lambda f: "bernoulli", of=Dense), "has the law bernoulli, expected the softmax"),
+        (
+            "dense_label",
+            logits(values=lambda f: f.values.flatten(2), of=Dense),
+            r"is Logits.*, expected maps \(B",
+        ),
+        ("label_as_input", {}, None),
+        ("label_as_input", {"ops": lambda self: {}}, r"ops\(\) has no 'label_as_input'"),
+        (
+            "label_as_input",
+            ops(label_as_input=lambda a: {**a, "width": a["width"] + 1}),
+            "changes an arch",
+        ),
+        ("label_as_input", ops(label_as_input=lambda a: a), "fails without the channel, or with it: "),
+        (
+            "label_as_input",
+            {"build": lambda self, a: (Deaf if "label_channel" in a else DenseNet)(a["width"], "label_channel" in a)},
+            "does not read inputs without the channel as if it were zero",
+        ),
+    ],
+)
+def test_capabilities_of_dense_tasks(tmp_path, monkeypatch, capability, changes, line):
+    task = type("Changed", (Painted,), changes)()
+    given = recipe("Hint")
+    sides = {n: {"architecture": {"width": w}, "taps": {"body": "body"}} for n, w in (("student", 4), ("teacher", 8))}
+    made = Training(replace(given, config={**given.config, "pair": {"name": "dense", **sides}}), task, untrained=True)
+    check(made)  # nobody relies on it
+    monkeypatch.setattr(Hint, "requires", frozenset({capability}))
+    if line is None:
+        check(made)
+        return
+    with pytest.raises(KDBenchError, match=line) as error:
+        check(made)
+    assert "\n" not in str(error.value)
 
 
 class Plain(LightningDataModule):

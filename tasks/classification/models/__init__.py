@@ -8,12 +8,16 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
-import timm
 from torch import nn
+
+from kdbench.base.startup import stand_ins
+
+with stand_ins({"wandb": None}):  # of which its training scripts make use
+    import timm
 
 from kdbench.errors import KDBenchError, nearest
 from tasks.classification.models import mobilenet, resnet, shufflenet, vgg, wrn  # noqa: F401  (they register models)
-from tasks.classification.models.hub import fetched
+from tasks.hub import fetched
 
 
 def create(

@@ -9,24 +9,24 @@ from typing import Any, Literal
 
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError, nearest, reading
-from tasks.classification.sources.base import Source
+from tasks.classification.sources.base import ImageSet
 from tasks.classification.sources.cifar import cifar10, cifar100
 from tasks.classification.sources.embedded import digits, mnist1d
 from tasks.classification.sources.folder import image_folder
 from tasks.classification.sources.idx import fashion_mnist, mnist
 from tasks.classification.sources.rendered import glyphs
 
-EMBEDDED: dict[str, Callable[[], Source]] = {"digits": digits, "mnist1d": mnist1d}
+EMBEDDED: dict[str, Callable[[], ImageSet]] = {"digits": digits, "mnist1d": mnist1d}
 #: Rendered once into the store.
-RENDERED: dict[str, Callable[..., Source]] = {"glyphs": glyphs}
-ARRAYS: dict[str, Callable[[Path], Source]] = {
+RENDERED: dict[str, Callable[..., ImageSet]] = {"glyphs": glyphs}
+ARRAYS: dict[str, Callable[[Path], ImageSet]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
 }
 #: Sources of image files, which may be named by a table and are examined once.
-FILES: dict[str, Callable[[Path, Store | None, str | None], Source]] = {"imagefolder": image_folder}
+FILES: dict[str, Callable[[Path, Store | None, str | None], ImageSet]] = {"imagefolder": image_folder}
 REAL = (*ARRAYS, *FILES)
 
 #: What ``data.root`` holds.
@@ -47,7 +47,7 @@ def open_source(
     render: Mapping[str, Any] | None = None,
     test_fonts: Literal["seen", "unseen"] = "seen",
     progress: bool = True,
-) -> Source:
+) -> ImageSet:
     """Opens a data set.
 
     Args:
@@ -67,7 +67,7 @@ def open_source(
     if name not in RENDERED and (render or test_fonts != "seen"):
         option = f"render={render}" if render else f"test_fonts={test_fonts}"
         raise KDBenchError(f"data.{option}: {name} is not rendered; choose data={'|'.join(RENDERED)}")
-    made: dict[str, Callable[[], Source]] = {
+    made: dict[str, Callable[[], ImageSet]] = {
         **EMBEDDED,
         **{n: partial(make, store or Store(), render or {}, test_fonts, progress) for n, make in RENDERED.items()},
     }

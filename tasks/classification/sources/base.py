@@ -65,7 +65,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSet:
     """A data set as it is published.
 
     Attributes:
@@ -80,6 +80,7 @@ class Source:
         std: Likewise.
         notes: What a record has to say of how the images were read.
         shifted: A second test set, of images unlike those of training.
+        learned: Digest of the content of what is not test; None where files of it cannot change (embedded).
     """
 
     name: str
@@ -93,16 +94,18 @@ class Source:
     val: Split | None = None
     notes: tuple[str, ...] = ()
     shifted: Split | None = None
+    learned: str | None = None
 
-    def resized(self, size: int) -> Source:
+    def resized(self, size: int) -> ImageSet:
         """Returns the data set with images of another size."""
-        return self._each(lambda split: split.resized(size))
+        return self.each(lambda split: split.resized(size))
 
-    def read_by(self, **options: Any) -> Source:
+    def read_by(self, **options: Any) -> ImageSet:
         """Returns the data set with other options of its :class:`~tasks.classification.sources.files.ImageFiles`."""
-        return self._each(lambda split: split.read_by(**options))
+        return self.each(lambda split: split.read_by(**options))
 
-    def _each(self, change: Callable[[Split], Split]) -> Source:
+    def each(self, change: Callable[[Split], Split]) -> ImageSet:
+        """Returns the data set with every split changed."""
         val, shifted = (None if split is None else change(split) for split in (self.val, self.shifted))
         return replace(self, train=change(self.train), test=change(self.test), val=val, shifted=shifted)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kdbench.errors import KDBenchError
-from tasks.classification.sources.base import Source, Split, checked_labels, split_digest
+from tasks.classification.sources.base import ImageSet, Split, checked_labels, split_digest
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -64,17 +64,17 @@ CIFAR100 = Layout(
 )
 
 
-def cifar10(root: Path) -> Source:
+def cifar10(root: Path) -> ImageSet:
     """CIFAR-10: ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, at ``root`` or in it."""
     return _open("cifar10", root, CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
-def cifar100(root: Path) -> Source:
+def cifar100(root: Path) -> ImageSet:
     """CIFAR-100 with its fine labels: ``cifar-100-binary`` or ``cifar-100-python``, at ``root`` or in it."""
     return _open("cifar100", root, CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 
-def _open(name: str, root: Path, layout: Layout, mean: tuple[float, ...], std: tuple[float, ...]) -> Source:
+def _open(name: str, root: Path, layout: Layout, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSet:
     formats: tuple[tuple[str, str, Callable[[Path, Layout], tuple[np.ndarray, np.ndarray]]], ...] = (
         (layout.binary, ".bin", _read_binary),
         (layout.python, "", _read_python),
@@ -84,8 +84,9 @@ def _open(name: str, root: Path, layout: Layout, mean: tuple[float, ...], std: t
             if any((folder / f"{file}{suffix}").is_file() for file in (*layout.train, layout.test)):
                 train = _join([read(_present(folder / f"{file}{suffix}"), layout) for file in layout.train])
                 test = Split.of_array(*read(_present(folder / f"{layout.test}{suffix}"), layout))
-                identity = split_digest(train, test)
-                return Source(name, False, identity, _class_names(folder, layout), train, test, mean, std)
+                identity, learned = split_digest(train, test), split_digest(train)
+                classes = _class_names(folder, layout)
+                return ImageSet(name, False, identity, classes, train, test, mean, std, learned=learned)
     raise KDBenchError(
         f"data.root={root}: no {name} there; expected {layout.binary}/{layout.train[0]}.bin … {layout.test}.bin "
         f"or {layout.python}/{layout.train[0]} … {layout.test}"

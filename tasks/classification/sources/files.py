@@ -1,63 +1,18 @@
-"""Images that are decoded when they are needed, and what is found out about them before."""
+"""Images that are decoded when they are needed."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from kdbench.errors import KDBenchError, printable
-from tasks.classification.sources import pixels
-from tasks.classification.sources.pixels import BACKGROUND, Box, Facts, Range
-
-
-class UnreadableImage(KDBenchError):
-    """A file that does not decode.
-
-    A loader's worker process passes an error on as its text within a traceback; this one is its last line again.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{__name__}.{type(self).__qualname__}: ")[2].rstrip())
-
-
-@dataclass(frozen=True)
-class Reader:
-    """How image files become pixels of 8 bits: upright, without transparency, grey or RGB.
-
-    Attributes:
-        background: Colour under transparent pixels, by name or as ``#rrggbb``.
-        range: What becomes black and white in images of more than 8 bits; None for the :func:`natural_range` of each.
-    """
-
-    background: str = BACKGROUND
-    range: Range | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError:
-            raise KDBenchError(
-                f"data.background={self.background}: there is no such colour; expected a name or '#rrggbb'"
-            ) from None
-
-    def decode(self, path: Path, channels: int) -> Image.Image:
-        """Decodes an image file in grey (one channel) or RGB (three).
-
-        Raises:
-            UnreadableImage: The file is not a whole image.
-        """
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # on odd metadata
-                return pixels.decode(path, channels, self.background, self.range)
-        except Exception as error:
-            raise _unreadable(path, error) from None
+from tasks import pixels
+from tasks.images import Reader
+from tasks.pixels import Box
 
 
 @dataclass(frozen=True)
@@ -134,27 +89,3 @@ class ImageFiles:
             box = None if crop is None else crop(place, image.height, image.width)
             images.append(self.resize(image, self.size, box, self.central))
         return torch.stack(images) if images else torch.empty(0, 3, *self.size, dtype=torch.uint8)
-
-
-def examine(path: Path) -> Facts:
-    """Decodes an image file and says what it holds.
-
-    Raises:
-        UnreadableImage: The file is not a whole image.
-    """
-    try:
-        image, facts = pixels.load(path, fast=True)
-        if isinstance(image, Image.Image):
-            Image.new(image.mode, (1, 1)).convert("RGB")
-    except Exception as error:
-        raise _unreadable(path, error) from None
-    return facts
-
-
-def _unreadable(path: Path, error: Exception) -> UnreadableImage:
-    # Decoders of broken files raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ….
-    if isinstance(error, UnidentifiedImageError):
-        text = "of no known format"
-    else:
-        text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return UnreadableImage(f"{printable(path)}: not a readable image ({' '.join(text.split())})")

@@ -22,9 +22,10 @@ from kdbench.base.digest import digest_json, source_digest
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError, nearest, printable, reading
 from kdbench.splits import cut
-from tasks.classification.sources.base import Source, Split
-from tasks.classification.sources.files import ImageFiles, Reader, UnreadableImage, examine
-from tasks.classification.sources.pixels import Facts, Range, natural_range
+from tasks.classification.sources.base import ImageSet, Split
+from tasks.classification.sources.files import ImageFiles
+from tasks.images import Reader, UnreadableImage, examine
+from tasks.pixels import Facts, Range, natural_range
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".avif"),
@@ -56,7 +57,7 @@ class Sample:
 Parts = dict[str, list[Sample]]
 
 
-def image_folder(root: Path, store: Store | None = None, table: str | None = None) -> Source:
+def image_folder(root: Path, store: Store | None = None, table: str | None = None) -> ImageSet:
     """An image folder, or the images of a table.
 
     ``val`` is our test, as test labels are rarely published; with ``test`` beside it all are used. Without splits a
@@ -81,18 +82,21 @@ def image_folder(root: Path, store: Store | None = None, table: str | None = Non
     facts = {sample.name: Facts(*entry[1:]) for sample, entry in zip(everything, found, strict=True)}
     reader = Reader(range=_range([facts[sample.name] for sample in parts["train"]]))
     splits = {part: _split(samples, classes, reader) for part, samples in parts.items()}
-    contents = [[s.name, s.label, entry[0]] for s, entry in zip(everything, found, strict=True)]
-    return Source(
+    contents = {s: [s.name, s.label, entry[0]] for s, entry in zip(everything, found, strict=True)}
+    tested = "test" if "test" in splits else "val"
+    learned = [[contents[s] for s in samples] for part, samples in parts.items() if part != tested]
+    return ImageSet(
         "imagefolder",
         embedded=False,
-        digest=digest_json([contents, {part: len(samples) for part, samples in parts.items()}]),
+        digest=digest_json([[*contents.values()], {part: len(samples) for part, samples in parts.items()}]),
         classes=classes,
         train=splits["train"],
-        test=splits["test"] if "test" in splits else splits["val"],
+        test=splits[tested],
         mean=(0.485, 0.456, 0.406),  # ImageNet's
         std=(0.229, 0.224, 0.225),
         val=splits["val"] if len(splits) == 3 else None,
         notes=tuple(_notes([*facts.values()], reader.range, left_out)),
+        learned=digest_json(learned),
     )
 
 

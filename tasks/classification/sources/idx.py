@@ -11,24 +11,25 @@ from pathlib import Path
 import numpy as np
 
 from kdbench.errors import KDBenchError
-from tasks.classification.sources.base import Source, Split, checked_labels, split_digest
+from tasks.classification.sources.base import ImageSet, Split, checked_labels, split_digest
 
 GARMENTS = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
-def mnist(root: Path) -> Source:
+def mnist(root: Path) -> ImageSet:
     """MNIST: the four idx files, at ``root``, in its ``raw`` or ``MNIST/raw``."""
     return _open("mnist", root, "MNIST", tuple("0123456789"), 0.1307, 0.3081)
 
 
-def fashion_mnist(root: Path) -> Source:
+def fashion_mnist(root: Path) -> ImageSet:
     """Fashion-MNIST: the four idx files, at ``root``, in its ``raw`` or ``FashionMNIST/raw``."""
     return _open("fashion_mnist", root, "FashionMNIST", GARMENTS, 0.2860, 0.3530)
 
 
-def _open(name: str, root: Path, folder: str, classes: tuple[str, ...], mean: float, std: float) -> Source:
+def _open(name: str, root: Path, folder: str, classes: tuple[str, ...], mean: float, std: float) -> ImageSet:
     train, test = (read_split(root, part, len(classes), folder) for part in ("train", "t10k"))
-    return Source(name, False, split_digest(train, test), classes, train, test, (mean,), (std,))
+    identity, learned = split_digest(train, test), split_digest(train)
+    return ImageSet(name, False, identity, classes, train, test, (mean,), (std,), learned=learned)
 
 
 def read_split(root: Path, part: str, classes: int, folder: str = "", channels: int = 1) -> Split:

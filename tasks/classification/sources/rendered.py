@@ -14,7 +14,7 @@ from kdbench.base.digest import digest, source_digest
 from kdbench.base.instantiate import check
 from kdbench.base.store import Store
 from tasks.classification.glyphs import CLASSES, FACES, MONOSPACED, Render, made_with, render
-from tasks.classification.sources.base import Source, Split, split_digest, statistics
+from tasks.classification.sources.base import ImageSet, Split, split_digest, statistics
 from tasks.classification.sources.idx import read_split, write_split
 from tasks.parallel import mapped
 
@@ -31,7 +31,7 @@ def glyphs(
     progress: bool = True,
     pool: int = POOL,
     test: int = TEST,
-) -> Source:
+) -> ImageSet:
     """Characters of 47 classes in clutter (:mod:`tasks.classification.glyphs`).
 
     The content digest covers images, labels, font files and FreeType's version.
@@ -72,7 +72,7 @@ def glyphs(
     read: Callable[[str], Split] = partial(read_split, root, classes=len(CLASSES), channels=given.channels)
     splits = {part: read(part) for part in faces}
     mean, std = statistics(splits["train"])
-    return Source(
+    return ImageSet(
         "glyphs",
         True,
         digest([split_digest(*splits.values()), fonts]),

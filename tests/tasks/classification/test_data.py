@@ -13,7 +13,7 @@ from kdbench.errors import KDBenchError
 from kdbench.task import Batch
 from tasks.classification.choice import balanced, keys_of, labelled, long_tail, noisy
 from tasks.classification.data import Images
-from tasks.classification.sources.files import UnreadableImage
+from tasks.images import UnreadableImage
 from tests.tasks.classification import layouts
 
 DATA_SETS = ("classification", "mnist1d", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder")
@@ -209,7 +209,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"keep": {"by": "grand"}}, r"data.keep.by: found 'grand'; input should be 'random', 'el2n' or 'forgetting'"),
     ({"keep": {"fraction": 0.01}}, r"data.keep.fraction=0.01: 9 of 900 labelled samples are fewer than the 10 classes"),
     ({"keep": {"share": 0.5}}, r"data.keep.share: unknown key"),
-    ({"augment": {"crop": 1.5}}, r"data.augment.crop: found 1.5"),
+    ({"transforms": {"crop": 1.5}}, r"data.transforms.crop: found 1.5"),
     ({"train": 10}, r"data.train=10: 10 training samples of 10 classes; expected two of a class at least"),
     ({"batch": 3}, r"data.batch: unknown key: did you mean 'batch_size'"),
     ({"mean": [0.5, 0.5, 0.5]}, r"data.mean=\[0.5, 0.5, 0.5\]: digits has 1 channels; expected a number for each"),
@@ -263,7 +263,7 @@ def test_signals_are_images_of_one_row(tmp_path):
 
 def test_batches_belong_to_seed_and_epoch_alone(tmp_path):
     """As a student and its scratch twin ask: whatever else has drawn random numbers in between."""
-    images = digits(tmp_path, augment={"crop": 1, "flip": True})
+    images = digits(tmp_path, transforms={"crop": 1, "flip": True})
     first = epoch(images.module(0).train_dataloader())
     torch.rand(11)
     twin = images.module(0).train_dataloader()
@@ -277,12 +277,15 @@ def test_batches_belong_to_seed_and_epoch_alone(tmp_path):
 
 
 def test_augmentation_belongs_to_the_sample_and_not_to_its_batch(tmp_path):
-    options = {"augment": {"crop": 2, "flip": True}, "labels": 300}
+    options = {"transforms": {"crop": 2, "flip": True}, "labels": 300}
     small = joined(epoch(digits(tmp_path, batch_size=50, **options).module(4).train_dataloader(), 2))
     large = joined(epoch(digits(tmp_path, batch_size=100, **options).module(4).train_dataloader(), 2))
     assert torch.equal(small.inputs, large.inputs)
     # The same samples among others: their positions differ, what is drawn for them does not.
-    wide_images, few_images = digits(tmp_path, batch_size=900, augment=options["augment"]), digits(tmp_path, **options)
+    wide_images, few_images = (
+        digits(tmp_path, batch_size=900, transforms=options["transforms"]),
+        digits(tmp_path, **options),
+    )
     wide = joined(epoch(wide_images.module(4).train_dataloader(), 2))
     places = np.searchsorted(wide_images.train.rows, few_images.train.rows)
     assert torch.equal(wide.inputs[torch.from_numpy(places)], small.inputs)
@@ -291,7 +294,12 @@ def test_augmentation_belongs_to_the_sample_and_not_to_its_batch(tmp_path):
 @pytest.mark.slow
 def test_loader_processes_give_the_same_batches(tmp_path):
     root = str(layouts.image_folder(tmp_path / "images"))
-    options: dict[str, Any] = {"root": root, "size": 16, "batch_size": 4, "augment": {"flip": True, "scale": [0.1, 1]}}
+    options: dict[str, Any] = {
+        "root": root,
+        "size": 16,
+        "batch_size": 4,
+        "transforms": {"flip": True, "scale": [0.1, 1]},
+    }
     alone, many = (
         layouts.open_with(tmp_path, source="imagefolder", workers=workers, **options).module(0).train_dataloader()
         for workers in (0, 2)
@@ -316,7 +324,7 @@ def test_the_meta_cut_is_a_part_of_training_with_its_ids(tmp_path):
 def test_an_image_folder(tmp_path):
     root = layouts.image_folder(tmp_path / "images")
     options: dict[str, Any] = {"source": "imagefolder", "root": str(root), "batch_size": 4}
-    images = layouts.open_with(tmp_path, size=24, augment={"scale": [0.08, 1.0], "flip": True}, **options)
+    images = layouts.open_with(tmp_path, size=24, transforms={"scale": [0.08, 1.0], "flip": True}, **options)
     assert images.sizes == {"train": 15, "val": 3, "test": 18}
     assert (images.preprocess.channels, images.preprocess.size) == (3, (24, 24))
     loader = images.module(0).train_dataloader()

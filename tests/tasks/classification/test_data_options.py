@@ -51,7 +51,7 @@ def test_a_data_set_states_what_differs(name):
     repeated = {(e.key, e.value) for e in own} & {(e.key, e.value) for e in shared}
     assert repeated <= {("mean", "null"), ("background", "null"), ("root", "null")}  # which have other meanings there
     composed = config.load(["task=classification", f"data={name}"])
-    assert {entry.key for entry in shared} <= {"augment", *composed["data"]}
+    assert {entry.key for entry in shared} <= {"transforms", *composed["data"]}
     assert composed["pair"]["name"] == {"glyphs": "resnet8_w24_w8"}.get(name, "resnet8_w16_w4")
 
 
@@ -94,7 +94,7 @@ def test_the_published_protocol_is_the_pairs_then_the_data_sets():
 
 def test_real_cifar100_in_batches(shared_data, tmp_path):
     options: dict[str, Any] = {"source": "cifar100", "root": str(shared_data / "cifar100"), "batch_size": 128}
-    images = layouts.open_with(tmp_path, augment={"crop": 4, "flip": True}, **options)
+    images = layouts.open_with(tmp_path, transforms={"crop": 4, "flip": True}, **options)
     assert images.sizes["train"] + images.sizes["val"] == 2000
     assert len(np.bincount(images.val.targets)) == len(np.bincount(images.train.targets)) == 100
     batch = next(iter(images.module(0).train_dataloader()))

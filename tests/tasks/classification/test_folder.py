@@ -12,13 +12,14 @@ from kdbench.base import store as cache
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 from tasks.classification.sources import folder, open_source
-from tasks.classification.sources.base import Source
-from tasks.classification.sources.files import ImageFiles, UnreadableImage
-from tasks.classification.sources.pixels import Facts
+from tasks.classification.sources.base import ImageSet
+from tasks.classification.sources.files import ImageFiles
+from tasks.images import UnreadableImage
+from tasks.pixels import Facts
 from tests.tasks.classification import layouts
 
 
-def opened(root: Path, **options: object) -> Source:
+def opened(root: Path, **options: object) -> ImageSet:
     return open_source("imagefolder", str(root), **options)  # type: ignore[arg-type]
 
 

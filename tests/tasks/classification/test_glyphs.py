@@ -18,7 +18,7 @@ from kdbench.errors import KDBenchError
 from tasks.classification import glyphs
 from tasks.classification.glyphs import CLASSES, FACES, MONOSPACED, Render, render
 from tasks.classification.sources import rendered
-from tasks.classification.sources.base import Source
+from tasks.classification.sources.base import ImageSet
 from tasks.classification.task import Classification
 from tests.tasks.classification import layouts, tiny
 
@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("glyphs")
 
 
-def few(cache: Path, options: dict[str, Any] | None = None, **more: Any) -> Source:
+def few(cache: Path, options: dict[str, Any] | None = None, **more: Any) -> ImageSet:
     """Two images of a class to train with and one to test with."""
     return rendered.glyphs(Store(cache), options or {}, progress=False, **{"pool": 2, "test": 1, **more})
 
@@ -224,7 +224,7 @@ def test_both_test_sets_are_scored(cache):
     with rng.scope(0, "init"):
         model = made.build(tiny.NET).eval()
     module = made.images.module(0)
-    found = made.evaluate(model, module.test_dataloader(), "test", torch.device("cpu"))
+    found = made.evaluate(model, module.test_dataloader(), "test", torch.device("cpu"), **made.beside(module))
     hits = []
     with torch.no_grad():
         for batch in module.shifted_dataloader() or ():
@@ -235,5 +235,4 @@ def test_both_test_sets_are_scored(cache):
     validation = made.evaluate(model, module.val_dataloader(), "val", torch.device("cpu"))
     assert not any(name.startswith("shifted_") for name in validation)
     plain = Classification({**data, "test_fonts": "seen"}, Store(cache))
-    scored = plain.evaluate(model, plain.data(0).test_dataloader(), "test", torch.device("cpu"))
-    assert not any(name.startswith("shifted_") for name in scored)
+    assert plain.beside(plain.data(0)).keys() == {"val"}

@@ -22,8 +22,8 @@ from torch import nn
 
 from kdbench.base import rng
 from kdbench.errors import KDBenchError
+from tasks import hub
 from tasks.classification import models
-from tasks.classification.models import hub
 
 PARAMS = {
     "resnet8": 83_892,

@@ -6,6 +6,7 @@ from PIL import Image, ImageColor
 
 from kdbench.base import rng
 from tasks.classification import picture
+from tasks.lettering import font as letters
 
 CLASSES = ["aquarium_fish", "crab", "lawn_mower"]
 
@@ -75,7 +76,7 @@ def test_small_images_are_not_smoothed():
 
 
 def test_long_names_are_cut():
-    font = picture._font(16)
+    font = letters(16)
     assert picture._fit("crab", 100, font) == "crab"
     cut = picture._fit("a very long name of a class", 100, font)
     assert cut.endswith("…")

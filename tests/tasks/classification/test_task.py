@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import nn
 
 from kdbench.base import rng
 from kdbench.base.instantiate import instantiate
+from kdbench.base.store import Store
 from kdbench.base.weights import load_weights, save_weights
 from kdbench.configuration import config
 from kdbench.errors import KDBenchError
@@ -244,16 +246,16 @@ def changed(loader: Iterable[Batch], targets: int) -> list[Batch]:
 def test_evaluate_scores_and_scales_with_validation_alone(made, model):
     device = torch.device("cpu")
     data = made.data(0)
-    found = made.evaluate(model, data.test_dataloader(), "test", device)
+    found = made.evaluate(model, data.test_dataloader(), "test", device, **made.beside(data))
     assert {"top1", "top5", "worst_class", "nll", "ece", "nll_ts", "ece_ts", "temperature"} == {*found}
     assert made.primary in found
     again = made.evaluate(model, data.val_dataloader(), "val", device)
     assert {*again} == {"top1", "top5", "worst_class", "nll", "ece"}
     # On the set that it was fitted on, the temperature can only help.
-    own = made.evaluate(model, data.val_dataloader(), "test", device)
+    own = made.evaluate(model, data.val_dataloader(), "test", device, **made.beside(data))
     assert own["nll_ts"] <= own["nll"]
     # Test labels do not move it, and samples without a label are not scored.
-    other = made.evaluate(model, changed(data.test_dataloader(), 3), "test", device)
+    other = made.evaluate(model, changed(data.test_dataloader(), 3), "test", device, **made.beside(data))
     assert other["temperature"] == found["temperature"]
     assert other["top1"] != found["top1"]
     unknown = made.evaluate(model, changed(data.test_dataloader(), -1), "val", device)
@@ -280,6 +282,21 @@ def test_agreement_with_the_teacher(made, model):
     ]
     assert found["scratch"]["agreement"] == pytest.approx(100 * torch.cat(agree).mean().item())
     assert made.compare({"student": model}, loader) == {}
+
+
+def test_who_was_scored_on_the_test_set_is_not_run_again_to_be_compared(made, model, tmp_path):
+    made = copy.copy(made)
+    data, device = made.data(0), torch.device("cpu")
+    other = made.build(tiny.NET | {"width": 2})
+    expected = made.compare({"teacher": model, "student": other}, data.test_dataloader())
+    made.store = Store(tmp_path)
+    for network in (model, other):
+        made.evaluate(network, data.test_dataloader(), "test", device)
+    assert made.compare({"teacher": model, "student": other}, ()) == expected
+    third = made.build(tiny.NET | {"width": 3})
+    made.evaluate(third, list(data.test_dataloader()), "test", device)  # perhaps not as every student reads it
+    with pytest.raises(ValueError, match="non-empty"):
+        made.compare({"teacher": model, "student": third}, ())
 
 
 # ---- operations, pictures, predictions ------------------------------------------------------------------------------
@@ -316,8 +333,10 @@ def test_a_strong_view_has_the_same_shape_and_is_drawn_by_name(made):
 
 
 def test_every_capability_with_an_operation_has_it(made):
-    assert {"rotate", "strong"} == {*made.ops()}
-    assert {"rotate", "strong_view"} <= made.capabilities
+    operations = {"rotate": {"rotate"}, "strong_view": {"strong"}, "mixable": {"mix"}, "class_scores": {"with_scores"}}
+    operations |= {"warp": {"warp"}, "deform": {"deform"}, "pixels": {"to_pixels", "to_inputs"}}
+    assert {name for names in operations.values() for name in names} == {*made.ops()}
+    assert operations.keys() <= made.capabilities
 
 
 def test_export_plan_exports_and_equals_the_model(made, model):

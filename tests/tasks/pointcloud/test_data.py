@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.data import Key, Streams
+from kdbench.data import Batches, Key
 from kdbench.errors import KDBenchError
 from kdbench.splits import cut
 from kdbench.task import Batch, move
 from tasks.pointcloud import kitti
-from tasks.pointcloud.augment import Augment, overlap_bev
 from tasks.pointcloud.data import Collate, KittiData, Scans, Split
 from tasks.pointcloud.database import Database
 from tasks.pointcloud.frames import DATABASE, Frame, Frames
+from tasks.pointcloud.transforms import Transforms, overlap_bev
 from tests.tasks.pointcloud import tiny
 
 CLASSES = tiny.CLASSES
 
 
 def loaders(frames: Frames, root: Path, seed: int = 0, workers: int = 0) -> KittiData:
-    augment = Augment(point_range=(0.0, -10.24, -3.0, 20.48, 10.24, 1.0))
-    return KittiData(frames, Split.of(root), tiny.RANGE, augment, 2, workers, seed)
+    transforms = Transforms(point_range=(0.0, -10.24, -3.0, 20.48, 10.24, 1.0))
+    return KittiData(frames, Split.of(root), tiny.RANGE, transforms, 2, workers, seed)
 
 
 def epoch(loader: Any, number: int = 0) -> list[Batch]:
@@ -145,7 +145,7 @@ def test_a_cut_pastes_objects_of_its_own_frames_alone(frames, root):
         (made.train_dataloader(without_meta=True), rest),
         (made.meta_dataloader(), set(split.meta)),
     ):
-        assert isinstance(loader.dataset, Streams)
+        assert isinstance(loader.dataset, Batches)
         assert isinstance(loader.dataset.dataset, Scans)
         assert loader.dataset.dataset.database is not None
         assert set(loader.dataset.dataset.database.frames) == names
@@ -163,10 +163,11 @@ def test_what_a_loaders_process_is_sent_is_small_and_whole(frames, root):
     loader = loaders(frames, root, workers=1).train_dataloader()
     before = len(pickle.dumps(loader.dataset))
     expected = loader.dataset[Key(0, 0)]  # the labels that it has read are not sent along
-    sent = pickle.dumps((loader.dataset, loader.collate_fn))
+    sent = pickle.dumps(loader.dataset)
     assert len(sent) < before + 1000
-    dataset, collate = pickle.loads(sent)  # noqa: S301
-    assert torch.equal(collate([dataset[Key(0, 0)]]).inputs["points"], collate([expected]).inputs["points"])
+    dataset = pickle.loads(sent)  # noqa: S301
+    found = dataset.__getitems__([Key(0, 0)]).inputs["points"]
+    assert torch.equal(found, Collate(tiny.RANGE)([expected]).inputs["points"])
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ def test_batches_belong_to_seed_and_epoch_alone(frames, root):
 def test_augmentation_belongs_to_the_frame_and_not_to_its_place(frames, root):
     database = Database.load(frames.prepared / DATABASE).filter(CLASSES)
     forwards, backwards = (
-        Scans(frames, names, 3, Augment(), database) for names in (("000000", "000001"), ("000001", "000000"))
+        Scans(frames, names, Transforms(), database) for names in (("000000", "000001"), ("000001", "000000"))
     )
     first, again, later = forwards[Key(2, 0)], backwards[Key(2, 1)], forwards[Key(3, 0)]
     np.testing.assert_array_equal(first.points, again.points)
@@ -227,12 +228,12 @@ def test_vans_take_up_space_but_are_no_targets(frames, root):
         **{name: getattr(database, name)[chosen] for name in ("labels", "difficulty", "counts", "frames")},
         classes=database.classes, boxes=van.copy(), points=database.points_of(chosen),
     )  # fmt: skip
-    augment = Augment(flip=0, rotation=(0, 0), scale=(1, 1), sample={"Car": 2})
+    transforms = Transforms(flip=0, rotation=(0, 0), scale=(1, 1), sample={"Car": 2})
     stream = np.random.default_rng(0)
-    _, boxes, labels = augment(frame.points, frame.boxes, frame.labels, stream, car)
+    _, boxes, labels = transforms(frame.points, frame.boxes, frame.labels, stream, car)
     assert len(boxes) == len(frame.boxes)
     without = frame.labels >= 0
-    _, boxes, labels = augment(frame.points, frame.boxes[without], frame.labels[without], stream, car)
+    _, boxes, labels = transforms(frame.points, frame.boxes[without], frame.labels[without], stream, car)
     assert (labels == CLASSES.index("Car")).sum() == 2
     assert overlap_bev(boxes[-1:], van).all()
     batch = Collate(tiny.RANGE)([frame])

@@ -18,6 +18,7 @@ from kdbench.export import export
 from kdbench.predict import predict
 from kdbench.records.record import find_records
 from kdbench.runs.deployment import RecordedRun, read_run
+from kdbench.script import load_model
 from kdbench.training.measure import count_macs
 from tasks.pointcloud import script
 from tasks.pointcloud.boxes import rotated_iou_bev, to_bev
@@ -84,7 +85,7 @@ def test_scans_become_boxes_without_kdbench(run, exported, tmp_path):
     bare.write_bytes((tmp_path / "velodyne" / "000001.bin").read_bytes())
     scans = [*sorted((tmp_path / "velodyne").iterdir()), bare]
 
-    session, facts = script.load_model(exported)
+    session, facts = load_model(exported)
     assert [node.name for node in session.get_inputs()] == ["points", "cells"]
     assert [node.name for node in session.get_outputs()] == ["boxes", "scores"]
     assert facts["classes"] == ["Pedestrian", "Cyclist", "Car"]
@@ -104,7 +105,7 @@ def test_scans_become_boxes_without_kdbench(run, exported, tmp_path):
 
 
 def test_an_empty_scan_has_no_objects(exported):
-    session, facts = script.load_model(exported)
+    session, facts = load_model(exported)
     given = script.pillarise(np.empty((0, 4), np.float32), facts)
     boxes, scores = session.run(["boxes", "scores"], given)
     assert np.isfinite(boxes).all()

@@ -15,10 +15,10 @@ from kdbench.base.store import Store
 from kdbench.data import Key
 from tasks.pointcloud import frames as module
 from tasks.pointcloud import kitti, scans
-from tasks.pointcloud.augment import Augment, fit_ground
 from tasks.pointcloud.data import Scans, Split
 from tasks.pointcloud.database import Database, points_in_boxes
-from tasks.pointcloud.frames import DATABASE, Frames, Sensors, content_digest, prepare
+from tasks.pointcloud.frames import DATABASE, Frames, Sensors, content_digests, prepare
+from tasks.pointcloud.transforms import Transforms, fit_ground
 from tests.tasks.pointcloud import tiny
 
 CLASSES = tiny.CLASSES
@@ -58,11 +58,11 @@ def test_the_ground_is_fitted_once_and_is_that_of_the_scan(frames, monkeypatch):
         assert plane is not None
         np.testing.assert_array_equal(frame.ground, plane)
         stream = rng.numpy(3, "augment", 1, name)
-        expected[name] = Augment()(frame.points, frame.boxes, frame.labels, stream, database, plane)
+        expected[name] = Transforms()(frame.points, frame.boxes, frame.labels, stream, database, plane)
     monkeypatch.setattr(module, "fit_ground", lambda _: pytest.fail("fitted again"))
-    scans = Scans(frames, list(expected), 3, Augment(), database)
+    scans = Scans(frames, list(expected), Transforms(), database)
     for index, (points, boxes, labels) in enumerate(expected.values()):
-        found = scans[Key(1, index)]
+        found = scans[Key(1, index, 3)]
         np.testing.assert_array_equal(found.points, points)
         np.testing.assert_array_equal(found.boxes, boxes)
         np.testing.assert_array_equal(found.labels, labels)
@@ -115,8 +115,8 @@ def test_content_digest_sees_labels_calibration_scans_and_images(root, tmp_path)
     made = tiny.write(tmp_path / "kitti")
     store = Store(tmp_path / "store")
     names = ["000000", "000001"]
-    digests = [content_digest(made, names, store)]
-    assert digests[0] == content_digest(root, names, store)
+    digests = content_digests(made, names, store)
+    assert digests == content_digests(root, names, store)
     training = made / "training"
     changes = [
         lambda: append(training / "label_2" / "000000.txt", b"\n"),
@@ -126,9 +126,20 @@ def test_content_digest_sees_labels_calibration_scans_and_images(root, tmp_path)
     ]
     for change in changes:
         change()
-        digests.append(content_digest(made, names, store))
+        digests += content_digests(made, names, store)
     assert len(set(digests)) == 5
-    assert content_digest(made, names[:1], store) not in digests
+    assert content_digests(made, names[:1], store)[0] not in digests
+
+
+def test_the_digest_of_a_part_sees_its_frames_alone(tmp_path):
+    made, store = tiny.write(tmp_path / "kitti"), Store(tmp_path / "store")
+    whole, first, second = content_digests(made, ["000000", "000001"], store, ["000000"], ["000001"])
+    assert [first, second] == [content_digests(made, [name], store)[0] for name in ("000000", "000001")]
+    append(made / "training" / "velodyne" / "000001.bin", bytes(16))
+    found = content_digests(made, ["000000", "000001"], store, ["000000"], ["000001"])
+    assert found[1] == first
+    assert whole != found[0]
+    assert second != found[2]
 
 
 def test_content_digest_reads_the_bytes_of_scans_and_each_once(tmp_path, monkeypatch):
@@ -136,19 +147,19 @@ def test_content_digest_reads_the_bytes_of_scans_and_each_once(tmp_path, monkeyp
     store = Store(tmp_path / "store")
     scan = made / "training" / "velodyne" / "000000.bin"
     monkeypatch.setattr(cache, "UNSETTLED", 0)
-    first, times = content_digest(made, ["000000"], store), scan.stat()
+    first, times = content_digests(made, ["000000"], store), scan.stat()
     scan.write_bytes(scan.read_bytes()[:-4] + bytes(4))
     os.utime(scan, ns=(times.st_atime_ns, times.st_mtime_ns))
-    second = content_digest(made, ["000000"], store)
+    second = content_digests(made, ["000000"], store)
     assert second != first, "of the same size, and its time put back"
-    digest_files = module.digest_files
+    hash_files = module.hash_files
 
-    def texts_alone(paths: Sequence[Path], root: Path) -> str:
+    def texts_alone(paths: Sequence[Path], root: Path) -> dict[str, str]:
         assert not [p for p in paths if p.suffix == ".bin"], "the scans were read again"
-        return digest_files(paths, root)
+        return hash_files(paths, root)
 
-    monkeypatch.setattr(module, "digest_files", texts_alone)
-    assert content_digest(made, ["000000"], store) == second
+    monkeypatch.setattr(module, "hash_files", texts_alone)
+    assert content_digests(made, ["000000"], store) == second
 
 
 # ---- without a camera ---------------------------------------------------------------------------------------------

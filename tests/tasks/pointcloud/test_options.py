@@ -16,8 +16,8 @@ from kdbench.runs.trainings import Trainings
 from kdbench.signals import total
 from kdbench.training.fit import Training
 from kdbench.training.reach import gradients
-from tasks.pointcloud.augment import Augment
 from tasks.pointcloud.task import PointCloud
+from tasks.pointcloud.transforms import Transforms
 from tests.tasks.pointcloud import tiny
 
 
@@ -48,11 +48,11 @@ def test_bad_task_options_are_one_line(root, tmp_path):
         tiny.task(root, tmp_path, classes=["Bus"])
     with pytest.raises(KDBenchError, match="expected a multiple of 8"):
         tiny.task(root, tmp_path, pillar=[0.3, 0.3])
-    lower = tiny.task(root, tmp_path, {"augment": {"sample": {"car": 15}}})
-    with pytest.raises(KDBenchError, match=r"data.augment.sample.car: there is no such class: did you mean 'Car'"):
+    lower = tiny.task(root, tmp_path, {"transforms": {"sample": {"car": 15}}})
+    with pytest.raises(KDBenchError, match=r"data.transforms.sample.car: there is no such class: did you mean 'Car'"):
         lower.data(0)
-    wrong = tiny.task(root, tmp_path, {"augment": {"flipp": 0.5}})
-    with pytest.raises(KDBenchError, match=r"data.augment.flipp: unknown key: did you mean 'flip'"):
+    wrong = tiny.task(root, tmp_path, {"transforms": {"flipp": 0.5}})
+    with pytest.raises(KDBenchError, match=r"data.transforms.flipp: unknown key: did you mean 'flip'"):
         wrong.data(0)
 
 
@@ -81,18 +81,18 @@ def test_bad_geometry_and_thresholds_are_one_line(options, line, tmp_path):
 
 def test_every_preset_lets_thresholds_and_augmentation_be_set():
     for preset in ("quick", "smoke", "paper"):
-        overrides = ["task.thresholds.Car=[0.5,0.3]", "data.augment.flip=0.1", "data.augment.ground=false"]
+        overrides = ["task.thresholds.Car=[0.5,0.3]", "data.transforms.flip=0.1", "data.transforms.ground=false"]
         composed = config.load(["task=pointcloud", f"preset={preset}", "data.root=/data", *overrides])
         assert composed["task"]["thresholds"]["Car"] == [0.5, 0.3]
-        assert composed["data"]["augment"]["flip"] == 0.1
+        assert composed["data"]["transforms"]["flip"] == 0.1
 
 
 def test_the_options_of_the_presets_are_those_that_the_code_has(root, tmp_path):
     """Stating Car's thresholds and the augmentation in YAML trains nothing else."""
     absent = tiny.task(root, tmp_path, thresholds={"Pedestrian": (0.35, 0.2), "Cyclist": (0.35, 0.2)})
     assert torch.equal(tiny.task(root, tmp_path).anchors.thresholds, absent.anchors.thresholds)
-    options = config.load(["task=pointcloud", "preset=paper", "data.root=/data"])["data"]["augment"]
-    assert Augment(**check("", Augment, options)) == Augment(ground=False)
+    options = config.load(["task=pointcloud", "preset=paper", "data.root=/data"])["data"]["transforms"]
+    assert Transforms(**check("", Transforms, options)) == Transforms(ground=False)
 
 
 def warned(caplog: pytest.LogCaptureFixture, task: PointCloud) -> list[str]:
@@ -135,7 +135,7 @@ def test_pointdistiller_reaches_the_pillar_encoder_alone(root, tmp_path):
     batch = training.first_batch()
     distiller.rehearse(batch)
     own = {name: p for name, p in distiller.trainable() if name.startswith("student.")}
-    with distiller.rehearsal(), torch.enable_grad():
+    with distiller.at_rest(), torch.enable_grad():
         terms = {n: v for found in distiller.every_term(batch).values() for n, v in found.items()}
         reached = gradients(terms, own)["local_graph"]
     assert {name.split(".")[1] for name, norm in reached.items() if norm > 0} == {"encoder"}

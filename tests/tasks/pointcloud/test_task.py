@@ -20,7 +20,7 @@ from kdbench.roles.cast import Cast
 from kdbench.roles.sources import Network
 from kdbench.signals import Signals
 from kdbench.task import Batch, scalars
-from kdbench.training.measure import count_macs, latency_ms
+from kdbench.training.measure import count_macs, latency
 from tasks.pointcloud import scans
 from tasks.pointcloud import task as module
 from tasks.pointcloud.decode import Detections
@@ -53,6 +53,18 @@ def test_dataset_says_what_it_is(made, root, tmp_path):
     assert tiny.task(root, tmp_path).dataset().digest == info.digest
     assert tiny.task(root, tmp_path, {"test": 2}).dataset().digest != info.digest
     assert tiny.task(root, tmp_path, {"batch_size": 1}).dataset().digest == info.digest
+
+
+@pytest.mark.parametrize(("frame", "learned"), [("000000", True), ("000006", False)])
+def test_another_test_frame_leaves_what_is_learned_from(tmp_path, frame, learned):
+    folder = tiny.write(tmp_path / "kitti")
+    before = tiny.task(folder, tmp_path).dataset()
+    label = folder / "training" / "label_2" / f"{frame}.txt"
+    label.write_text(label.read_text() + "\n")
+    after = tiny.task(folder, tmp_path).dataset()
+    assert after.digest != before.digest
+    assert (after.learned != before.learned) == learned
+    assert tiny.task(folder, tmp_path, {"test": 2}).dataset().learned == after.learned
 
 
 def test_home_is_found(root, monkeypatch, tmp_path):
@@ -287,7 +299,7 @@ def test_a_detector_of_another_class_is_measured_whole(made, model):
     outputs = plan.module(*plan.example)
     assert outputs.cls.shape[0] == 1
     assert count_macs(plan) > count_macs(made.measured(model))
-    assert latency_ms(plan, repeats=5, warmup=1) > 0
+    assert latency(plan, repeats=5, warmup=1).median_ms > 0
 
 
 def test_the_measured_part_exports_and_equals_the_model(made, model):

@@ -13,8 +13,9 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from kdbench.base import rng
 from kdbench.errors import KDBenchError
-from tasks.classification.sources.files import ImageFiles, Reader, Resize, UnreadableImage, examine
-from tasks.classification.sources.pixels import ORIENTATION, Facts, natural_range, to_size
+from tasks.classification.sources.files import ImageFiles, Resize
+from tasks.images import Reader, UnreadableImage, examine
+from tasks.pixels import ORIENTATION, Facts, natural_range, to_size
 
 
 def pixels(path: Path, channels: int = 3, **options: object) -> np.ndarray:
