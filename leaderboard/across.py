@@ -170,7 +170,7 @@ def _method(
     p: float | None,
     cells: int,
 ) -> Method:
-    strata = {i: gains(g.scored) for i, g in groups.items() if g.gap is not None}
+    strata = {i: gains(g.scored, len(g.teachers)) for i, g in groups.items() if g.gap is not None}
     missing = tuple(i for i in usable if i not in strata)
     nothing = ([0.0], [1.0])
     return Method(

@@ -22,7 +22,7 @@ from leaderboard.across import common, representatives
 from leaderboard.boards import BASELINE, TRIALS, Board, Boards
 from leaderboard.costs import passes
 from leaderboard.groups import Group, gains
-from leaderboard.stats import RESAMPLES, Estimate, mean_ratio
+from leaderboard.stats import RESAMPLES, Estimate, Floats, draws, mean_ratio
 
 #: Fewest methods of a setting from which one can be chosen.
 CHOICE = 3
@@ -132,9 +132,9 @@ def advise(boards: Sequence[Board], among: Sequence[str] | None = None) -> list[
     methods = [name for name in names if shared and all(name in chosen[i] for i in shared)]
     if not methods:
         return []
-    pairs = {name: [gains(chosen[i][name].scored) for i in shared] for name in methods}
-    draws = np.stack([_draws(pairs[name]) for name in methods])
-    wins = Counter(draws.argmax(axis=0).tolist())
+    pairs = {name: [gains(g.scored, len(g.teachers)) for i in shared for g in [chosen[i][name]]] for name in methods}
+    drawn = np.stack([_draws(pairs[name]) for name in methods])
+    wins = Counter(drawn.argmax(axis=0).tolist())
     found = []
     for place, name in enumerate(methods):
         gap = mean_ratio(pairs[name])
@@ -143,18 +143,17 @@ def advise(boards: Sequence[Board], among: Sequence[str] | None = None) -> list[
         if gap is not None:
             verdicts: Counter[str] = Counter(g.vs_scratch.verdict or "open" for g in groups)
             cost = float(np.median(costs)) if costs else None
-            found.append(Advice(name, gap, wins[place] / draws.shape[1], verdicts, cost, groups))
+            found.append(Advice(name, gap, wins[place] / drawn.shape[1], verdicts, cost, groups))
     return sorted(found, key=lambda a: (-a.gap.mean, a.method))
 
 
-def _draws(cells: Sequence[tuple[Sequence[float], Sequence[float]]]) -> np.ndarray:
-    """Draws seeds within each cell; methods of equal seeds get the same ones, as their twins are the same."""
+def _draws(cells: Sequence[tuple[Floats, Floats]]) -> Floats:
+    """Draws seeds and teachers within each cell; methods of equal ones get the same, as their twins are the same."""
     rng = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
     for above, below in cells:
-        x, y = np.asarray(above), np.asarray(below)
-        drawn = rng.integers(0, len(x), (RESAMPLES, len(x)))
-        total += x[drawn].mean(axis=1) / y[drawn].mean(axis=1)
+        places = draws(above.shape, RESAMPLES, rng)
+        total += above[places].mean(axis=(1, 2)) / below[places].mean(axis=(1, 2))
     return total / len(cells)
 
 

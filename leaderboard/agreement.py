@@ -20,7 +20,7 @@ import yaml
 
 from kdbench.base.digest import digest, without
 from kdbench.errors import KDBenchError
-from kdbench.records.record import CONFIG, CURVES, RUN, SPEC_EXCLUDE
+from kdbench.records.record import CONFIG, CURVES, RUN, SPEC_EXCLUDE, TEACHER_SEED
 from kdbench.records.schema import Record
 from leaderboard.groups import setting_of
 from leaderboard.row import Row
@@ -110,6 +110,8 @@ def _number(text: str) -> float:
 def of_specs(rows: Iterable[Row], changes: Mapping[str, str]) -> Iterator[Problem]:
     """Looks at the seeds of each specification: all of them, alike in all but the seed, none run until it fits.
 
+    Under several teachers all seeds were run under each of them.
+
     Args:
         rows: Sorted as reading sorts them.
         changes: Why a seed was run again, by the content hash of the older run.
@@ -117,12 +119,24 @@ def of_specs(rows: Iterable[Row], changes: Mapping[str, str]) -> Iterator[Proble
     for _, same in groupby(rows, key=lambda row: (row.task, row.method, row.spec_hash)):
         runs = list(same)
         yield from _alike(runs)
-        seeds = sorted({row.seed for row in runs})
-        if seeds != list(range(len(seeds))):
-            said = ", ".join(map(str, seeds))
-            yield Problem(runs[0].path, f"seeds are {said}, expected 0 to {len(seeds) - 1}: none chosen, none left out")
-        for _, again in groupby(sorted(runs, key=lambda row: (row.seed, row.finished)), key=lambda row: row.seed):
+        yield from _whole(runs)
+        cells = sorted(runs, key=lambda row: (row.seed, row.teacher_seed, row.finished))
+        for _, again in groupby(cells, key=lambda row: (row.seed, row.teacher_seed)):
             yield from _again([row for row in again if row.has_score], changes)
+
+
+def _whole(runs: Sequence[Row]) -> Iterator[Problem]:
+    seeds, teachers = sorted({row.seed for row in runs}), sorted({row.teacher_seed for row in runs})
+    for name, found in (("seeds", seeds), ("teacher seeds", teachers)):
+        if found != list(range(len(found))):
+            said = ", ".join(map(str, found))
+            reason = f"{name} are {said}, expected 0 to {len(found) - 1}: none chosen, none left out"
+            yield Problem(runs[0].path, reason)
+    there = {(row.seed, row.teacher_seed) for row in runs}
+    missing = [f"seed={s} teacher.seed={t}" for s in seeds for t in teachers if (s, t) not in there]
+    if missing:
+        reason = f"{len(seeds)} seeds and {len(teachers)} teachers make {len(seeds) * len(teachers)} runs, expected all"
+        yield Problem(runs[0].path, f"{reason}: {len(missing)} are missing, such as {missing[0]}")
 
 
 def _alike(runs: Sequence[Row]) -> Iterator[Problem]:
@@ -140,9 +154,13 @@ def _again(runs: Sequence[Row], changes: Mapping[str, str]) -> Iterator[Problem]
         if older.scores != newer.scores and not changes.get(older.content_hash):
             yield Problem(
                 newer.path,
-                f"seed {newer.seed} was run before with other scores ({older.path}): say why in {CHANGES}, "
+                f"{_called(newer)} was run before with other scores ({older.path}): say why in {CHANGES}, "
                 f"{older.content_hash}: reason",
             )
+
+
+def _called(row: Row) -> str:
+    return f"seed {row.seed}" + (f" of teacher {row.teacher_seed}" if row.teacher_seed else "")
 
 
 def reasons(roots: Iterable[Path]) -> tuple[dict[str, str], list[Problem]]:
@@ -174,10 +192,11 @@ def of_recipes(rows: Sequence[Row]) -> Iterator[Problem]:
         recipe = _recipe(row) if row.has_score else None
         if recipe is None:
             continue
-        twins.setdefault(("scratch", (row.seed, recipe)), []).append((row, row.of("scratch")))
+        alone, together = recipe
+        twins.setdefault(("scratch", (row.seed, alone)), []).append((row, row.of("scratch")))
         # A method that takes part in its teacher's training has a teacher of its own.
         if "teacher_privileged" not in row.scores.names:
-            twins.setdefault(("teacher", recipe), []).append((row, row.of("teacher")))
+            twins.setdefault(("teacher", together), []).append((row, row.of("teacher")))
     for (role, _), found in twins.items():
         counts = Counter(score for _, score in found if score is not None)
         if len(counts) < 2:
@@ -189,10 +208,12 @@ def of_recipes(rows: Sequence[Row]) -> Iterator[Problem]:
                 yield Problem(row.path, f"scores.{role} is {score:g}, of the other methods of this recipe it is {said}")
 
 
-def _recipe(row: Row) -> tuple[Hashable, ...] | None:
+def _recipe(row: Row) -> tuple[Hashable, Hashable] | None:
+    """Returns what runs of one scratch twin have in common, and those of one teacher."""
     try:
         config: Any = yaml.load(Path(row.path).with_name(CONFIG).read_bytes(), Loader=_LOADER)
-        same = digest(without(config, _METHOD))
+        alone, together = digest(without(config, (*_METHOD, TEACHER_SEED))), digest(without(config, _METHOD))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError, KDBenchError):
         return None  # which check says elsewhere
-    return row.task, row.digest, row.fold, same, row.cpu, row.gpu
+    where = row.task, row.digest, row.fold, row.cpu, row.gpu
+    return (*where, alone), (*where, together)

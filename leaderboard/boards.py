@@ -6,7 +6,7 @@ The API that the pages are built on::
     found.tasks         # dict[str, list[Board]]: every task's boards, the one to show first in front
     found.failures      # list[Group]: specifications of which no seed came to a score (score None; reasons in rows)
     found.teachers      # list[Group]: teachers that were trained alone (method=none role=teacher)
-    board.setting          # Setting(task, pair, dataset, digest, fold, preset, augment, quant, protocol)
+    board.setting       # Setting(task, pair, dataset, digest, fold, preset, augment, quant, protocol, teacher)
     board.groups        # list[Group], best first; board.primary, board.higher_is_better, board.metrics (names)
     board.teacher       # dict[str, float]: the teacher's test metrics; board.scratch: dict[str, Estimate] over seeds
     board.metric == group.metric    # False: the group is scored by another metric, and the board shows no score of it
@@ -16,7 +16,8 @@ The API that the pages are built on::
     group.rank          # (best, worst) place among the groups that it can be compared with, or None: group.unranked
     group.enough        # False: fewer seeds than `minimum` or of several codes: the row is grey, group.note says why
     group.reference     # True: the student trained alone (no method)
-    group.rows          # the row that counts of each seed; group.superseded: the older ones; group.newest
+    group.rows          # the row of each seed and teacher; group.superseded: the older ones; group.newest
+    group.scored        # the rows behind every estimate: group.seeds x group.teachers, sorted
     group.cost          # Cost: medians over seeds
     lower_is_better(name), directed(name)   # direction of a metric that is not the primary one, if it has one
 
@@ -35,10 +36,11 @@ from itertools import groupby
 import numpy as np
 
 from leaderboard.costs import student_passes
-from leaderboard.families import Families
+from leaderboard.crossed import largest
+from leaderboard.families import Families, cells_of, scores
 from leaderboard.groups import MINIMUM, Difference, Group, Setting, Verdict, gains, group, summarise
 from leaderboard.row import Row
-from leaderboard.stats import Contrast, Estimate, estimate, paired, paired_p
+from leaderboard.stats import Contrast, Estimate, Floats, estimate, grid, paired, paired_p
 
 #: The method that every other one is compared with, tuned with as many trials.
 BASELINE = "kd"
@@ -59,7 +61,9 @@ class Board:
 
     Attributes:
         metrics: Names of the test metrics, the primary one first.
-        teacher: Test metrics of the newest run's teacher; ``teachers`` counts the different ones in the records.
+        teacher: Test metrics of the teacher of the newest run, of several ``teacher.seed`` their mean; ``teachers``
+            counts the different ones in the records.
+        teacher_seeds: Every ``teacher.seed`` that a group has.
         scratch: Test metrics of the student trained alone, over the seeds of one recipe: that of the reference, else
             of the baseline, else of most seeds.
         twins: Different scratch students of one seed in the records, at most; several are of several recipes.
@@ -75,6 +79,7 @@ class Board:
     groups: tuple[Group, ...]
     teacher: Mapping[str, float | None]
     teachers: int
+    teacher_seeds: tuple[int, ...]
     scratch: Mapping[str, Estimate]
     twins: int
     headroom: Estimate | None = None
@@ -183,7 +188,8 @@ def _board(setting: Setting, groups: list[Group], baseline: str) -> Board:
     ranked.sort(key=place)
     names = dict.fromkeys([primary, *(name for g in ranked for name in g.metrics)])
     teachers = [row for g in groups for row in g.scored if "teacher" in row.scores.names]
-    teacher = max(teachers, key=lambda row: (row.finished, row.run_id)).scores.get("teacher") if teachers else None
+    newest = {row.teacher_seed: row for row in sorted(teachers, key=lambda row: (row.finished, row.run_id))}
+    teacher = summarise([row.scores.get("teacher") for row in newest.values()])
     twins = {(row.seed, row.of("scratch")) for g in groups for row in g.scored if row.of("scratch") is not None}
     return Board(
         setting=setting,
@@ -191,9 +197,10 @@ def _board(setting: Setting, groups: list[Group], baseline: str) -> Board:
         higher_is_better=higher_is_better,
         metrics=tuple(names),
         groups=tuple(ranked),
-        teacher=dict(teacher.items()) if teacher else {},
+        teacher={name: found.mean for name, found in teacher.items()},
         teachers=len({row.of("teacher") for row in teachers}),
-        scratch=summarise([row.scores.get("scratch") for row in lead.scored]),
+        teacher_seeds=tuple(sorted(newest)),
+        scratch=summarise([row.scores.get("scratch") for row in lead.scored], len(lead.teachers)),
         twins=max(Counter(seed for seed, _ in twins).values(), default=0),
         headroom=headroom,
         twin_passes=_twin_passes(groups, baseline),
@@ -208,13 +215,23 @@ def _twin_passes(groups: Iterable[Group], baseline: str) -> float | None:
 
 def _headroom(groups: Iterable[Group], primary: str, higher_is_better: bool) -> tuple[Estimate | None, str | None]:
     """Says what the teacher is better by in a setting, and why there is no gap to close where that may be nothing."""
-    rows = (row for g in groups if g.metric == (primary, higher_is_better) for row in g.scored)
-    counts = Counter((row.seed, row.of("scratch"), row.of("teacher")) for row in rows)
-    # A method that teaches its teacher something else has one of its own, which is not what the setting is about.
-    usual = max(counts.values(), default=0) / 2
-    pairs = sorted({pair for pair, n in counts.items() if n >= usual}, key=str)
+    counts: dict[int, Counter[tuple[int, float | None, float | None]]] = {}
+    for g in groups:
+        for row in g.scored if g.metric == (primary, higher_is_better) else ():
+            counts.setdefault(row.teacher_seed, Counter())[row.seed, row.of("scratch"), row.of("teacher")] += 1
     sign = 1.0 if higher_is_better else -1.0
-    found = estimate([sign * (t - s) for _, s, t in pairs if s is not None and t is not None])
+    cells: dict[tuple[int, int], list[float]] = {}
+    for teacher_seed, seen in sorted(counts.items()):
+        # A method that teaches its teacher something else has one of its own, which is not what the setting is about.
+        usual = max(seen.values()) / 2
+        for (seed, s, t), n in seen.items():
+            if n >= usual and s is not None and t is not None:
+                cells.setdefault((seed, teacher_seed), []).append(sign * (t - s))
+    seeds, teachers = largest(cells, MINIMUM)
+    if len(teachers) > 1:
+        found = grid([[float(np.mean(cells[seed, teacher])) for teacher in teachers] for seed in seeds])
+    else:
+        found = estimate([value for cell in cells.values() for value in sorted(cell)])
     if found is None or (found.mean > 0 if found.low is None else found.low > 0):
         return found, None
     if found.low is None:
@@ -228,7 +245,7 @@ def _with_gap(g: Group, missing: str | None) -> Group:
         return g
     if missing is None:
         # A teacher of the method's own may be worse than the student, whatever the setting has.
-        room = sum(gains(g.scored)[1])
+        room = gains(g.scored, len(g.teachers))[1].sum()
         missing = None if (room > 0) == g.higher_is_better else "its own teacher is not above the scratch student"
     return g if missing is None else replace(g, gap=None, gap_reason=missing)
 
@@ -271,16 +288,18 @@ def _alone() -> Difference:
 
 def _versus_scratch(families: Families, index: int) -> Difference:
     g = families.groups[index]
-    pairs = [
-        (row.score, row.of("scratch")) for row in g.scored if row.score is not None and row.of("scratch") is not None
-    ]
-    if not pairs:
+    cells = cells_of(families.twins[index])
+    if not cells:
         return Difference(reason="no scratch twin")
-    return _difference(pairs, families.to_scratch(index), g.higher_is_better)
+    pair = scores(g, cells), scores(g, cells, "scratch")
+    return _difference(*pair, families.to_scratch(index), g.higher_is_better)
 
 
 def _versus(families: Families, index: int, baselines: Sequence[int]) -> Difference:
-    """Compares with the baseline of equal tuning by seeds of the same scratch twin, hence of the same recipe."""
+    """Compares with the baseline of equal tuning by seeds of the same scratch twin, hence of the same recipe.
+
+    Both have the same teacher in every pair.
+    """
     g = families.groups[index]
     own = families.twins[index]
 
@@ -290,21 +309,21 @@ def _versus(families: Families, index: int, baselines: Sequence[int]) -> Differe
 
     chosen = max(baselines, key=preference)
     partner = families.groups[chosen]
-    shared = {seed for seed, _ in own & families.twins[chosen]}
-    if not shared:
-        met = any(set(g.seeds) & set(families.groups[i].seeds) for i in baselines)
+    cells = cells_of(own & families.twins[chosen])
+    if not cells:
         name = partner.method
-        return Difference(reason=f"no {name} with the same scratch twins" if met else f"no seed in common with {name}")
-    theirs = {row.seed: row.score for row in partner.scored}
-    pairs = [(row.score, theirs[row.seed]) for row in g.scored if row.seed in shared]
-    found = _difference(pairs, families.between(index, chosen), g.higher_is_better)
+        if not any(set(g.seeds) & set(families.groups[i].seeds) for i in baselines):
+            return Difference(reason=f"no seed in common with {name}")
+        met = any(set(g.teachers) & set(families.groups[i].teachers) for i in baselines)
+        return Difference(reason=f"no {name} with the same scratch twins" if met else f"no {name} of the same teachers")
+    pair = scores(g, cells), scores(partner, cells)
+    found = _difference(*pair, families.between(index, chosen), g.higher_is_better)
     return replace(found, partner=partner.spec_hash)
 
 
 def _difference(
-    pairs: Sequence[tuple[float | None, float | None]], contrast: tuple[Contrast, int] | None, higher_is_better: bool
+    first: Floats, second: Floats, contrast: tuple[Contrast, int] | None, higher_is_better: bool
 ) -> Difference:
-    first, second = np.array(pairs, dtype=float).T
     found = paired(first, second)
     if found is None:
         return Difference(reason="no seed with both scores")

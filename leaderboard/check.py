@@ -17,7 +17,7 @@ from kdbench.base.digest import digest
 from kdbench.configuration import config
 from kdbench.configuration.network import identity
 from kdbench.errors import KDBenchError, nearest
-from kdbench.records.record import CONFIG, spec_hash
+from kdbench.records.record import CONFIG, spec_hash, teacher_of
 from kdbench.records.schema import Record
 from leaderboard import agreement
 from leaderboard.boards import build as join
@@ -61,7 +61,7 @@ def check(paths: Sequence[Path]) -> tuple[Found, list[Problem]]:
             *_ranges(row, record),
             *_gap(row),
             *_command(row),
-            *_config(row),
+            *_config(row, record),
             *agreement.of_itself(row, record),
         )
         problems += (Problem(row.path, reason) for reason in reasons)
@@ -140,7 +140,7 @@ def _value(word: str) -> Any:
         return None
 
 
-def _config(row: Row) -> Iterator[str]:
+def _config(row: Row, record: Record) -> Iterator[str]:
     """The command may hide what a file elsewhere said; ``config.yaml`` has everything, and the record its digest."""
     path = Path(row.path).with_name(CONFIG)
     try:
@@ -170,3 +170,5 @@ def _config(row: Row) -> Iterator[str]:
     ran = networks_of(Path(row.path))
     if ran and row.networks != identity(ran):
         yield f"networks are {row.networks or 'not named'}, {CONFIG} says {identity(ran)}"
+    if record.teacher is not None and record.teacher != teacher_of(found):
+        yield f"teacher is not that of {CONFIG}"

@@ -2,6 +2,10 @@
 
 The seeds are blocks and the scratch twin is one of the methods, so that one error and one critical value serve the
 colours against scratch and the baseline and the places of a table: they cannot contradict each other.
+
+Groups that share several teachers are compared over the grid of seeds and teachers. There the scratch twin is none of
+the methods: it has no teacher, so that differences to it vary with what the teacher is worth, and those of two methods
+do not.
 """
 
 from __future__ import annotations
@@ -12,27 +16,47 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from leaderboard.crossed import largest
 from leaderboard.groups import Group
-from leaderboard.stats import Blocks, Contrast
+from leaderboard.row import Row
+from leaderboard.stats import Blocks, Contrast, Floats
 
-#: The scratch score of each seed; groups of equal ones were run by the same recipe on the same kind of machine.
-Twins = frozenset[tuple[int, float]]
+#: Seed and teacher with the score of the scratch twin; groups of equal ones were run by the same recipe on the same
+#: kind of machine.
+Twins = frozenset[tuple[int, int, float]]
 
 
 def twins_of(group: Group) -> Twins:
-    """Returns the seeds of a group that have a scratch twin, each with its score."""
-    return frozenset((row.seed, alone) for row in group.scored if (alone := row.of("scratch")) is not None)
+    """Returns the seeds and teachers of a group that have a scratch twin, each with its score."""
+    found = ((row.seed, row.teacher_seed, row.of("scratch")) for row in group.scored)
+    return frozenset((seed, teacher, alone) for seed, teacher, alone in found if alone is not None)
+
+
+def cells_of(twins: Twins) -> list[tuple[int, int]]:
+    """Returns the seeds and teachers of a full grid, sorted."""
+    seeds, teachers = largest((seed, teacher) for seed, teacher, _ in twins)
+    return [(seed, teacher) for seed in seeds for teacher in teachers]
+
+
+def scores(group: Group, cells: Sequence[tuple[int, int]], role: str | None = None) -> Floats:
+    """Returns the score of a group, or of a role beside it, on a full grid: ``(seeds, teachers)``."""
+    rows: dict[tuple[int, int], Row] = {(row.seed, row.teacher_seed): row for row in group.scored}
+    found = [rows[cell].score if role is None else rows[cell].of(role) for cell in cells]
+    return np.array(found, dtype=float).reshape(len({seed for seed, _ in cells}), -1)
 
 
 @dataclass(frozen=True)
 class Family:
-    """What groups say over the same twins; the last of the methods is the scratch student.
+    """What groups say over the same twins.
 
     Attributes:
+        blocks: The methods among each other; None for a single one under several teachers.
+        alone: The methods and, as the last, the scratch student.
         members: Place of each group among the methods, by its index.
     """
 
-    blocks: Blocks
+    blocks: Blocks | None
+    alone: Blocks
     members: dict[int, int]
 
     @property
@@ -48,6 +72,7 @@ class Families:
         self.groups = groups
         self.twins = [twins_of(g) for g in groups]
         self._found: dict[Twins, Family | None] = {}
+        self._sharing: dict[Twins, list[Family]] = {}
 
     def over(self, twins: Twins) -> Family | None:
         """Joins all groups that have these twins; None where there are not two seeds."""
@@ -56,28 +81,33 @@ class Families:
         return self._found[twins]
 
     def _join(self, twins: Twins) -> Family | None:
-        if len(twins) < 2:
+        cells = cells_of(twins)
+        if len({seed for seed, _ in cells}) < 2:
             return None
-        seeds = {seed for seed, _ in twins}
+        twins = frozenset(twin for twin in twins if twin[:2] in set(cells))
         members = [i for i, own in enumerate(self.twins) if twins <= own]
-        scores = [[row.score for row in self.groups[i].scored if row.seed in seeds] for i in members]
         if not members:
             return None
-        scores.append([alone for _, alone in sorted(twins)])
-        blocks = Blocks.of(np.array(scores, dtype=float))
-        return Family(blocks, {i: place for place, i in enumerate(members)})
+        own = [scores(self.groups[i], cells) for i in members]
+        alone = np.array([twin for *_, twin in sorted(twins)]).reshape(own[0].shape)
+        places = {i: place for place, i in enumerate(members)}
+        if own[0].shape[1] == 1:
+            together = Blocks.of(np.array([*own, alone]))
+            return Family(together, together, places)
+        between = Blocks.of(np.array(own)) if len(own) > 1 else None
+        return Family(between, Blocks.of_gains(np.array(own) - alone), places)
 
     def to_scratch(self, index: int) -> tuple[Contrast, int] | None:
         """Compares a group with its scratch twins; returns also how many were compared with them."""
         family = self.over(self.twins[index])
         if family is None:
             return None
-        return family.blocks.contrast(family.members[index], len(family.members)), family.size
+        return family.alone.contrast(family.members[index], len(family.members)), family.size
 
     def between(self, index: int, other: int) -> tuple[Contrast, int] | None:
         """Compares two groups over the twins that they share."""
         family = self.over(self.twins[index] & self.twins[other])
-        if family is None:
+        if family is None or family.blocks is None:
             return None
         return family.blocks.contrast(family.members[index], family.members[other]), family.size
 
@@ -86,7 +116,8 @@ class Families:
 
         A place leaves out those that are surely better or worse: within a family by the corrected difference, which
         makes it a 95% confidence set of the rank (Mogstad et al., Rev. Econ. Stud. 2024); beyond, by intervals of the
-        means that do not overlap. A group of one seed is sure of nothing.
+        means that do not overlap. Two groups are compared over all twins that they share. A group of one seed is sure
+        of nothing.
         """
         sign = 1.0 if higher_is_better else -1.0
         ends = [_ends(self.groups[i], sign) for i in ranked]
@@ -95,16 +126,27 @@ class Families:
         found = []
         for own, index in enumerate(ranked):
             better, worse = low > high[own], high < low[own]
-            family = self.over(self.twins[index])
-            if family is not None:
-                inside = [(column[i], place) for i, place in family.members.items() if i in column]
+            told = np.zeros(len(ranked), dtype=bool)
+            for family in self._shared(self.twins[index]):
+                members = ((column[i], place) for i, place in family.members.items() if i in column)
+                inside = [(at, place) for at, place in members if not told[at]]
+                if family.blocks is None or index not in family.members or not inside:
+                    continue
                 columns, places = np.array(inside).T
                 ahead = sign * (family.blocks.means[places] - family.blocks.means[family.members[index]])
                 # Equal scores differ in their last digits.
                 half = family.blocks.half + 1e-9 * float(np.abs(family.blocks.means).max())
-                better[columns], worse[columns] = ahead > half, ahead < -half
+                better[columns], worse[columns], told[columns] = ahead > half, ahead < -half, True
             found.append((1 + int(better.sum()), len(ranked) - int(worse.sum())))
         return found
+
+    def _shared(self, own: Twins) -> list[Family]:
+        """Returns the families over twins that a group has in common with others, those over most of them first."""
+        if own not in self._sharing:
+            shared = {own & other for other in set(self.twins)}
+            found = (self.over(twins) for twins in sorted(shared, key=lambda twins: (-len(twins), sorted(twins))))
+            self._sharing[own] = [family for family in found if family is not None]
+        return self._sharing[own]
 
 
 def _ends(group: Group, sign: float) -> tuple[float, float]:

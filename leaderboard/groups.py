@@ -1,5 +1,11 @@
 """The seeds of one specification joined to a group: means, intervals, gap closed, cost.
 
+Seeds of the student are one axis of a group and teachers (``teacher.seed``) the other. What counts is a full grid of
+both, and intervals are for a fresh draw of both (:mod:`leaderboard.crossed`); of one teacher they are over seeds alone,
+conditional on it. Differences are taken within a cell of the grid: one seed, one teacher. Teachers may have been added
+by a later revision of the code or on another machine, which then is part of how much they differ; the seeds of one
+teacher may not.
+
 :mod:`leaderboard.boards` puts groups that can be compared beside each other; its docstring shows the whole API.
 """
 
@@ -7,14 +13,15 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from leaderboard.crossed import largest
 from leaderboard.row import Metrics, Row
-from leaderboard.stats import Estimate, columns, estimate, ratio
+from leaderboard.stats import Estimate, Floats, columns, grid, ratio
 
 #: Fewest seeds that a row needs to be ranked.
 MINIMUM = 3
@@ -25,7 +32,8 @@ Verdict = Literal["better", "worse", "open"]
 class Setting(NamedTuple):
     """What two groups must have in common to be compared.
 
-    ``pair`` stands for its networks, ``augment`` and ``quant`` are names with those options that not all rows share.
+    ``pair`` stands for its networks, ``augment`` and ``quant`` are names with those options that not all rows share,
+    and ``teacher`` is how the teacher was made where that is not alike in all of them.
     """
 
     task: str
@@ -37,6 +45,7 @@ class Setting(NamedTuple):
     augment: str
     quant: str
     protocol: str
+    teacher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ class Difference:
     """A paired difference of the primary metric, in its units: group minus baseline.
 
     Attributes:
-        estimate: Mean with its own interval over the shared seeds; None says ``reason``.
+        estimate: Mean with its own interval over the shared seeds and teachers; None says ``reason``.
         verdict: ``better`` or ``worse`` where that survives the correction for all that the table compares, else
             ``open``; in the direction of the metric.
         p: Two-sided, of the paired t-test alone; ``corrected`` for ``family`` comparisons, None for a single seed.
@@ -90,12 +99,13 @@ class Group:
         role: ``student`` or ``teacher``.
         reference: The student was trained alone.
         trials: Tuning trials; 0 is untuned.
-        rows: The row that counts of each seed, by seed: the newest with a score, else the newest.
-        newest: The newest of these with a score, else the newest.
+        rows: The row of each seed and teacher, sorted by them: the newest with a score, else the newest.
+        newest: The newest of those with a score, else the newest.
         superseded: The others.
-        seeds: Those that came to a score.
-        failed: Seeds without a score because the run failed; ``diverged`` likewise.
-        enough: Enough seeds, all by the same code; else the row is grey and has no rank.
+        seeds: Those that came to a score under all of ``teachers``; all estimates are over these alone.
+        teachers: The ``teacher.seed`` of each teacher.
+        failed: Runs without a score because they failed; ``diverged`` likewise.
+        enough: Enough seeds, all of a teacher by the same code; else the row is grey and has no rank.
         note: Why the row is grey, or None.
         gap: Share of the gap between scratch student and teacher that is closed: a ratio of means over all seeds.
         unranked: Why there is no rank, or None.
@@ -112,6 +122,7 @@ class Group:
     newest: Row
     superseded: tuple[Row, ...]
     seeds: tuple[int, ...]
+    teachers: tuple[int, ...]
     failed: int
     diverged: int
     primary: str | None
@@ -144,15 +155,25 @@ class Group:
 
     @property
     def scored(self) -> tuple[Row, ...]:
-        """The rows behind the score."""
-        return tuple(row for row in self.rows if row.has_score)
+        """The rows behind the score: every seed under every teacher, sorted by seed, then by teacher."""
+        seeds, teachers = set(self.seeds), set(self.teachers)
+        return tuple(r for r in self.rows if r.has_score and r.seed in seeds and r.teacher_seed in teachers)
+
+    @property
+    def outside(self) -> int:
+        """How many runs with a score are no part of the full grid."""
+        return sum(row.has_score for row in self.rows) - len(self.seeds) * len(self.teachers)
+
+    def over(self, take: Callable[[Row], float | None]) -> Floats:
+        """Returns a number of every run behind the score, ``(seeds, teachers)``; nan where it has none."""
+        return _over(self.scored, len(self.teachers), take)
 
 
 def setting_of(row: Row) -> Setting:
     """Returns the setting of a row; a run without a score knows only the names of its configuration."""
     data = (row.dataset or "", row.digest or "", row.fold or "")
     axes = (row.augmenting or row.augment, row.quantising or row.quant)
-    return Setting(row.task, row.pairing or row.pair, *data, row.preset, *axes, row.protocol)
+    return Setting(row.task, row.pairing or row.pair, *data, row.preset, *axes, row.protocol, row.teaching)
 
 
 def group(rows: Sequence[Row], minimum: int = MINIMUM) -> list[Group]:
@@ -177,15 +198,21 @@ def group(rows: Sequence[Row], minimum: int = MINIMUM) -> list[Group]:
 
 
 def _group(rows: list[Row], minimum: int) -> Group:
-    kept: dict[int, Row] = {}
+    kept: dict[tuple[int, int], Row] = {}
     for row in sorted(rows, key=lambda row: (row.has_score, row.finished, row.run_id)):
-        kept[row.seed] = row
-    chosen = tuple(kept[seed] for seed in sorted(kept))
-    scored = [row for row in chosen if row.has_score]
+        kept[row.seed, row.teacher_seed] = row
+    chosen = tuple(kept[cell] for cell in sorted(kept))
+    seeds, teachers = largest((cell for cell, row in kept.items() if row.has_score), minimum)
+    scored = [kept[seed, teacher] for seed in seeds for teacher in teachers]
     newest = max(scored or chosen, key=lambda row: (row.finished, row.run_id))
-    gap, gap_reason = gap_of(scored, newest)
+    many = len(teachers)
+
+    def of(name: str) -> Estimate | None:
+        return grid(_over(scored, many, lambda row: row.of(name)))
+
+    gap, gap_reason = gap_of(scored, many, newest)
     counts = Counter(row.status for row in chosen)
-    note = _note(scored, minimum)
+    note = _note(scored, len(seeds), minimum)
     return Group(
         setting=setting_of(newest),
         method=newest.method,
@@ -195,17 +222,18 @@ def _group(rows: list[Row], minimum: int) -> Group:
         trials=newest.trials,
         rows=chosen,
         newest=newest,
-        superseded=tuple(row for row in rows if row is not kept[row.seed]),
-        seeds=tuple(row.seed for row in scored),
+        superseded=tuple(row for row in rows if row is not kept[row.seed, row.teacher_seed]),
+        seeds=seeds,
+        teachers=teachers,
         failed=counts["failed"],
         diverged=counts["diverged"],
         primary=newest.primary,
         higher_is_better=bool(newest.higher_is_better),
-        metrics=summarise([row.main for row in scored]),
-        best_on_val=_estimate(row.best_on_val for row in scored),
-        teacher=_estimate(row.of("teacher") for row in scored),
-        scratch=_estimate(row.of("scratch") for row in scored),
-        converted=_estimate(row.of("converted") for row in scored),
+        metrics=summarise([row.main for row in scored], many),
+        best_on_val=grid(_over(scored, many, lambda row: row.best_on_val)),
+        teacher=of("teacher"),
+        scratch=of("scratch"),
+        converted=of("converted"),
         gap=gap,
         gap_reason=gap_reason,
         cost=_cost(scored),
@@ -214,14 +242,22 @@ def _group(rows: list[Row], minimum: int) -> Group:
     )
 
 
-def _note(scored: Sequence[Row], minimum: int) -> str | None:
-    revisions = len({row.code_digest for row in scored})
-    if len(scored) < minimum:
-        return f"{len(scored)} of at least {minimum} seeds"
+def _over(scored: Sequence[Row], teachers: int, take: Callable[[Row], float | None]) -> Floats:
+    values = [np.nan if (value := take(row)) is None else value for row in scored]
+    return np.array(values, dtype=float).reshape(-1, max(1, teachers))
+
+
+def _note(scored: Sequence[Row], seeds: int, minimum: int) -> str | None:
+    if seeds < minimum:
+        return f"{seeds} of at least {minimum} seeds"
+    codes: dict[int, set[str]] = {}
+    for row in scored:
+        codes.setdefault(row.teacher_seed, set()).add(row.code_digest)
+    revisions = max(map(len, codes.values()))
     return f"seeds of {revisions} code revisions" if revisions > 1 else None
 
 
-def gap_of(scored: Sequence[Row], model: Row) -> tuple[Estimate | None, str | None]:
+def gap_of(scored: Sequence[Row], teachers: int, model: Row) -> tuple[Estimate | None, str | None]:
     """Returns the share of the gap that is closed, of all seeds, and why there is none or of which seeds it is.
 
     It is the ratio of means: student - scratch over teacher - scratch, each over the same seeds. Whether there is a gap
@@ -229,46 +265,50 @@ def gap_of(scored: Sequence[Row], model: Row) -> tuple[Estimate | None, str | No
     """
     if model.reference:
         return None, "the student was trained alone"
-    above, below = gains(scored)
-    if not above:
+    above, below = gains(scored, teachers)
+    if not len(above):
         return None, "no scratch twin" if any(row.of("teacher") is not None for row in scored) else "no teacher"
     found = ratio(above, below)
-    missing = len(scored) - len(above)
+    missing = len(scored) // max(1, teachers) - len(above)
     if found is None:
         return None, "teacher and scratch student score alike"
-    return found, f"{missing} of {len(scored)} seeds have no scratch twin or no teacher" if missing else None
+    seeds = missing + len(above)
+    return found, f"{missing} of {seeds} seeds have no scratch twin or no teacher" if missing else None
 
 
-def gains(scored: Iterable[Row]) -> tuple[list[float], list[float]]:
-    """Returns student - scratch and teacher - scratch of every seed that has all three."""
-    above, below = [], []
-    for row in scored:
-        alone, teacher = row.of("scratch"), row.of("teacher")
-        if row.score is not None and alone is not None and teacher is not None:
-            above.append(row.score - alone)
-            below.append(teacher - alone)
-    return above, below
+def gains(scored: Sequence[Row], teachers: int = 1) -> tuple[Floats, Floats]:
+    """Returns student - scratch and teacher - scratch, ``(seeds, teachers)``, of every seed that has all three."""
+    own, alone, teacher = (
+        _over(scored, teachers, take)
+        for take in (lambda r: r.score, lambda r: r.of("scratch"), lambda r: r.of("teacher"))
+    )
+    above, below = own - alone, teacher - alone
+    kept = (np.isfinite(above) & np.isfinite(below)).all(axis=1)
+    return above[kept], below[kept]
 
 
-def _estimate(values: Iterable[float | None]) -> Estimate | None:
-    return estimate([value for value in values if value is not None])
+def summarise(found: Sequence[Metrics | None], teachers: int = 1) -> dict[str, Estimate]:
+    """Estimates every metric over runs; a run without a metric does not count for it.
 
-
-def summarise(found: Sequence[Metrics | None]) -> dict[str, Estimate]:
-    """Estimates every metric over runs; a run without a metric does not count for it."""
+    Args:
+        found: Sorted by seed, then by teacher.
+        teachers: How many each seed has.
+    """
     have = [metrics for metrics in found if metrics is not None]
     if not have:
         return {}
     names = have[0].names
-    if all(metrics.names is names for metrics in have):
-        return _named(names, np.array([metrics.values for metrics in have]))
+    if len(have) == len(found) and all(metrics.names is names for metrics in have):
+        return _named(names, np.array([metrics.values for metrics in have]), teachers)
     names = tuple(dict.fromkeys(name for metrics in have for name in metrics.names))
-    values = [[np.nan if (v := metrics.get(name)) is None else v for name in names] for metrics in have]
-    return _named(names, np.array(values))
+    rows = [dict(metrics.items()) if metrics is not None else {} for metrics in found]
+    values = [[np.nan if (v := row.get(name)) is None else v for name in names] for row in rows]
+    return _named(names, np.array(values), teachers)
 
 
-def _named(names: Sequence[str], values: np.ndarray) -> dict[str, Estimate]:
-    return {name: found for name, found in zip(names, columns(values), strict=True) if found is not None}
+def _named(names: Sequence[str], values: Floats, teachers: int) -> dict[str, Estimate]:
+    estimates = columns(values) if teachers < 2 else [grid(column.reshape(-1, teachers)) for column in values.T]
+    return {name: found for name, found in zip(names, estimates, strict=True) if found is not None}
 
 
 def _cost(rows: Sequence[Row]) -> Cost:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from kdbench.base.store import write_atomic
 from kdbench.errors import KDBenchError
 from leaderboard.boards import Boards
+from leaderboard.row import Row
 from leaderboard.rows import Problem
 
 #: Those of the package, the log among them.
@@ -44,10 +45,14 @@ def snapshot(boards: Boards) -> Snapshot:
             "setting": " · ".join(filter(None, (g.setting.pair, g.setting.dataset, g.setting.fold, g.setting.preset))),
             "metric": g.primary,
             "score": None if g.score is None else g.score.mean,
-            "seeds": {str(row.seed): row.content_hash for row in g.scored},
+            "seeds": {_cell(row): row.content_hash for row in g.scored},
         }
         for g in sorted(groups, key=lambda g: (g.setting.task, g.method, g.spec_hash))
     }
+
+
+def _cell(row: Row) -> str:
+    return f"{row.seed}, teacher {row.teacher_seed}" if row.teacher_seed else str(row.seed)
 
 
 def compare(before: Snapshot, now: Snapshot) -> Changes:

@@ -87,6 +87,9 @@ class Row:
             nothing tells. ``quant_options`` likewise.
         augmenting: What the augmentation under these options is called over all rows, set as ``pairing`` is;
             ``quantising`` likewise.
+        teacher_seed: Of the teacher's own training.
+        teacher_options: How the teacher is made, alike for equal ones; empty where nothing tells. ``teaching`` is what
+            that is called over the rows of a setting.
     """
 
     path: str
@@ -143,6 +146,9 @@ class Row:
     quant_options: str = ""
     augmenting: str = ""
     quantising: str = ""
+    teacher_seed: int = 0
+    teacher_options: str = ""
+    teaching: str = ""
 
     @property
     def ok(self) -> bool:
@@ -181,7 +187,8 @@ class Row:
     @property
     def order(self) -> tuple[Any, ...]:
         """What rows are sorted by."""
-        return self.task, self.method, self.spec_hash, self.seed, self.finished, self.run_id, self.path
+        own = self.task, self.method, self.spec_hash, self.seed, self.teacher_seed
+        return *own, self.finished, self.run_id, self.path
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Row))
@@ -322,6 +329,8 @@ def flatten(
         networks=label("networks", identity(record.networks)) if record.networks else "",
         augment_options=sys.intern(_options(axes.get("augment", {}))),
         quant_options=sys.intern(_options(axes.get("quant", {}))),
+        teacher_seed=record.teacher.seed if record.teacher else 0,
+        teacher_options=sys.intern(_options(_without_nulls(record.teacher.options))) if record.teacher else "",
     )
     for name in _NUMBERS:
         value = getattr(row, name)
@@ -333,6 +342,11 @@ def flatten(
 def _options(options: Mapping[str, Any]) -> str:
     """Writes options as one text, dotted and sorted; what is no plain word is written as a digest."""
     return json.dumps(dict(sorted(_flat(options))), separators=(",", ":")) if options else ""
+
+
+def _without_nulls(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out what is null: an option that came later is absent from earlier runs."""
+    return {k: _without_nulls(v) if isinstance(v, Mapping) else v for k, v in options.items() if v is not None}
 
 
 def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -19,8 +19,10 @@ of it is still text from strangers: pages escape it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,8 +41,8 @@ from kdbench.base.digest import digest
 from kdbench.base.machine import cores
 from kdbench.configuration.network import architectures
 from kdbench.errors import KDBenchError
-from kdbench.records.record import CONFIG, RUN, parse_record, read_record
-from kdbench.records.schema import Record
+from kdbench.records.record import CONFIG, RUN, parse_record, read_record, spec_hash, teacher_of
+from kdbench.records.schema import Record, Teacher
 from leaderboard.cache import RowCache
 from leaderboard.row import CONTROL, LABEL, Interner, Metrics, Parts, Row, flatten, refuse_markup, values_of
 from leaderboard.verified import Verification, verified
@@ -50,6 +52,8 @@ RECORDS = Path(__file__).resolve().parent / "records"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: Axes whose options part settings, and the field of a row that has the name of one under its options.
 AXES = {"augment": "augmenting", "quant": "quantising"}
+#: What decides about the teacher in a configuration as the engine writes it.
+_PARTS = tuple(re.compile(rb"^%s:\n(?:[ -].*\n)+" % key, re.MULTILINE) for key in (b"data", b"teacher"))
 _NO_OPTIONS = ("name", "_target_")
 #: Largest file that is read, and what is looked at closely; a record of sixty metrics has 20 kB.
 LARGEST_FILE, USUAL_FILE = 8_000_000, 100_000
@@ -139,7 +143,7 @@ def _read(roots: Mapping[Path, Path], cache: Path | None) -> Found:
             else:
                 copies += 1
         kept.save()
-    rows = sorted(_chosen(_paired(rows)), key=lambda row: row.order)
+    rows = sorted(_taught(list(_chosen(_paired(rows)))), key=lambda row: row.order)
     problems.sort(key=lambda problem: problem.path)
     return Found(rows, problems, copies, parsed, tuple(empty), verified(roots.values()))
 
@@ -172,6 +176,39 @@ def _chosen(rows: Iterable[Row]) -> Iterator[Row]:
 def _axis(row: Row, axis: str) -> tuple[str, str]:
     """Returns the name and the options of an augmentation or a quantisation."""
     return getattr(row, axis), getattr(row, f"{axis}_options")
+
+
+def _taught(rows: Sequence[Row]) -> Iterator[Row]:
+    """Names how teachers were made by what differs among the rows that else have one setting."""
+    alike: dict[tuple[object, ...], Counter[str]] = {}
+    for row in rows:
+        alike.setdefault(_place(row), Counter())[row.teacher_options] += 1
+    named = {place: _names_of_teachers(found) for place, found in alike.items() if len(found) > 1}
+    for row in rows:
+        name = named.get(_place(row), {}).get(row.teacher_options)
+        yield replace(row, teaching=name) if name else row
+
+
+def _place(row: Row) -> tuple[object, ...]:
+    return row.task, row.pairing or row.pair, row.dataset, row.digest, row.fold, row.preset
+
+
+def _names_of_teachers(found: Mapping[str, int]) -> dict[str, str]:
+    """Names options of teachers by those that differ.
+
+    An option that some lack came later than they did, and left them as they were: it does not part them from most.
+    """
+    options: dict[str, dict[str, str]] = {text: from_json(text) if text else {} for text in found}
+    values: dict[str, Counter[str]] = {}
+    for text, own in options.items():
+        for key, value in own.items():
+            values.setdefault(key, Counter())[value] += found[text]
+    usual = {key: min(seen, key=lambda v: (-seen[v], v)) for key, seen in values.items() if len(seen) > 1}
+    called = {}
+    for text, own in options.items():
+        said = " ".join(f"{key.removesuffix('.name')}={own.get(key, usual[key])}" for key in sorted(usual))
+        called[text] = said if len(said) <= LABEL else f"#{digest(said, 6)}"
+    return called
 
 
 def _named(found: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
@@ -249,6 +286,8 @@ def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
         record = parse_record(text, path)
         if record.networks is None:
             record = record.model_copy(update={"networks": networks_of(Path(path))})
+        if record.teacher is None:
+            record = _with_teacher(record, Path(path))
         axes = axes_of(Path(path)) if {record.augment, record.quant} != {"none"} else {}
         # Nearly no record can hold markup or an endless string, and looking takes as long as the rest.
         if b"<" in text or b"\\u" in text or size > USUAL_FILE:
@@ -258,6 +297,39 @@ def _parse(path: str, size: int, intern: Interner) -> Row | Problem:
         return Problem(path, f"cannot be read ({error.strerror})")
     except KDBenchError as error:
         return Problem(path, _one_line(path, error))
+
+
+def _with_teacher(record: Record, path: Path) -> Record:
+    """Adds what a record of before it told of its teacher has in the configuration beside it.
+
+    The seed of the teacher was a part of its specification's hash then.
+    """
+    teacher = _of_teacher(path)
+    changes: dict[str, Any] = {"teacher": teacher}
+    if teacher is not None and teacher.seed:
+        data = {"dataset": record.dataset.digest} if record.dataset else {}
+        hashed = _configured(path, lambda config: spec_hash({**config, **data}))
+        changes["spec_hash"] = hashed or record.spec_hash
+    return record.model_copy(update=changes)
+
+
+def _of_teacher(path: Path) -> Teacher | None:
+    try:
+        text = path.with_name(CONFIG).read_bytes()[:USUAL_FILE]
+    except OSError:
+        return None
+    # Two parts out of thirty are needed, and thousands of runs have the same.
+    parts = tuple(match[0] for match in (re.search(part, text) for part in _PARTS) if match)
+    return _teacher_of(parts if len(parts) == len(_PARTS) else (text,))
+
+
+@functools.lru_cache(512)
+def _teacher_of(parts: tuple[bytes, ...]) -> Teacher | None:
+    try:
+        text = b"".join(parts)
+        return None if b"&" in text else teacher_of(yaml.load(text, Loader=_Loader))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError):
+        return None
 
 
 def networks_of(path: Path) -> dict[str, dict[str, Any]] | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
+
+from leaderboard.crossed import covariance, variance
 
 #: Confidence of every interval.
 LEVEL = 0.95
@@ -18,6 +20,7 @@ RESAMPLES = 2000
 MIN_METHODS, MIN_CELLS = 3, 8
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +28,12 @@ class Estimate:
     """A mean with its spread.
 
     Attributes:
-        n: Values that it was computed from.
+        n: Values that it was computed from; of seeds crossed with teachers the seeds.
         mean: Their mean, or a ratio of means.
         sd: Sample standard deviation; None for one value and for a ratio.
         low: Lower end of the 95% interval; None for one value.
         high: Upper end.
+        df: Degrees of freedom of a t-interval, else None.
     """
 
     n: int
@@ -37,6 +41,7 @@ class Estimate:
     sd: float | None = None
     low: float | None = None
     high: float | None = None
+    df: float | None = field(default=None, compare=False)
 
     def excludes(self, value: float) -> bool:
         """Whether the interval lies wholly on one side of ``value``; False without an interval."""
@@ -99,7 +104,7 @@ def columns(values: ArrayLike, level: float = LEVEL) -> list[Estimate | None]:
     found: list[Estimate | None] = []
     for count, m, s, h in zip(n.tolist(), mean.tolist(), sd.tolist(), half.tolist(), strict=True):
         if count > 1:
-            found.append(Estimate(count, m, s, m - h, m + h))
+            found.append(Estimate(count, m, s, m - h, m + h, count - 1))
         else:
             found.append(Estimate(count, m) if count else None)
     return found
@@ -110,49 +115,86 @@ def estimate(values: ArrayLike, level: float = LEVEL) -> Estimate | None:
     return columns(np.asarray(values, dtype=float).reshape(-1, 1), level)[0]
 
 
+def grid(values: ArrayLike, level: float = LEVEL) -> Estimate | None:
+    """Returns mean, standard deviation of a single value and t-interval of seeds crossed with teachers.
+
+    The interval is for a fresh draw of both, see :mod:`leaderboard.crossed`; of one teacher it is over the seeds alone,
+    conditional on that teacher. A single seed gives no interval.
+
+    Args:
+        values: ``(seeds, teachers)``; a seed of which one is not finite does not count.
+        level: Of the interval.
+    """
+    x = np.asarray(values, dtype=float)
+    x = x[np.isfinite(x).all(axis=1)]
+    if not len(x) or x.shape[1] < 2:
+        return estimate(x, level)
+    mean = float(x.mean())
+    if len(x) < 2:
+        return Estimate(1, mean)
+    found = variance(x)
+    half = float(special.stdtrit(found.df, (1 + level) / 2)) * math.sqrt(found.value)
+    return Estimate(len(x), mean, float(x.std(ddof=1)), mean - half, mean + half, found.df)
+
+
 def paired(first: ArrayLike, second: ArrayLike, level: float = LEVEL) -> Estimate | None:
-    """Returns the estimate of ``first - second``, values of the same seeds in the same order."""
-    return estimate(np.asarray(first, dtype=float) - np.asarray(second, dtype=float), level)
+    """Returns the estimate of ``first - second``, values of the same seeds (and teachers) in the same order."""
+    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    return grid(difference if difference.ndim == 2 else difference[:, None], level)
 
 
 def paired_p(found: Estimate) -> float | None:
-    """Returns the two-sided p of the paired t-test behind :func:`paired`: that there is no difference."""
-    if found.sd is None:
+    """Returns the two-sided p of the t-test behind an interval: that there is no difference."""
+    if found.df is None or found.high is None:
         return None
-    if not found.sd:
+    half = found.high - found.mean
+    if not half:
         return 0.0 if found.mean else 1.0
-    return float(2 * special.stdtr(found.n - 1, -abs(found.mean) * math.sqrt(found.n) / found.sd))
+    return float(2 * special.stdtr(found.df, -abs(found.mean) * special.stdtrit(found.df, (1 + LEVEL) / 2) / half))
 
 
 def ratio(above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Estimate | None:
     """Returns the ratio of two means of paired values, its interval by Fieller (J. R. Stat. Soc. B 1954).
 
     Args:
-        above: Values of the numerator.
+        above: Values of the numerator: of seeds, or ``(seeds, teachers)``.
         below: Those of the denominator, of the same seeds in the same order.
         level: Of the interval.
 
     Returns:
-        None where nothing is paired or the denominator is zero; an estimate without an interval for one pair and where
+        None where nothing is paired or the denominator is zero; an estimate without an interval for one seed and where
         the denominator cannot be told from zero, so that no ratio can be excluded.
     """
-    x, y = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
-    kept = np.isfinite(x) & np.isfinite(y)
-    x, y = x[kept], y[kept]
+    x, y = _paired(above, below)
     n = len(x)
     if not n or not y.mean():
         return None
     top, bottom = float(x.mean()), float(y.mean())
     if n < 2:
         return Estimate(n, top / bottom)
-    xx, xy, yy = (
-        float(v) * special.stdtrit(n - 1, (1 + level) / 2) ** 2 / n for v in np.cov(x, y)[[0, 0, 1], [0, 1, 1]]
-    )
+    # The degrees of freedom are those of what the ratio is tested by.
+    t = special.stdtrit(variance(x - top / bottom * y).df, (1 + level) / 2)
+    xx, xy, yy = (float(v) * t**2 for v in covariance(np.stack([x, y]))[[0, 0, 1], [0, 1, 1]])
     a, b, c = bottom**2 - yy, top * bottom - xy, top**2 - xx
     if a <= 0:
         return Estimate(n, top / bottom)
     half = math.sqrt(max(0.0, b * b - a * c))
     return Estimate(n, top / bottom, None, float((b - half) / a), float((b + half) / a))
+
+
+def _paired(above: ArrayLike, below: ArrayLike) -> tuple[Floats, Floats]:
+    """Returns two grids ``(seeds, teachers)`` without the seeds of which something is not finite."""
+    x, y = (v if v.ndim == 2 else v[:, None] for v in (np.asarray(w, dtype=float) for w in (above, below)))
+    kept = (np.isfinite(x) & np.isfinite(y)).all(axis=1)
+    return x[kept], y[kept]
+
+
+def draws(shape: tuple[int, ...], resamples: int, rng: np.random.Generator) -> tuple[Places, Places]:
+    """Draws seeds and, where there are several, teachers of a grid: places that index it, ``(resamples, …)``."""
+    seeds, teachers = shape
+    drawn = rng.integers(0, seeds, (resamples, seeds))
+    others = rng.integers(0, teachers, (resamples, teachers)) if teachers > 1 else np.zeros((resamples, 1), dtype=int)
+    return drawn[:, :, None], others[:, None, :]
 
 
 def mean_ratio(
@@ -161,7 +203,7 @@ def mean_ratio(
     """Returns the mean over cells of the ratio of means of each, with a percentile interval by stratified bootstrap.
 
     Args:
-        cells: Values above and below of the seeds of each cell, see :func:`ratio`; pairs are drawn within their cell.
+        cells: Values above and below of each cell, see :func:`ratio`; seeds and teachers are drawn within their cell.
         level: Of the interval.
         resamples: How often to draw.
         seed: Of the draws.
@@ -169,19 +211,20 @@ def mean_ratio(
     Returns:
         None without cells; no interval where no cell has two pairs.
     """
-    pairs = [np.asarray(cell, dtype=float) for cell in cells]
+    pairs = [_paired(*cell) for cell in cells]
     if not pairs:
         return None
     found = float(np.mean([x.mean() / y.mean() for x, y in pairs]))
-    count = sum(x.shape[1] for x in pairs)
-    if max(x.shape[1] for x in pairs) < 2:
+    count = sum(len(x) for x, _ in pairs)
+    if max(len(x) for x, _ in pairs) < 2:
         return Estimate(count, found)
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
-    for cell in pairs:
-        drawn = cell[:, rng.integers(0, cell.shape[1], (resamples, cell.shape[1]))].mean(axis=2)
+    for x, y in pairs:
+        places = draws(x.shape, resamples, rng)
+        above, below = (values[places].mean(axis=(1, 2)) for values in (x, y))
         # A draw may have a denominator of zero; it says nothing.
-        total += np.divide(drawn[0], drawn[1], out=np.full(resamples, np.nan), where=drawn[1] != 0)
+        total += np.divide(above, below, out=np.full(resamples, np.nan), where=below != 0)
     low, high = np.nanquantile(total / len(pairs), [(1 - level) / 2, (1 + level) / 2])
     return Estimate(count, found, None, float(low), float(high))
 
@@ -224,7 +267,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Methods under the same seeds: scores are taken for method + seed + noise of one variance.
+    """Methods under the same seeds and teachers: a score is method + seed under teacher + noise of one variance.
 
     That is estimated from all of them: with few seeds a correction of separate t-tests would resolve next to nothing.
     Every difference of two has the same error, and Dunnett's correction (JASA 1955) holds for all differences to any
@@ -240,18 +283,33 @@ class Blocks:
     means: Floats
     error: float
     half: float
-    df: int
+    df: float
 
     @classmethod
     def of(cls, scores: ArrayLike) -> Blocks:
-        """Takes scores ``(methods, seeds)``, nothing missing, at least two of each."""
-        x = np.asarray(scores, dtype=float)
-        methods, seeds = x.shape
-        means = x.mean(axis=1)
-        noise = x - means[:, None] - x.mean(axis=0) + x.mean()
-        df = (methods - 1) * (seeds - 1)
-        error = math.sqrt(2 * float((noise**2).sum()) / df / seeds)
-        return cls(means, error, error * _dunnett_quantile(methods - 1, df), df)
+        """Takes scores ``(methods, seeds)`` or ``(methods, seeds, teachers)``, nothing missing, two methods and seeds.
+
+        Of several teachers the error is that of a fresh draw of seeds and teachers: how much the methods differ from
+        seed to seed and from teacher to teacher, pooled over them.
+        """
+        x = _grids(scores)
+        methods = len(x)
+        found = variance(x - x.mean(axis=0), methods - 1.0)
+        error = math.sqrt(2 * found.value)
+        return cls(x.mean(axis=(1, 2)), error, error * _dunnett_quantile(methods - 1, found.df), found.df)
+
+    @classmethod
+    def of_gains(cls, gains: ArrayLike) -> Blocks:
+        """Takes differences to one control in the shape of :meth:`of`; the control comes out as the last method.
+
+        What a teacher is worth, its students have in common: it is in all of these differences and in none between
+        two methods. So their error is their own, the mean over the methods, with the degrees of freedom of one.
+        """
+        x = _grids(gains)
+        found = variance(x, 1.0, float(len(x)))
+        error = math.sqrt(found.value)
+        half = error * _dunnett_quantile(len(x), found.df)
+        return cls(np.append(x.mean(axis=(1, 2)), 0.0), error, half, found.df)
 
     def contrast(self, method: int, control: int) -> Contrast:
         """Compares two methods, corrected for the differences of all to the control."""
@@ -261,11 +319,16 @@ class Blocks:
         return Contrast(mean, mean - self.half, mean + self.half, p)
 
 
+def _grids(values: ArrayLike) -> Floats:
+    x = np.asarray(values, dtype=float)
+    return x if x.ndim == 3 else x[:, :, None]
+
+
 def dunnett(scores: ArrayLike, control: int) -> list[Contrast | None]:
     """Compares every method with one control (Dunnett, JASA 1955), the seeds as blocks, see :class:`Blocks`.
 
     Args:
-        scores: ``(methods, seeds)``, nothing missing, at least two of each.
+        scores: ``(methods, seeds)`` or ``(methods, seeds, teachers)``, nothing missing, two methods and seeds at least.
         control: Row that the others are compared with.
 
     Returns:
@@ -300,7 +363,7 @@ def _nodes() -> tuple[Floats, Floats]:
 def _dunnett_quantile(contrasts: int, df: float) -> float:
     from scipy.optimize import brentq  # half a second to import, and seldom needed
 
-    return float(brentq(lambda t: dunnett_cdf(t, contrasts, df) - LEVEL, 0.1, 100.0))
+    return float(brentq(lambda t: dunnett_cdf(t, contrasts, df) - LEVEL, 0.1, 1e4))
 
 
 def rank(values: ArrayLike) -> Floats:

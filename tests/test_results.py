@@ -103,6 +103,16 @@ def test_of_two_runs_of_a_seed_the_newest_that_ended_well_counts(record):
     assert (row.seeds, row.score, row.ended, row.folders) == ((0,), summary.Mean(3.0), {}, ("a",))
 
 
+def test_every_teacher_has_a_mean_of_its_own(record):
+    assert record.teacher is not None
+    other = record.teacher.model_copy(update={"seed": 1})
+    runs = [seeded(record, 0, 1.0, 2.0), seeded(record, 0, 1.0, 4.0, teacher=other)]
+    assert [row.score for row in summary.rows((Path(r.run_id), r) for r in runs)] == [
+        summary.Mean(2.0),
+        summary.Mean(4.0),
+    ]
+
+
 def test_the_list_of_a_folder(record, kdbench, capsys):
     (path,) = kdbench.results.glob("*/*/*")
     write_record(kdbench.results, seeded(record, 1, 10.0, 20.0), {CONFIG: path / CONFIG})

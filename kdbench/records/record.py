@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from kdbench.base.digest import digest, digest_json, drop_nonfinite, without, without_nulls
 from kdbench.base.store import full_disk_is_one_line, write_atomic
 from kdbench.errors import KDBenchError, absent
-from kdbench.records.schema import SCHEMA_VERSION, Record
+from kdbench.records.schema import SCHEMA_VERSION, Record, Teacher
 
 RUN = "run.json"
 CONFIG = "config.yaml"
@@ -47,6 +47,13 @@ SPEC_EXCLUDE = (
     "teacher.replay_limit",
     "trainer.threads",
 )
+
+#: The seed of the teacher, dotted: with another one it is the same specification, :func:`spec_hash` takes it for 0.
+TEACHER_SEED = "teacher.seed"
+#: Keys of the teacher that decide nothing about it.
+_NOT_TAUGHT = ("seed", "expect", "tolerance", "replay_limit", "data", "augment", "replay_dtype")
+#: Those of its data.
+_NOT_DATA = ("root", "table", "protocol", "workers", "task")
 
 #: Fields that differ between two equal runs, dotted, ``*`` for any key; what :func:`content_hash` leaves out. Two
 #: records of one content hash therefore hold the same result, made twice or copied.
@@ -75,6 +82,7 @@ FREE = (
     "provenance.packages",
     "dataset.inputs",
     "networks",
+    "teacher.options",
 )
 
 #: By schema version, what turns the JSON of such a record into that of the next version. Files are never rewritten.
@@ -90,13 +98,34 @@ def _present(parts: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def spec_hash(config: Mapping[str, Any], exclude: tuple[str, ...] = SPEC_EXCLUDE) -> str:
-    """Digests a resolved config without the ``exclude`` keys, so that runs that differ in the seed alone agree.
+    """Digests a resolved config without the ``exclude`` keys, so that runs that differ in a seed alone agree.
+
+    A teacher seed other than 0 counts as 0: several teachers are an axis of a specification, as seeds are.
 
     Args:
         config: The resolved config.
         exclude: Dotted keys that do not change the number.
     """
+    teacher = config.get("teacher")
+    if isinstance(teacher, Mapping) and teacher.get("seed"):
+        config = {**config, "teacher": {**teacher, "seed": 0}}
     return digest(without(config, exclude))
+
+
+def teacher_of(config: Mapping[str, Any]) -> Teacher:
+    """Says how the teacher of a resolved config is made.
+
+    Raises:
+        KeyError: It is no whole config.
+    """
+    own = config["teacher"]
+    data = {**(config.get("data") or {}), **(own.get("data") or {})}
+    options: dict[str, Any] = {key: value for key, value in own.items() if key not in _NOT_TAUGHT}
+    options["data"] = {key: value for key, value in data.items() if key not in _NOT_DATA}
+    options["augment"] = own.get("augment") or {"name": "none"}
+    if own.get("replay"):
+        options["replay_dtype"] = own.get("replay_dtype")
+    return Teacher(seed=own["seed"], options=options)
 
 
 def content_hash(record: Record) -> str:

@@ -114,6 +114,17 @@ class Tuning(_Model):
     scores: Values = {}
 
 
+class Teacher(_Model):
+    """How the teacher was made: its seed, and the options of its training beside the networks of the pair.
+
+    Of ``data`` all options that its training had; what says where data lie is left out. Records of before it was there
+    have it in their configuration alone.
+    """
+
+    seed: int
+    options: dict[str, JsonValue]
+
+
 class Hardware(_Model):
     """The machine: ``cores`` are those that the process may use."""
 
@@ -160,6 +171,7 @@ class Record(_Model):
     quant: str = "none"
     preset: str
     seed: int
+    teacher: Teacher | None = None
     options: dict[str, JsonValue] = {}
     fidelity: str
     origin: str

@@ -26,7 +26,7 @@ from kdbench.configuration.network import architectures
 from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
 from kdbench.records.provenance import files_of, provenance
-from kdbench.records.record import PREVIEW, RUN, read_record, spec_hash, write_record
+from kdbench.records.record import PREVIEW, RUN, read_record, spec_hash, teacher_of, write_record
 from kdbench.records.schema import TAUGHT, Cost, Dataset, Model, Primary, Record, RoleScores, Term, Tuning
 from kdbench.runs.report import show
 from kdbench.runs.trainings import Trainings
@@ -250,6 +250,7 @@ class Run:
         return {g: self.config[g]["name"] for g in ("task", "method", "pair", "augment", "quant", "preset")} | {
             "seed": self.config["seed"],
             "networks": architectures(self.config["pair"]),
+            "teacher": teacher_of(self.config),
         }
 
     def _look(

@@ -92,10 +92,11 @@ def score(record: Record) -> tuple[float | None, float | None]:
 
 
 def rows(records: Iterable[tuple[Path, Record]]) -> list[Row]:
-    """Groups runs by specification; of several runs of a seed the newest that ended well counts."""
-    groups: dict[tuple[str, str, str], list[tuple[Path, Record]]] = {}
+    """Groups runs by specification and teacher; of several runs of a seed the newest that ended well counts."""
+    groups: dict[tuple[str, str, str, int], list[tuple[Path, Record]]] = {}
     for path, record in records:
-        groups.setdefault((record.task, record.method, record.spec_hash), []).append((path, record))
+        teacher = record.teacher.seed if record.teacher else 0
+        groups.setdefault((record.task, record.method, record.spec_hash, teacher), []).append((path, record))
     return [_row(found) for _, found in sorted(groups.items(), key=lambda item: item[0])]
 
 

@@ -23,7 +23,8 @@ from leaderboard.verified import Verification
 #: Keys of a command that another run of its setting says anew, or that are its owner's.
 ANEW = {"task", "method", "pair", "preset", "seed", "results", "cache", "logger", "rerun"}
 #: Those that the columns of a table say already, or that do not change a number.
-SAID = ANEW | {"augment", "quant", "role", "tuning.trials", "data.root", "data.workers", "trainer.threads"}
+SAID = ANEW | {"augment", "quant", "role", "teacher.seed", "tuning.trials"}
+SAID |= {"data.root", "data.workers", "trainer.threads"}
 #: How the keys begin that say how it was started.
 OWN = ("-", "hydra", "logger.")
 
@@ -75,6 +76,8 @@ def gap(group: Group) -> Cell:
     cell = estimate(group.gap, 0, percent=True)
     if group.gap is not None:
         said = [f"of {group.gap.n} seed{'s' * (group.gap.n > 1)}"]
+        if len(group.teachers) > 1:
+            said[0] += f" × {len(group.teachers)} teachers"
         if group.gap.n > 1 and group.gap.low is None:
             said.append("no interval: over these seeds alone the headroom may be nothing")
         cell.note = "; ".join([*said, *filter(None, [group.gap_reason])])
@@ -138,6 +141,7 @@ def setting(board: Board) -> str:
     parts = [own.pair, own.preset, own.dataset]
     parts += [f"fold {own.fold}"] if own.fold else []
     parts += [part for part in (own.augment, own.quant) if part != "none"]
+    parts += [f"teacher {own.teacher}"] if own.teacher else []
     return " · ".join(parts)
 
 
@@ -271,11 +275,24 @@ def state(row: Row) -> str:
 
 def note(group: Group) -> str:
     """Says why a row is grey or has no rank, which of its seeds came to nothing, and which terms did nothing."""
-    silent = len(group.rows) - len(group.seeds) - group.failed - group.diverged
-    counts = ((group.failed, "failed"), (group.diverged, "diverged"), (silent, "without a score"))
+    scored = sum(row.has_score for row in group.rows)
+    silent = len(group.rows) - scored - group.failed - group.diverged
+    counts = (
+        (group.failed, "failed"),
+        (group.diverged, "diverged"),
+        (silent, "without a score"),
+        (group.outside, f"not counted, outside of {grid(group)}"),
+    )
     lost = [f"{n} {what}" for n, what in counts if n]
     why = group.note or (group.unranked if group.rank is None else None)
     return "; ".join(filter(None, [why, runs_foreign(group.newest), mixed(group), ", ".join(lost), *idle(group)]))
+
+
+def grid(group: Group) -> str:
+    """Says which seeds and teachers are behind the score of a group, as a count."""
+    seeds, teachers = len(group.seeds), len(group.teachers)
+    said = f"{seeds} seed{'s' * (seeds != 1)}"
+    return f"{said} × {teachers} teachers" if teachers > 1 else said
 
 
 def runs_foreign(row: Row) -> str | None:
@@ -285,13 +302,24 @@ def runs_foreign(row: Row) -> str | None:
 
 
 def mixed(group: Group) -> str | None:
-    """Says that seeds were run on several kinds of machine, which differ by more than the seed."""
-    kinds = {row.gpu or row.cpu for row in group.scored}
-    return f"seeds of {len(kinds)} kinds of machine" if len(kinds) > 1 else None
+    """Says that seeds were run on several kinds of machine, which differ by more than the seed.
+
+    Teachers may be of several machines and revisions of the code: then that is part of how much they differ.
+    """
+    kinds: dict[int, set[str]] = {}
+    for row in group.scored:
+        kinds.setdefault(row.teacher_seed, set()).add(row.gpu or row.cpu)
+    most = max(map(len, kinds.values()), default=0)
+    if most > 1:
+        return f"seeds of {most} kinds of machine"
+    machines, codes = set().union(*kinds.values()), {row.code_digest for row in group.scored}
+    said = [f"{len(n)} {what}" for n, what in ((machines, "kinds of machine"), (codes, "code revisions")) if len(n) > 1]
+    return f"teachers of {' and '.join(said)}" if said and len(group.teachers) > 1 else None
 
 
 def idle(group: Group) -> list[str]:
     """Says which terms of the loss did nothing, and in how many seeds where it was not all of them."""
     counts = Counter(said for row in group.scored for said in idle_terms(row.flags))
     every = len(group.scored)
-    return [said if n == every else f"{said} in {n} of {every} seeds" for said, n in counts.items()]
+    what = "seeds" if len(group.teachers) < 2 else "runs"
+    return [said if n == every else f"{said} in {n} of {every} {what}" for said, n in counts.items()]

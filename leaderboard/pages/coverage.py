@@ -106,11 +106,13 @@ def _spot(site: Site, method: str, task: str, groups: Sequence[Group], cell: mat
     if best.enough:
         count = len(best.seeds)
         return Spot(method, task, "covered", str(count), f"{count} seeds", None, href)
-    old = [row.seed for row in best.scored if row.code_digest != best.newest.code_digest]
+    newest = best.newest
+    same = [row for row in best.scored if row.teacher_seed == newest.teacher_seed]
+    old = [row.seed for row in same if row.code_digest != newest.code_digest]
     missing = [s for s in range(10 * site.minimum) if s not in best.seeds][: max(0, site.minimum - len(best.seeds))]
-    extra = _tuned(common.overrides(best.newest.command, common.ANEW), best.newest)
-    words = _words(task, method, _pair(best.newest), best.setting.preset, [*old, *missing], extra)
-    fills = None if foreign(best.newest.command) else words
+    extra = _tuned(common.overrides(newest.command, common.ANEW), newest)
+    words = _words(task, method, _pair(newest), best.setting.preset, [*old, *missing], extra)
+    fills = None if foreign(newest.command) else words
     if best.seeds:
         count = len(best.seeds) - len(old)
         return Spot(method, task, "few seeds", str(count), best.note or "", fills, href)
@@ -129,7 +131,7 @@ def _model(board: Board) -> Row:
 def _like(row: Row, pair: Sequence[str]) -> str:
     """Returns what another method needs to stand beside a run: all it sets but the method's own options."""
     words = shlex.split(common.overrides(row.command, common.ANEW))
-    kept = [w for w in words if not w.lstrip("+~").startswith("method.") and w not in pair]
+    kept = [w for w in words if not w.lstrip("+~").startswith(("method.", "teacher.seed=")) and w not in pair]
     own = [w for w in _own(row) if w not in pair and w not in kept]
     return _tuned(shlex.join([*own, *kept]), row)
 

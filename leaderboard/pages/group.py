@@ -19,6 +19,7 @@ from leaderboard.site import Site
 
 RUNS = (
     Column("seed", "Seed", kind="number"),
+    Column("teacher_seed", "Teacher seed", kind="number"),
     Column("status", "Status"),
     Column("score", "Score", "Primary metric on test after the last epoch.", "number"),
     Column("scratch", "Scratch", "The same student and seed without a teacher.", "number"),
@@ -55,8 +56,8 @@ def _page(site: Site, group: Group, board: Any) -> None:
     # The records themselves, flat, also of runs that have no page.
     lines = b",\n".join(to_json(flat(row)) for row in rows)
     site.write(f"data/runs-{stem}.json", b"[\n" + lines + b"\n]\n")
-    pairs = [(row.seed, row.score, row.of("scratch")) for row in group.scored[:40]]
-    dots = [Dot(f"seed {s}", own - alone) for s, own, alone in pairs if own is not None and alone is not None]
+    pairs = [(_called(row, group), row.score, row.of("scratch")) for row in group.scored[:40]]
+    dots = [Dot(name, own - alone) for name, own, alone in pairs if own is not None and alone is not None]
     title = f"{group.primary}: student minus scratch, seed by seed"
     site.page(
         path,
@@ -75,18 +76,23 @@ def _page(site: Site, group: Group, board: Any) -> None:
         newest=group.newest,
         idle=common.idle(group),
         mixed=common.mixed(group),
+        grid=common.grid(group),
         verified=common.verified(site.verified(group)),
         foreign=foreign(group.newest.command),
         state=common.state(group.newest),
         stem=stem,
-        runs=_runs(site, f"runs-{stem}", group.rows, "Runs that count: the newest of each seed"),
+        runs=_runs(site, f"runs-{stem}", group.rows, "Runs: the newest of each seed and teacher"),
         superseded=_runs(site, f"older-{stem}", group.superseded, "Older runs of the same seeds"),
         metrics=metrics,
-        chart=charts.dots("seeds", dots, x_label=title, title=title, gutter=70)
+        chart=charts.dots("seeds", dots, x_label=title, title=title, gutter=70 if len(group.teachers) < 2 else 130)
         if len(dots) > 1 and not group.reference
         else None,
         missing=[seed for seed in range(site.minimum) if seed not in group.seeds] if not group.enough else [],
     )
+
+
+def _called(row: Row, group: Group) -> str:
+    return f"seed {row.seed}" + (f", teacher {row.teacher_seed}" if len(group.teachers) > 1 else "")
 
 
 def flat(row: Row) -> dict[str, Any]:
@@ -111,13 +117,16 @@ def _runs(site: Site, name: str, rows: tuple[Row, ...], caption: str) -> Table:
     lost = not all(row.ok for row in rows)
     columns = [replace(column, wrap=lost) if column.key == "status" else column for column in RUNS]
     rare = [role for role in common.RARE if any(_score(row, role) is not None for row in rows)]
-    columns[3:3] = rare
+    columns[4:4] = rare
+    if not any(row.teacher_seed for row in rows):
+        columns[1] = replace(columns[1], shown=False)
     table = Table(name, caption, columns)
     places = common.digits(row.score for row in rows)
     for row in rows:
         page = site.run_page.get(row.path)
         table.add(
             Cell(str(row.seed), row.seed, href=page),
+            common.count(row.teacher_seed),
             Cell(common.state(row), css="" if row.ok else "bad"),
             common.plain(row.score, places),
             *(common.plain(_score(row, role), places) for role in rare),
@@ -148,7 +157,7 @@ def _score(row: Row, role: Column) -> float | None:
 def _metrics(group: Group, board: Any) -> Table:
     columns = (
         Column("metric", "Metric"),
-        Column("student", group.role.capitalize(), "Mean and 95% t-interval over seeds.", "estimate"),
+        Column("student", group.role.capitalize(), f"Mean and 95% t-interval over {common.grid(group)}.", "estimate"),
         Column("sd", "sd", kind="number"),
         Column("scratch", "Scratch", "The same student and seeds without a teacher.", "estimate"),
         Column("teacher", "Teacher", kind="number"),
@@ -156,7 +165,7 @@ def _metrics(group: Group, board: Any) -> Table:
     )
     stem = f"{group.method[:40]}-{group.spec_hash[:16]}"
     table = Table(f"metrics-{stem}", "Every test metric after the last epoch", columns)
-    scratch = summarise([row.scores.get("scratch") for row in group.scored])
+    scratch = summarise([row.scores.get("scratch") for row in group.scored], len(group.teachers))
     for name, found in group.metrics.items():
         places = common.digits([found.mean])
         direction: Direction | None = ("high" if group.higher_is_better else "low") if name == group.primary else None

@@ -118,8 +118,7 @@ def _facts(board: Board) -> str:
     newest = max((g.newest for g in board.groups), key=lambda r: (r.finished, r.run_id))
     parts = []
     if teacher is not None:
-        one = ", on which everything here is conditional" if board.teachers == 1 else ""
-        parts.append(f"Teacher {common.fixed(teacher, places)}{one}")
+        parts.append(_taught(board, common.fixed(teacher, places)))
     if scratch is not None:
         alone = common.estimate(scratch, places).text
         parts.append(f"student trained alone {alone} over {scratch.n} seed{'s' * (scratch.n > 1)}")
@@ -128,6 +127,18 @@ def _facts(board: Board) -> str:
             f"{newest.train_size} samples to train on, {newest.val_size} to choose by, {newest.test_size} to test"
         )
     return "; ".join(parts) + "." if parts else ""
+
+
+def _taught(board: Board, score: str) -> str:
+    """Says how many teachers the rows of a setting were taught by."""
+    several = len(board.teacher_seeds)
+    if several < 2:
+        if board.teachers == 1:
+            return f"Teacher {score}, on which everything here is conditional"
+        return f"Teacher {score} of the newest run; each row is conditional on one teacher"
+    whole = sum(len(g.teachers) == several for g in board.groups)
+    rows = "1 row is" if whole == 1 else f"{whole} rows are"
+    return f"{several} teachers, mean {score}: {rows} over all of them, every other one is conditional on fewer"
 
 
 def _collapse(table: Table, keys: Sequence[str]) -> None:
@@ -166,7 +177,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
     metrics = _metrics(boards)
     many = len(boards) > 1
     high: Direction = "high" if boards[0].higher_is_better else "low"
-    seeds = "mean and 95% t-interval over seeds"
+    seeds = "mean and 95% t-interval over seeds, and over teachers where there are several"
     stored = Column("converted", "Converted", f"The student as it is stored and run: {seeds}.", "estimate", high)
     converted = [stored] if any(g.converted is not None for g in groups) else []
     tuned = len({g.trials for g in groups}) > 1
@@ -186,8 +197,9 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
         Column("vs_kd", f"Δ {BASELINE}", f"Paired difference to {BASELINE} tuned alike.", "estimate", high),
         Column("gap", "Gap closed", "Share of the gap between scratch student and teacher.", "estimate", "high"),
         Column("seeds", "Seeds", "Seeds that came to a score.", "number", "high"),
+        Column("teachers", "Teachers", "Each with all seeds; of one the row is conditional on it.", "number", "high"),
         *common.COST[:FIRST_COSTS],
-        Column("setting", "Setting", "Pair, preset, data set, augment, quant.", shown=many, facet=many),
+        Column("setting", "Setting", "Pair, preset, data set, augment, quant, teacher.", shown=many, facet=many),
         Column("overrides", "Options", "What else the command sets.", shown=any(words.values()), code=True),
         Column("tuning", "Tuning trials", "Ranks are among rows of equal tuning.", "number", shown=tuned),
         Column("verified", "Verified", "What running one of its records again gave, and when.", shown=any(checked)),
@@ -225,6 +237,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
                 common.rank(group, blocks.setdefault((setting, group.trials), len(blocks))),
                 *(_scores(group, main, bool(converted)) if same else [odd] * (4 + len(converted))),
                 common.count(len(group.seeds)),
+                common.count(len(group.teachers)),
                 *(costs := common.cost_cells(group, board))[:FIRST_COSTS],
                 Cell(setting),
                 Cell(charts.clip(words[id(group)], 340) or NONE, note=words[id(group)] or None),
@@ -242,7 +255,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
                 *(common.estimate(group.metrics.get(m), places[m]) for m in metrics),
                 grey=not group.enough,
             )
-    _collapse(table, ("seeds", "params", "macs", "latency_ms", "student_cost", "teacher_cost", "verified"))
+    _collapse(table, ("seeds", "teachers", "params", "macs", "latency_ms", "student_cost", "teacher_cost", "verified"))
     return table
 
 
@@ -272,7 +285,7 @@ def _settings(name: str, boards: Sequence[Board]) -> Table:
     columns = (
         Column("setting", "Setting"),
         Column("metric", "Metric"),
-        Column("teacher", "Teacher", "Of the newest run.", "number"),
+        Column("teacher", "Teacher", "Of the newest run; of several teachers their mean.", "number"),
         Column(
             "scratch", "Scratch", "The student trained without a teacher, over the seeds of one recipe.", "estimate"
         ),
@@ -304,7 +317,11 @@ def _settings(name: str, boards: Sequence[Board]) -> Table:
 
 
 def _several(board: Board) -> str:
-    counts = ((board.teachers, "different teachers"), (board.twins, "different scratch students of one seed"))
+    counts = (
+        (len(board.teacher_seeds), "teacher seeds"),
+        (board.teachers, "different teachers"),
+        (board.twins, "different scratch students of one seed"),
+    )
     return "; ".join(f"{count} {what}" for count, what in counts if count > 1)
 
 
@@ -330,7 +347,8 @@ def _folds(site: Site, name: str, boards: Sequence[Board]) -> Table:
     table = Table(name, "Held out in turn: every fold's test is another part of the data", columns)
     places = common.digits(one.score.mean for one in found)
     for one in found:
-        parts = (one.setting.pair, one.setting.preset, one.setting.dataset, one.setting.augment, one.setting.quant)
+        own = one.setting
+        parts = (own.pair, own.preset, own.dataset, own.augment, own.quant, own.teacher and f"teacher {own.teacher}")
         newest = max(one.groups.values(), key=lambda g: g.newest.finished)
         table.add(
             Cell(one.method, href=site.group_page(newest)),
@@ -339,7 +357,7 @@ def _folds(site: Site, name: str, boards: Sequence[Board]) -> Table:
             *(common.estimate(e, places) for e in (one.score, one.scratch)),
             *(common.difference(d, places) for d in (one.vs_scratch, one.vs_kd)),
             *(common.estimate(g.score if (g := one.groups.get(fold)) else None, places) for fold in folds),
-            Cell(" · ".join(part for part in parts if part != "none")),
+            Cell(" · ".join(part for part in parts if part not in ("", "none"))),
             Cell(charts.clip(one.words, 340) or NONE, note=one.words or None),
             common.count(one.trials),
             grey=not one.enough,
@@ -434,7 +452,8 @@ def _points(site: Site, board: Board, cost: Price, key: str, many: bool) -> list
         value = cost(group, board)
         if group.score is not None and value is not None and not group.reference and group.metric == board.metric:
             kind = "method" if group.enough else "grey"
-            axes = (axis for axis in (group.setting.augment, group.setting.quant) if axis != "none")
+            axes = [axis for axis in (group.setting.augment, group.setting.quant) if axis != "none"]
+            axes += [f"teacher {group.setting.teacher}"] if many and group.setting.teacher else []
             name = " + ".join([names[id(group)], *axes])
             score = group.score
             href = "../" + site.group_page(group)

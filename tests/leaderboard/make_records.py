@@ -123,13 +123,13 @@ def config(record: Record) -> dict[str, Any]:
     """What the record's ``config.yaml`` holds (JSON is YAML)."""
     words = dict(word.split("=") for word in record.command.split()[3:])
     names = {group: getattr(record, group) for group in ("task", "method", "pair", "preset")}
-    return _config(names, record.options, int(words["teacher.seed"]), record.seed)
+    return _config(names, record.options, int(words["trainer.clip"]), record.seed)
 
 
 def _config(names: dict[str, str], options: Any, variant: int, seed: int = 0) -> dict[str, Any]:
     groups = {group: {"name": name} for group, name in (names | {"augment": "none", "quant": "none"}).items()}
     groups["method"] |= options
-    return {**groups, "teacher": {"seed": variant}, "trainer": {"epochs": 12}, "seed": seed}
+    return {**groups, "teacher": {"seed": 0}, "trainer": {"epochs": 12, "clip": variant}, "seed": seed}
 
 
 def _spec(domain: Domain, number: int, seed: int) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _record(
     method = spec["method"]
     started = STARTED + timedelta(minutes=7 * seed, seconds=int(luck.integers(0, 10_000_000)))
     wall = float(luck.uniform(20, 200))
-    words = {**spec["names"], "teacher.seed": spec["variant"], "seed": seed}
+    words = {**spec["names"], "trainer.clip": spec["variant"], "seed": seed}
     words |= {"tuning.trials": spec["trials"]} if spec["trials"] else {}
     fields: dict[str, Any] = {
         "run_id": f"{spec['hash'][:10]}-s{seed}-{digest([spec['hash'], seed])[:8]}",

@@ -85,6 +85,8 @@ def test_record_of_a_distilled_student(kdbench):
         side: {"_target_": "tests.toy.Net", "width": width} for side, width in (("teacher", 8), ("student", 4))
     }
     assert record.options["weights"]["hint"] == 0.1
+    assert record.teacher is not None
+    assert (record.teacher.seed, record.teacher.options["augment"]) == (0, {"name": "none"})
     assert record.command.startswith("python -m kdbench task=toy preset=smoke ")
     assert record.command.endswith(" method=fitnet method.weights.hint=0.1 seed=3")
 
