@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "segmentation": segmentation.segmentation,
     "hoi": hoi.attention,
     "pillars": pointcloud.pillars,
+    "detectors": pointcloud.detectors,
     "nms": pointcloud.nms,
     "evaluation": pointcloud.evaluation,
     "pointdistiller": pointcloud.pointdistiller,

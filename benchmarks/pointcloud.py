@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.report import Row
 from benchmarks.turns import DROPPED, Gate, Times, alternate, peak_mib, take_turns
@@ -22,6 +22,7 @@ from kdbench.configuration.resolved import resolve
 from kdbench.methods.pointdistiller import as_points
 from kdbench.runs.trainings import Trainings
 from kdbench.training.fit import Training
+from tasks.pointcloud import example
 from tasks.pointcloud.boxes import rotated_nms
 from tasks.pointcloud.detector import PointPillars
 from tasks.pointcloud.kitti import Objects
@@ -32,20 +33,8 @@ FRAMES = ("data.train=40", "data.test=4")
 
 
 def scan(points: int = 18_000) -> Tensor:
-    """Makes a scan (P, 4) in the camera's view, ring by ring: ground, walls, and a fifth of the points before them.
-
-    18,000 points fill 5,600 pillars of 0.16 m, two in five by a single point: as in real scans on average.
-    """
-    rng = np.random.default_rng(0)
-    rings, walls = 40, 30
-    ring, step = np.divmod(np.arange(points), points // rings)
-    turn = step / (points // rings)
-    down, angle = np.deg2rad(0.8 + 16 * ring / rings), np.deg2rad(40 - 80 * turn)
-    wall = np.exp(rng.uniform(np.log(10), np.log(70), walls))[(turn * walls).astype(int)]
-    distance = np.minimum(1.73 / np.tan(down), wall)
-    distance *= np.where(rng.random(points) < 0.2, rng.uniform(0.4, 1, points), 1)
-    xyz = distance * np.cos(angle), distance * np.sin(angle), -distance * np.tan(down)
-    return torch.from_numpy(np.stack((*xyz, rng.random(points)), 1)).float()
+    """Makes a scan (P, 4) in the camera's view: 18,000 points fill 5,600 pillars of 0.16 m."""
+    return torch.from_numpy(example.scan(points))
 
 
 @torch.no_grad()
@@ -57,6 +46,25 @@ def pillars(rounds: int = 7, repeats: int = 30, points: int = 18_000) -> Iterato
     times = alternate({"encode": encode, "twin": encode}, rounds, repeats)
     found = len(encode()[0])
     yield _function_row(f"pillar encoding, {points:,} points", times, 5.0, f"{found:,} pillars of 0.16 m, 64 channels")
+
+
+def detectors(rounds: int = 5, repeats: int = 3, points: int = 9_000) -> Iterator[Row]:
+    """Forward and backward pass of one frame of the quick preset through each detector, teacher and 16x student."""
+    cloud, batch = scan(points), torch.zeros(points, dtype=torch.long)
+
+    def step(model: nn.Module) -> None:
+        outputs = model(cloud, batch, 1)
+        sum(value.float().mean() for value in outputs[:3]).backward()
+
+    for pair in ("pointpillars_16x", "second_16x"):
+        config = load(["task=pointcloud", "preset=quick", f"pair={pair}"])
+        task = resolve(config).task
+        made = {side: task.build(config["pair"][side]["architecture"]).train() for side in ("teacher", "student")}
+        for side, model in made.items():
+            run = partial(step, model)
+            times = alternate({"step": run, "twin": run}, rounds, repeats)
+            detail = f"{points:,} points, {sum(p.numel() for p in model.parameters()) / 1e6:.3f} M parameters"
+            yield _function_row(f"{pair}, {side}: a step", times, None, detail)
 
 
 @torch.no_grad()
@@ -79,7 +87,7 @@ def nms(rounds: int = 7, repeats: int = 30, count: int = 500, clusters: int = 20
     )
 
 
-def _function_row(name: str, times: Mapping[str, Times], limit: float, detail: str) -> Row:
+def _function_row(name: str, times: Mapping[str, Times], limit: float | None, detail: str) -> Row:
     first, twin = times.values()
     return Row.of(name, "ms", first.blocks, twin.over(first), limit=limit, detail=detail)
 

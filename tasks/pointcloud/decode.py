@@ -11,6 +11,7 @@ from tasks.pointcloud import anchors as coding
 from tasks.pointcloud.anchors import Anchors
 from tasks.pointcloud.boxes import rotated_nms, to_bev
 from tasks.pointcloud.detector import PillarOutputs
+from tasks.pointcloud.second import VoxelOutputs
 
 
 class Detections(NamedTuple):
@@ -29,7 +30,7 @@ class Detections(NamedTuple):
 
 @torch.no_grad()
 def decode(
-    outputs: PillarOutputs,
+    outputs: PillarOutputs | VoxelOutputs,
     anchors: Anchors,
     score_threshold: float = 0.1,
     top_k: int = 100,

@@ -93,11 +93,7 @@ class PillarEncoder(nn.Module):
             points: x, y, z in metres and further columns such as reflectance, (P, in_channels).
             batch: The sample of each point, (P,).
         """
-        if points.ndim != 2 or points.shape[1] != self.in_channels:
-            raise KDBenchError(
-                f"point cloud of shape {tuple(points.shape)}, expected (points, {self.in_channels}); "
-                f"set in_channels or select columns"
-            )
+        check_columns(points, self.in_channels)
         cell = ((points[:, :3] - self.low) / self.size).floor()
         inside = ((cell >= 0) & (cell < self.cells)).all(1)
         points, batch, cell = points[inside], batch[inside], cell[inside]
@@ -106,7 +102,7 @@ class PillarEncoder(nn.Module):
         x, y = cell[:, :2].long().unbind(1)
         keys, pillar = torch.unique((batch * height + y) * width + x, return_inverse=True)
         if self.max_points is not None:
-            first = _rank(pillar) < self.max_points
+            first = rank(pillar) < self.max_points
             points, pillar, cell = points[first], pillar[first], cell[first]
         counts = pillar.bincount(minlength=len(keys))
 
@@ -136,14 +132,30 @@ class PillarEncoder(nn.Module):
         return F.linear(described, self.linear.weight * scale[:, None]), norm.bias - norm.running_mean * scale
 
 
-def _rank(group: Tensor) -> Tensor:
+def check_columns(points: Tensor, columns: int) -> None:
+    """Refuses points that have other columns than a network reads."""
+    if points.ndim != 2 or points.shape[1] != columns:
+        raise KDBenchError(
+            f"point cloud of shape {tuple(points.shape)}, expected (points, {columns}); "
+            f"set in_channels or select columns"
+        )
+
+
+def remember(model: nn.Module, momentum: float) -> None:
+    """Sets the share of a batch in the running statistics of all BatchNorms of a network."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = momentum
+
+
+def rank(group: Tensor) -> Tensor:
     """Returns each element's rank among the elements of its group, in input order, (P,)."""
     order = group.argsort(stable=True)
     counts = group.bincount()
     start = counts.cumsum(0) - counts
-    rank = torch.empty_like(group)
-    rank[order] = torch.arange(len(group), device=group.device) - start[group[order]]
-    return rank
+    place = torch.empty_like(group)
+    place[order] = torch.arange(len(group), device=group.device) - start[group[order]]
+    return place
 
 
 class PillarScatter(nn.Module):
@@ -162,16 +174,22 @@ class PillarScatter(nn.Module):
 
 
 class Backbone(nn.Sequential):
-    """Three blocks of 3x3 convolutions at 1/2, 1/4 and 1/8 of the canvas; returns the maps of all of them."""
+    """Blocks of 3x3 convolutions, by default three at 1/2, 1/4 and 1/8 of the canvas; returns the maps of all."""
 
-    def __init__(self, in_channels: int, channels: Sequence[int], depths: Sequence[int] = BLOCK_DEPTHS) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        depths: Sequence[int] = BLOCK_DEPTHS,
+        strides: Sequence[int] = (2, 2, 2),
+    ) -> None:
         blocks = []
-        for out_channels, depth in zip(channels, depths, strict=True):
+        for out_channels, depth, stride in zip(channels, depths, strides, strict=True):
             layers: list[nn.Module] = []
             for layer in range(1 + depth):
-                stride = 2 if layer == 0 else 1
+                step = stride if layer == 0 else 1
                 layers += [
-                    nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+                    nn.Conv2d(in_channels, out_channels, 3, step, padding=1, bias=False),
                     _norm(out_channels),
                     nn.ReLU(inplace=True),
                 ]
@@ -228,7 +246,7 @@ class AnchorHead(nn.Module):
 
 
 class DensePart(nn.Module):
-    """All of a ``PointPillars`` after its pillar encoder, sharing its modules under the same names.
+    """All of a detector after its encoder, sharing its modules under the same names.
 
     Reads the canvas (B, F, H, W) and returns ``cls``, ``box`` and ``direction`` of ``PillarOutputs``.
     """
@@ -288,9 +306,7 @@ class PointPillars(nn.Module):
         self.backbone = Backbone(channels[0], channels)
         self.neck = Neck(channels, neck_channels)
         self.head = AnchorHead(neck_channels * len(channels), len(self.classes))
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                module.momentum = norm_momentum
+        remember(self, norm_momentum)
 
     def forward(self, points: Tensor, batch: Tensor, batch_size: int) -> PillarOutputs:
         """Runs the network on the points of a whole batch.

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.task import ExportPlan
 from tasks.pointcloud import anchors as coding
 from tasks.pointcloud.anchors import Anchors
+from tasks.pointcloud.decode import decode
 from tasks.pointcloud.detector import PillarOutputs, PointPillars
+from tasks.pointcloud.script import pillarise
+from tasks.pointcloud.second import SECOND
 
 
 class Boxes(nn.Module):
@@ -76,3 +86,76 @@ class Whole(nn.Module):
         outputs: PillarOutputs = self.model(points, torch.zeros_like(points[:, 0], dtype=torch.long), 1)
         boxes, scores = self.decoder(outputs.cls, outputs.box, outputs.direction)
         return boxes, scores
+
+
+class Canvas(nn.Module):
+    """A ``SECOND`` from its bird's-eye view on: no exporter knows the sparse convolutions before.
+
+    Args:
+        model: Whose weights it shares.
+        anchors: Of its head.
+    """
+
+    def __init__(self, model: SECOND, anchors: Anchors) -> None:
+        super().__init__()
+        self.dense, self.decoder = model.dense_part(), Boxes(anchors)
+
+    def forward(self, canvas: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns boxes (A, 7) and scores (A, classes) for a canvas (1, channels, y, x)."""
+        boxes, scores = self.decoder(*self.dense(canvas))
+        return boxes, scores
+
+
+def plan(
+    model: nn.Module, anchors: Anchors, points: np.ndarray, inputs: Mapping[str, Any], score_threshold: float
+) -> ExportPlan:
+    """Plans the export of a detector with anchors.
+
+    Args:
+        model: From the described points of a scan on for a ``PointPillars``, from the canvas on for a ``SECOND``, else
+            whole.
+        anchors: Of its head.
+        points: Of an example, (P, columns).
+        inputs: How a record says that scans are read.
+        score_threshold: Detections at or below it are dropped.
+    """
+    device = next(model.parameters()).device
+    anchors = copy.deepcopy(anchors).to(device)
+    chosen = inspect.signature(decode).parameters
+    facts: dict[str, Any] = {name: chosen[name].default for name in ("top_k", "nms", "max_keep")}
+    facts |= {"score_threshold": score_threshold, "outputs": "box and class scores of every anchor"}
+    if isinstance(model, SECOND):
+        facts |= {
+            "grid": list(model.grid),
+            "canvas": "what tasks.pointcloud.sparse.flatten makes of the last sparse grid",
+        }
+        example = (_canvas(model, device),)
+        return ExportPlan(Canvas(model, anchors).eval(), example, ("canvas",), ("boxes", "scores"), facts=facts)
+    module: nn.Module = Whole(model, anchors)
+    given = {"points": points}
+    if isinstance(model, PointPillars):
+        facts |= {"grid": list(model.grid), "max_points": model.encoder.max_points}
+        module, given = Scan(model, anchors), pillarise(points, {**facts, "inputs": inputs})
+    return ExportPlan(
+        module.eval(),
+        tuple(torch.from_numpy(value).to(device) for value in given.values()),
+        tuple(given),
+        ("boxes", "scores"),
+        dynamic={name: {0: "points"} for name in given},
+        facts=facts,
+        script=("tasks.pointcloud.script",),
+    )
+
+
+def measured(model: nn.Module, scan: Mapping[str, Any]) -> ExportPlan:
+    """Plans what is timed: of a ``PointPillars`` all after its encoder, on a canvas; else all, on one scan."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if not isinstance(model, PointPillars):
+        points, batch = scan["points"].to(device), scan["batch"].to(device)
+        return ExportPlan(model.eval(), (points, batch, 1), ("points", "batch", "size"))
+    return ExportPlan(model.dense_part().eval(), (_canvas(model, device),), ("canvas",))
+
+
+def _canvas(model: PointPillars | SECOND, device: torch.device) -> Tensor:
+    canvas = torch.randn(1, model.canvas_channels, *model.grid, device=device)
+    return canvas.contiguous(memory_format=torch.channels_last)

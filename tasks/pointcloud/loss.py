@@ -10,9 +10,12 @@ from torchvision.ops import sigmoid_focal_loss
 from kdbench.base.collectives import normalizer
 from tasks.pointcloud.anchors import IGNORED, YAWS, Anchors, encode, heading_bin
 from tasks.pointcloud.detector import PillarOutputs
+from tasks.pointcloud.second import VoxelOutputs
 
 
-def detection_loss(outputs: PillarOutputs, anchors: Anchors, boxes: Tensor, matched: Tensor) -> dict[str, Tensor]:
+def detection_loss(
+    outputs: PillarOutputs | VoxelOutputs, anchors: Anchors, boxes: Tensor, matched: Tensor
+) -> dict[str, Tensor]:
     """Computes the three terms, each a sum over anchors divided by the positives of the batch (at least 1).
 
     ``cls`` is the focal loss (alpha 0.25, gamma 2) of the class sigmoids over all anchors that are not ignored, ``box``

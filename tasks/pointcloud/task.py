@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
 import os
 import shutil
@@ -21,30 +19,27 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from kdbench.base import rng
-from kdbench.base.collectives import normalizer
 from kdbench.base.digest import digest, source_digest
-from kdbench.base.instantiate import check, instantiate
+from kdbench.base.instantiate import check, instantiate, locate
 from kdbench.base.store import SCRATCH, Store
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Grid, Kind, Logits, Points
 from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task
-from tasks.pointcloud import kitti, picture
-from tasks.pointcloud.anchors import IGNORED, Anchors, anchor_table, assign_per_class
+from tasks.pointcloud import example, export, kitti, picture
+from tasks.pointcloud.anchored import AnchoredHead
+from tasks.pointcloud.anchors import Anchors, anchor_table
 from tasks.pointcloud.counts import count
 from tasks.pointcloud.data import Collate, KittiData, Split, transforms_of
 from tasks.pointcloud.decode import Detections, decode
-from tasks.pointcloud.detector import PillarOutputs, PointPillars, grid_shape
-from tasks.pointcloud.export import Scan, Whole
+from tasks.pointcloud.detector import grid_shape
 from tasks.pointcloud.frames import Frame, Frames, Sensors, content_digests, prepare, within
 from tasks.pointcloud.kitti_ap import METRICS
-from tasks.pointcloud.loss import detection_loss
 from tasks.pointcloud.metrics import KittiAP
 from tasks.pointcloud.mixing import paste_instances, swap_sectors
 from tasks.pointcloud.motion import rigid_warp
 from tasks.pointcloud.scans import ScanLayout, read_points
 from tasks.pointcloud.scene import REVISION
-from tasks.pointcloud.script import pillarise
+from tasks.pointcloud.second import SECOND, VoxelOutputs
 
 _log = logging.getLogger(__name__)
 
@@ -150,15 +145,18 @@ class PointCloud(Task):
         _check_space(self.point_range, self.pillar)
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise KDBenchError(f"task.classes is {list(self.classes)}; expected at least one class, each once")
-        grid = grid_shape(self.point_range, self.pillar)
+        self._grid = grid = grid_shape(self.point_range, self.pillar)
         table = anchor_table(thresholds or {})
         self.anchors = Anchors(self.point_range, (grid[0] // 2, grid[1] // 2), self.classes, table)
+        self.head = AnchoredHead(self.anchors)
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
-        """Pillars are points; every other tap is a bird's-eye-view grid; class scores are always there."""
+        """Pillars or voxels are points; every other tap is a bird's-eye-view grid; class scores are always there."""
         taps: dict[str, Kind] = dict.fromkeys(side.get("taps") or {}, Grid)
-        return {"pillars": Points, **taps, "logits": Logits}
+        target = (side.get("architecture") or {}).get("_target_")
+        voxels = target is not None and locate(target) is SECOND
+        return {"voxels" if voxels else "pillars": Points, **taps, "logits": Logits}
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -279,11 +277,8 @@ class PointCloud(Task):
         self._restored = info
 
     def example(self) -> Batch:
-        """Returns a scan of points anywhere in the range."""
-        low, high = np.array(self.point_range).reshape(2, 3)
-        g = rng.numpy(0, "example")
-        points = np.column_stack([g.uniform(low, high, (SCAN, 3)), g.uniform(0, 1, SCAN)]).astype(np.float32)
-        return self._alone("example", points)
+        """Returns a made-up scan: ground, walls, and what stands before them."""
+        return self._alone("example", example.scan(SCAN))
 
     def _alone(self, name: str, points: np.ndarray) -> Batch:
         """Makes a batch of one scan without labels."""
@@ -307,55 +302,33 @@ class PointCloud(Task):
         model: nn.Module = instantiate("pair.architecture", {**own, **architecture})
         return model
 
-    def forward(self, model: nn.Module, inputs: Any) -> PillarOutputs:
+    def forward(self, model: nn.Module, inputs: Any) -> Any:
         """Runs a detector on a batch of scans."""
         return model(inputs["points"], inputs["batch"], inputs["size"])
 
-    def describe(self, outputs: PillarOutputs, taps: Mapping[str, Any], batch: Batch) -> dict[str, Feature]:
-        """Pillars as points with their counts, tapped maps as grids, class scores per anchor.
-
-        Anchors are distilled with foreground and background weighing the same in sum, as there are hundreds of times
-        more anchors on background; those that the supervised loss ignores count as background.
-        """
-        # In float32 whatever the features are in: bfloat16 cannot tell the cells of a large grid apart.
-        cells = torch.nn.functional.pad(outputs.coords[:, [2, 1]].float(), (0, 1))
-        size = cells.new_tensor([*self.pillar, self.point_range[5] - self.point_range[2]])
-        coords = cells.new_tensor(self.point_range[:3]) + (cells + 0.5) * size
+    def describe(self, outputs: Any, taps: Mapping[str, Any], batch: Batch) -> dict[str, Feature]:
+        """Pillars or voxels as points with their counts, tapped maps as grids, class scores per anchor."""
         features: dict[str, Feature] = {}
-        features["pillars"] = Points(outputs.pillars, coords, outputs.coords[:, 0], outputs.counts)
-        canvas = grid_shape(self.point_range, self.pillar)
-        for name, value in taps.items():
+        if isinstance(outputs, VoxelOutputs):
+            features["voxels"] = Points(outputs.voxels, outputs.centres, outputs.coords[:, 0], outputs.counts)
+        else:
+            # In float32 whatever the features are in: bfloat16 cannot tell the cells of a large grid apart.
+            cells = torch.nn.functional.pad(outputs.coords[:, [2, 1]].float(), (0, 1))
+            size = cells.new_tensor([*self.pillar, self.point_range[5] - self.point_range[2]])
+            centres = cells.new_tensor(self.point_range[:3]) + (cells + 0.5) * size
+            features["pillars"] = Points(outputs.pillars, centres, outputs.coords[:, 0], outputs.counts)
+        for tap, value in taps.items():
             value = value[-1] if isinstance(value, list) else value
-            features[name] = Grid(value, (canvas[0] / value.shape[2], canvas[1] / value.shape[3]))
+            features[tap] = Grid(value, (self._grid[0] / value.shape[2], self._grid[1] / value.shape[3]))
         return features | {"logits": self.mark(Logits(outputs.cls, law="bernoulli"), batch)}
 
     def mark(self, feature: Feature, batch: Batch) -> Feature:
         """Gives class scores the mask and the weight of each anchor."""
-        if isinstance(feature, Logits):
-            foreground = self._matched(batch) >= 0
-            positives = normalizer(foreground.sum())
-            weight = torch.where(foreground, 1.0 / positives, 1.0 / (foreground.numel() - positives).clamp(min=1))
-            mask = None if batch.distilled is None else batch.distilled[:, None].expand(weight.shape)
-            return replace(feature, mask=mask, weight=weight)
-        return feature
+        return self.head.mark(feature, batch) if isinstance(feature, Logits) else feature
 
-    def _matched(self, batch: Batch) -> Tensor:
-        """Assigns anchors once per batch, whoever asks first."""
-        if "matched" not in batch.memo:
-            self.anchors.to(batch.ids.device)
-            targets = batch.targets
-            batch.memo["matched"] = assign_per_class(
-                self.anchors, targets["boxes"], targets["labels"], targets["batch"], len(batch)
-            )
-        matched: Tensor = batch.memo["matched"]
-        return matched
-
-    def loss(self, model: nn.Module, outputs: PillarOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Focal class loss, smooth-L1 box loss and heading loss, each per positive anchor."""
-        matched = self._matched(batch)
-        if batch.supervised is not None:
-            matched = torch.where(batch.supervised[:, None], matched, IGNORED)
-        return detection_loss(outputs, self.anchors, batch.targets["boxes"], matched)
+        return self.head.loss(outputs, batch)
 
     def loss_weights(self) -> Mapping[str, float]:
         """Returns the weights of the three terms."""
@@ -367,7 +340,7 @@ class PointCloud(Task):
         """KITTI average precision of the detected classes; without a camera in BEV and 3-D alone."""
         return MetricCollection([KittiAP(self.classes, METRICS if self.options.camera else _IN_SPACE)])
 
-    def score(self, metrics: MetricCollection, model: nn.Module, outputs: PillarOutputs, batch: Batch) -> None:
+    def score(self, metrics: MetricCollection, model: nn.Module, outputs: Any, batch: Batch) -> None:
         """Turns detections into KITTI rows of each frame and feeds them with the frame's labels."""
         frames = self._data[0]
         found, truth = [], []
@@ -377,7 +350,7 @@ class PointCloud(Task):
             found.append(self._rows(detections, calibration, size)[0])
         metrics.update(found, truth)
 
-    def decode(self, outputs: PillarOutputs) -> list[Detections]:
+    def decode(self, outputs: Any) -> list[Detections]:
         """Returns the detections of each scan."""
         self.anchors.to(outputs.cls.device)
         return decode(outputs, self.anchors, self.score_threshold)
@@ -392,38 +365,13 @@ class PointCloud(Task):
     # ---- what a person looks at -------------------------------------------------------------------------------
 
     def export(self, model: nn.Module) -> ExportPlan:
-        """One scan to boxes: of a ``PointPillars`` from its described points on, of another detector whole."""
-        device = next(model.parameters()).device
-        anchors = copy.deepcopy(self.anchors).to(device)
+        """One scan to boxes; see :func:`tasks.pointcloud.export.plan`."""
         points = self.example().inputs["points"].numpy()
-        chosen = inspect.signature(decode).parameters
-        facts: dict[str, Any] = {name: chosen[name].default for name in ("top_k", "nms", "max_keep")}
-        facts |= {"score_threshold": self.score_threshold, "outputs": "box and class scores of every anchor"}
-        module: nn.Module = Whole(model, anchors)
-        given = {"points": points}
-        if isinstance(model, PointPillars):
-            facts |= {"grid": list(model.grid), "max_points": model.encoder.max_points}
-            module, given = Scan(model, anchors), pillarise(points, {**facts, "inputs": self._inputs()})
-        return ExportPlan(
-            module.eval(),
-            tuple(torch.from_numpy(value).to(device) for value in given.values()),
-            tuple(given),
-            ("boxes", "scores"),
-            dynamic={name: {0: "points"} for name in given},
-            facts=facts,
-            script=("tasks.pointcloud.script",),
-        )
+        return export.plan(model, self.anchors, points, self._inputs(), self.score_threshold)
 
     def measured(self, model: nn.Module) -> ExportPlan:
-        """All after the pillar encoder, on a canvas of one scan; a detector of another class whole, on one scan."""
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        if not isinstance(model, PointPillars):
-            scan = self.example().inputs
-            points, batch = scan["points"].to(device), scan["batch"].to(device)
-            return ExportPlan(model.eval(), (points, batch, 1), ("points", "batch", "size"))
-        canvas = torch.randn(1, model.canvas_channels, *model.grid, device=device)
-        canvas = canvas.contiguous(memory_format=torch.channels_last)
-        return ExportPlan(model.dense_part().eval(), (canvas,), ("canvas",))
+        """What is timed; see :func:`tasks.pointcloud.export.measured`."""
+        return export.measured(model, self.example().inputs)
 
     @torch.no_grad()
     def _look(self, batch: Batch, models: Mapping[str, nn.Module]) -> dict[str, Any]:

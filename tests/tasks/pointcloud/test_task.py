@@ -21,8 +21,8 @@ from kdbench.roles.sources import Network
 from kdbench.signals import Signals
 from kdbench.task import Batch, scalars
 from kdbench.training.measure import count_macs, latency
+from tasks.pointcloud import anchored as module
 from tasks.pointcloud import scans
-from tasks.pointcloud import task as module
 from tasks.pointcloud.decode import Detections
 from tasks.pointcloud.task import PointCloud
 from tests.tasks.pointcloud import tiny
