@@ -201,6 +201,8 @@ class Task:
             * ``cross_head``: :meth:`ops` has ``cross_head(model, cls, reg)``: features by name, ``logits`` and
               ``boxes`` among them, that the rest of a detector's head makes of maps ``(B, C, h, w)`` of all levels,
               which its last stacked convolutions read; ``Levels`` called ``cls_tower`` and ``reg_tower`` are these;
+            * ``node_scores``: class scores are a softmax's, ``(N, C)``, one row for each node of every feature of the
+              kind ``Nodes``, in their order, whose edges count all rows;
             * ``assigned``: :meth:`ops` has ``assigned(model, batch, boxes)``: for each row of such a feature the true
               box that the detector's own assigner gives it, ``(B, A)`` integers into the M of ``boxes``, -1 for none.
 

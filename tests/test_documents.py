@@ -22,6 +22,7 @@ from kdbench.errors import KDBenchError
 from kdbench.records.record import find_records, read_record
 from tests.cli import EXAMPLE, PLUGINS, ROOT, install
 from tests.tasks.classification import layouts
+from tests.tasks.graph.tiny import write_cora
 from tests.tasks.hoi.tiny import released, write_released
 from tests.tasks.pointcloud import tiny
 from tests.tasks.pointcloud.tiny import RANGE
@@ -136,6 +137,7 @@ def contexts(keys: list[str]) -> list[list[str]]:
         ["task=classification", "data=imagefolder"],
         ["task=segmentation"],
         ["task=hoi"],
+        ["task=graph"],
         ["task=detection"],
         ["task=diabetes"],
         ["logger=wandb"],
@@ -245,6 +247,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write(folder / "kitti", train=5, test=1)
     layouts.mnist(folder / "mnist", train=200, test=60)
     write_released(folder / "cad120", **released(videos=48))
+    write_cora(folder)
     test_layouts.camvid(folder / "camvid")
     test_layouts.cityscapes(folder / "cityscapes")
     return folder
@@ -265,6 +268,9 @@ def test_a_command_runs(arguments, shelf, tmp_path):
     elif composed["task"]["name"] == "hoi":
         few = [f"data.root={shelf}/cad120"] if composed["data"]["name"] == "cad120" else ["data.kitchen.videos=40"]
         small = [*small[:3], "data.batch_size=2", *few]
+    elif composed["task"]["name"] == "graph":
+        few = [f"data.root={shelf}"] if composed["data"]["name"] == "cora" else ["data.citations.papers=250"]
+        small = [*small[:3], *few]
     elif composed["task"]["name"] == "detection":
         few = ["data.render.train=12", "data.render.test=3", "data.train=12", "data.render.size=[64,96]"]
         small = [*small[:3], "data.batch_size=4", *few]

@@ -38,6 +38,9 @@ REFUSED = {
     ("dense", "qat_int4_weight"): "has no linear or embedding layer",
     ("segmentation", "qat_int4_weight"): "has no linear or embedding layer",
     ("detection", "qat_int4_weight"): "has no linear or embedding layer",
+    # What is exported takes dense features, what is trained sparse ones.
+    ("graph", "qat_int8"): "does not take a training batch",
+    ("graph", "ptq_int8"): "does not take a training batch",
 }
 CELLS = [(task, axis, name) for task in names("task") for axis in AXES for name in names(axis)]
 

@@ -42,6 +42,13 @@ def hoi(folder: Path) -> list[str]:
     ]
 
 
+def graph(folder: Path) -> list[str]:
+    return [
+        *("data.citations.papers=250", "data.citations.per_class=5", "data.steps=2"),
+        *("pair.teacher.architecture.width=16", "pair.student.architecture.width=8"),
+    ]
+
+
 def detection(folder: Path) -> list[str]:
     small = {"teacher": 8, "student": 4}
     return [
@@ -60,6 +67,7 @@ def detection(folder: Path) -> list[str]:
 TINY: dict[str, Callable[[Path], list[str]]] = {
     "classification": classification,
     "detection": detection,
+    "graph": graph,
     "hoi": hoi,
     "pointcloud": pointcloud,
     "segmentation": segmentation,

@@ -35,6 +35,7 @@ from kdbench.configuration.keys import (
     TaskConfig,
     TeacherConfig,
     TrainerConfig,
+    TwinConfig,
 )
 from kdbench.configuration.network import SIDES, as_given, own_networks, own_options, resolve
 from kdbench.configuration.overrides import WHOLE, at_home, by_key, in_place, one_by_one, without_old_options, written
@@ -280,6 +281,10 @@ def check(composed: DictConfig) -> dict[str, Any]:
     for side in SIDES:
         _validated(SideConfig, config["pair"].get(side) or {}, f"pair.{side}.")
         config[side]["trainer"] = _own_trainer(f"{side}.trainer", config["trainer"], config[side]["trainer"])
+    if config["pair"].get("twin"):
+        twin = _validated(TwinConfig, config["pair"]["twin"], "pair.twin.")["trainer"]
+        of_student = {**config["trainer"], **config["student"]["trainer"]}
+        config["pair"]["twin"] = {"trainer": _own_trainer("pair.twin.trainer", of_student, twin)}
     if config["teacher"]["data"]:
         config["teacher"]["data"] = _merged(config["data"], config["teacher"]["data"])
     own: dict[str, dict[str, Any]] = {}

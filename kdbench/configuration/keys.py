@@ -116,6 +116,12 @@ class SideConfig(BaseModel):
     init_from: str | list[str] | None = None
 
 
+class TwinConfig(_Strict):
+    """``pair.twin``: what the student alone has otherwise than the distilled one."""
+
+    trainer: dict[str, Any]
+
+
 class Config(_Strict):
     """The whole configuration, resolved."""
 

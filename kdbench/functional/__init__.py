@@ -23,6 +23,7 @@ from kdbench.functional.dsd import (
     pixel_similarity_loss,
     residual_attention,
 )
+from kdbench.functional.ffg2m import high_frequency_loss, low_frequency_loss
 from kdbench.functional.fgd import focal_attention, focal_attention_loss, focal_feature_losses, focal_masks
 from kdbench.functional.fgfi import imitated_anchors, imitation_loss
 from kdbench.functional.fitnet import hint_loss
@@ -156,6 +157,7 @@ __all__ = [
     "gram_loss",
     "grid_positions",
     "hierarchical_context_loss",
+    "high_frequency_loss",
     "hint_loss",
     "huffman_lengths",
     "imitated_anchors",
@@ -176,6 +178,7 @@ __all__ = [
     "local_structure_loss",
     "localisation_loss",
     "log_normalizer",
+    "low_frequency_loss",
     "mean_code_length",
     "memory_loss",
     "mgd_loss",

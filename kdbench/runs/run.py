@@ -196,7 +196,7 @@ class Run:
             spec_hash=self.spec,
             code_digest=source_digest(trainings.main_recipe.modules),
             status="ok",
-            flags=[*flags, *taught, *apart, *main.manifest["flags"], *info.notes],
+            flags=[*flags, *taught, *trainings.twin_flags, *apart, *main.manifest["flags"], *info.notes],
             **self._names(),
             options={k: v for k, v in method.items() if k not in ("name", "_target_")},
             fidelity=self._fidelity(),

@@ -134,7 +134,24 @@ class Trainings:
 
         alone = self._alone("student", "scratch")
         kept = {owner: spec for owner, spec in alone.plugins.items() if stays(spec.plugin)}
-        return self._with_inputs(replace(alone, plugins=kept), float_only=True)
+        return self._with_inputs(replace(alone, plugins=kept, config=self._of_twin(alone.config)), float_only=True)
+
+    def _of_twin(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns a configuration whose student trains as the pair's twin does, where that has settings of its own."""
+        twin = self.config["pair"].get("twin")
+        if not twin:
+            return config
+        student = config["student"]
+        return {**config, "student": {**student, "trainer": {**student["trainer"], **twin["trainer"]}}}
+
+    @property
+    def twin_flags(self) -> list[str]:
+        """What the pair's twin has of its own, as flags of a record."""
+        if self.no_twin or not self.config["pair"].get("twin"):
+            return []
+        plain, own = self._alone("student", "student").trainer, self.scratch_recipe.trainer
+        changed = {key: (own[key], plain[key]) for key in own if own[key] != plain[key]}
+        return [f"twin:{line}" for key, pair in changed.items() for line in _changes(key, *pair)]
 
     def student_recipe(self, factor: float = 1.0) -> Recipe:
         """The distilled student, or where nothing is distilled the scratch student."""
@@ -461,6 +478,16 @@ def _with_sources(recipe: Recipe) -> Iterator[Recipe]:
         if source is not None:
             yield from _with_sources(source)
     yield recipe
+
+
+def _changes(key: str, own: Any, plain: Any) -> Iterator[str]:
+    """Yields what of one value is otherwise in another, by dotted keys."""
+    if not (isinstance(own, Mapping) and isinstance(plain, Mapping)):
+        yield f"{key}={own}"
+        return
+    for name in own:
+        if name not in plain or own[name] != plain[name]:
+            yield from _changes(f"{key}.{name}", own[name], plain.get(name))
 
 
 def _check_file(key: str, path: Path) -> None:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from kdbench.base import rng
 from kdbench.errors import KDBenchError
-from kdbench.features import Feature, Grid, Kind, Last, Levels, Logits, Tokens, Values, Vector
+from kdbench.features import Feature, Grid, Kind, Last, Levels, Logits, Nodes, Tokens, Values, Vector
 from kdbench.roles.sources import Network
 from kdbench.signals import Signals
 from kdbench.task import Batch, Carry, Task, Warp, move
@@ -412,6 +412,20 @@ def _assigned(seen: Seen) -> str | None:
     return None
 
 
+def _node_scores(seen: Seen) -> str | None:
+    answer = seen.signals.answer("student")
+    nodes = {name: f for name, f in answer.features.items() if isinstance(f, Nodes)}
+    for name, feature in answer.features.items():
+        if not isinstance(feature, Logits):
+            continue
+        if feature.law != "categorical" or feature.values.dim() != 2:
+            return f"{name!r} is {feature.signature()} of the law {feature.law}, expected (N, C) of a softmax"
+        other = next((n for n, f in nodes.items() if len(f.values) != len(feature.values)), None)
+        if other is not None:
+            return f"{name!r} has {len(feature.values)} rows and {other!r} {len(nodes[other].values)}, expected as many"
+    return None
+
+
 def _first(outputs: Any) -> Tensor:
     """Returns the first tensor of raw outputs."""
     found: Tensor = next(x for x in tree_leaves(outputs) if isinstance(x, Tensor))
@@ -437,6 +451,7 @@ CHECKS: dict[str, Callable[[Seen], str | None]] = {
     "boxes": _boxes,
     "cross_head": _cross_head,
     "assigned": _assigned,
+    "node_scores": _node_scores,
 }
 
 

@@ -128,6 +128,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
         LOGITS,
         LOGITS,
     ),
+    "high_frequency_loss": (lambda s, t: K.high_frequency_loss(s, t, EDGES), LOGITS, LOGITS),
+    "low_frequency_loss": (lambda s, t: K.low_frequency_loss(s, t, EDGES), LOGITS, LOGITS),
     "local_graph_loss": (K.local_graph_loss, (N, 3, 5), (N, 3, 5)),
     "local_structure_loss": (lambda s, t: K.local_structure_loss(s, t, EDGES), VECTORS, OTHER_VECTORS),
     "local_structure_loss:code": (

@@ -27,7 +27,7 @@ def test_two_terms_with_the_weights_of_the_paper():
     made = bench()
     terms = made.terms()
     assert yaml("rkd")["weights"] == {"task": 1.0, "rkd_distance": 25.0, "rkd_angle": 50.0}
-    assert not knobs("rkd")
+    assert knobs("rkd") == ["samples"]
     assert terms["rkd_distance"] == distance_loss(made.student[0], made.teacher[0])
     assert terms["rkd_angle"] == angle_loss(made.student[0], made.teacher[0])
     assert all(torch.equal(terms[name], value) for name, value in made.terms().items())
@@ -53,3 +53,13 @@ def test_small_batches_and_low_precision():
     for name, value in low.items():
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(full[name].item(), rel=0.05)
+
+
+def test_of_many_samples_some_are_drawn_anew_for_each_step():
+    student, teacher = Vector(normal(9, 4, name="s")), Vector(normal(9, 5, name="t"))
+    made = Bench("rkd", {"pooled": student}, {"pooled": teacher}, samples=4)
+    found = [made.terms(step)["rkd_distance"] for step in range(2)]
+    for step, value in enumerate(found):
+        drawn = torch.randperm(9, generator=Context(State(0, step, 0.0), 0).generator("rkd"))[:4]
+        assert torch.equal(value, distance_loss(student.values[drawn], teacher.values[drawn]))
+    assert found[0] != found[1]

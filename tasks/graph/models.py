@@ -1,0 +1,201 @@
+"""Networks over nodes: perceptrons that read features alone, and graph networks that read edges too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from kdbench.errors import KDBenchError, nearest
+from tasks.graph.operators import Operator, Sparse, dropped, product
+
+#: What networks may read of the edges (:func:`tasks.graph.data.views`).
+VIEWS = ("undirected", "neighbours", "cites", "cited")
+Layer = TypeVar("Layer", bound=nn.Linear)
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+#: What a network reads of the edges, by name.
+Views = Mapping[str, Operator]
+
+
+class Words(nn.Linear):
+    """A linear map of features, of which some are dropped while it trains.
+
+    Args:
+        features: How many there are.
+        width: Of what it gives.
+        dropout: Share of the entries.
+        bias: Whether it has one.
+    """
+
+    def __init__(self, features: int, width: int, dropout: float, bias: bool = True) -> None:
+        super().__init__(features, width, bias)
+        self.dropout = dropout
+        _start(self)
+
+    def forward(self, words: Sparse | Tensor) -> Tensor:
+        """Returns ``(N, width)`` of features ``(N, V)``, sparse or dense."""
+        share = self.dropout if self.training else 0.0
+        if isinstance(words, Tensor):
+            return F.linear(F.dropout(words, share), self.weight, self.bias)
+        found = product(dropped(words, share) if share else words, self.weight.T)
+        return found if self.bias is None else found + self.bias
+
+
+class Spread(nn.Linear):
+    """A linear map of nodes whose values go along edges: ``A x W + b``."""
+
+    def forward(self, nodes: Tensor, matrix: Operator) -> Tensor:  # type: ignore[override]
+        """Returns ``(N, width)`` of nodes ``(N, D)`` and a matrix ``(N, N)``."""
+        found = product(matrix, F.linear(nodes, self.weight))
+        return found if self.bias is None else found + self.bias
+
+
+def _start(layer: Layer) -> Layer:
+    """Gives a layer Glorot's initial weights, as graph networks are published with."""
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Network(nn.Module):
+    """Base of the networks.
+
+    Attributes:
+        reads: Names of the views of the edges that it is given.
+        hidden: What the classifier reads, ``(N, width)``; a tap.
+    """
+
+    reads: tuple[str, ...] = ()
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Identity()
+        self.drop = nn.Dropout(dropout)
+
+
+class MLP(Network):
+    """A perceptron over the features of each node; it is given no edge.
+
+    Args:
+        features: Of a node.
+        classes: How many there are.
+        width: Of the hidden layers.
+        layers: Linear ones in all.
+        dropout: Of features and hidden values.
+    """
+
+    def __init__(
+        self,
+        features: PositiveInt,
+        classes: PositiveInt,
+        width: PositiveInt = 64,
+        layers: Annotated[int, Field(ge=2)] = 2,
+        dropout: Dropout = 0.5,
+    ) -> None:
+        super().__init__(dropout)
+        self.words = Words(features, width, dropout)
+        self.layers = nn.ModuleList(_start(nn.Linear(width, width)) for _ in range(layers - 2))
+        self.classify = _start(nn.Linear(width, classes))
+
+    def forward(self, words: Sparse | Tensor, views: Views | None = None) -> Tensor:
+        """Returns logits ``(N, classes)`` of features ``(N, features)``."""
+        nodes = self.words(words).relu()
+        for layer in self.layers:
+            nodes = layer(self.drop(nodes)).relu()
+        found: Tensor = self.classify(self.drop(self.hidden(nodes)))
+        return found
+
+
+class GCN(Network):
+    """Kipf, Welling: Semi-Supervised Classification with Graph Convolutional Networks, ICLR 2017, eq. 2.
+
+    Args:
+        features: Of a node.
+        classes: How many there are.
+        width: Of the hidden layers.
+        layers: Convolutions in all.
+        dropout: Of features and hidden values.
+    """
+
+    reads = ("undirected",)
+
+    def __init__(
+        self,
+        features: PositiveInt,
+        classes: PositiveInt,
+        width: PositiveInt = 64,
+        layers: Annotated[int, Field(ge=2)] = 2,
+        dropout: Dropout = 0.5,
+    ) -> None:
+        super().__init__(dropout)
+        self.words = Words(features, width, dropout, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.layers = nn.ModuleList(_start(Spread(width, width)) for _ in range(layers - 2))
+        self.classify = _start(Spread(width, classes))
+
+    def forward(self, words: Sparse | Tensor, views: Views) -> Tensor:
+        """Returns logits ``(N, classes)``; the view is the normalised matrix of edges, and of each node with itself."""
+        matrix = views["undirected"]
+        nodes = (product(matrix, self.words(words)) + self.bias).relu()
+        for layer in self.layers:
+            nodes = layer(self.drop(nodes), matrix).relu()
+        found: Tensor = self.classify(self.drop(self.hidden(nodes)), matrix)
+        return found
+
+
+class SAGE(Network):
+    """Each node beside the mean of its neighbours, of each view by weights of its own.
+
+    Hamilton, Ying, Leskovec: Inductive Representation Learning on Large Graphs, NeurIPS 2017, with the mean aggregator
+    and without its normalisation. With the views ``cites`` and ``cited`` directions stay apart.
+
+    Args:
+        features: Of a node.
+        classes: How many there are.
+        width: Of the hidden layers.
+        layers: In all.
+        views: Which neighbours there are: ``neighbours``, or ``cites`` and ``cited``.
+        dropout: Of features and hidden values.
+    """
+
+    def __init__(
+        self,
+        features: PositiveInt,
+        classes: PositiveInt,
+        width: PositiveInt = 64,
+        layers: Annotated[int, Field(ge=2)] = 2,
+        views: Sequence[str] = ("neighbours",),
+        dropout: Dropout = 0.5,
+    ) -> None:
+        super().__init__(dropout)
+        for view in views:
+            if view not in VIEWS:
+                raise KDBenchError(f"architecture.views: there is no view {view!r}: {nearest(view, VIEWS)}")
+        self.reads = tuple(views)
+        self.words = Words(features, width, dropout)
+        self.around = nn.ModuleDict({view: Words(features, width, dropout, bias=False) for view in views})
+        widths = [width] * (layers - 2) + [classes]
+        self.layers = nn.ModuleList(_start(nn.Linear(width, out)) for out in widths)
+        self.others = nn.ModuleList(
+            nn.ModuleDict({view: _start(nn.Linear(width, out, bias=False)) for view in views}) for out in widths
+        )
+
+    def forward(self, words: Sparse | Tensor, views: Views) -> Tensor:
+        """Returns logits ``(N, classes)``; the views are means over the neighbours of each node."""
+        nodes = self.words(words)
+        for view, layer in self.around.items():
+            nodes = nodes + product(views[view], layer(words))
+        nodes = nodes.relu()
+        for number, (own, others) in enumerate(zip(self.layers, self.others, strict=True)):
+            last = number == len(self.layers) - 1
+            held = self.drop(self.hidden(nodes) if last else nodes)
+            nodes = own(held)
+            for view in self.reads:
+                nodes = nodes + product(views[view], others[view](held))  # type: ignore[index]
+            nodes = nodes if last else nodes.relu()
+        return nodes

@@ -1,0 +1,38 @@
+"""A small graph for tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdbench.base.store import Store
+from tasks.graph import layout
+from tasks.graph.citations import Citations, make
+from tasks.graph.task import GraphTask
+
+OPTIONS: dict[str, Any] = {
+    "source": "citations",
+    "citations": {"papers": 300, "per_class": 5},
+    "steps": 2,
+}
+MLP = {"_target_": "tasks.graph.models.MLP", "width": 8}
+GCN = {"_target_": "tasks.graph.models.GCN", "width": 8}
+SAGE = {"_target_": "tasks.graph.models.SAGE", "width": 8, "views": ["cites", "cited"]}
+TAPS = {"hidden": "hidden", "pooled": "hidden"}
+
+
+def task(folder: Path, options: dict[str, Any] | None = None) -> GraphTask:
+    """Returns the task on made-up papers, or on other data."""
+    return GraphTask(options or OPTIONS, Store(folder))
+
+
+def write_cora(folder: Path) -> None:
+    """Writes ``cora.npz`` of 140 made-up papers with edges that have no direction."""
+    made = make(Citations(papers=140, per_class=3))
+    parts = np.random.default_rng(0).permutation(140)
+    splits = {"train": parts[:50], "val": parts[50:80], "test": parts[80:]}
+    folder.mkdir(parents=True, exist_ok=True)
+    layout.write(folder / "cora.npz", replace(made, splits=splits, directed=False))
