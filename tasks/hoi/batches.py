@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from kdbench.base import rng
 from kdbench.data import Key
 from kdbench.task import Batch
-from tasks.hoi.layout import CLIP, HUMAN, OBJECT, UNKNOWN, Video
+from tasks.hoi.layout import CLIP, HUMAN, OBJECT, UNKNOWN, Video, moments
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -53,28 +53,12 @@ class Scale:
     @classmethod
     def of(cls, videos: Sequence[Video], categories: int) -> Scale:
         """Measures it."""
-        mean, std = {}, {}
-        for name, values in _pooled(videos).items():
-            spread = values.std(0)
-            mean[name] = [round(float(x), 6) for x in values.mean(0)]
-            std[name] = [round(float(x), 6) if x > 1e-4 else 1.0 for x in spread]
-        return cls(mean, std, categories)
+        return cls(*moments(videos), categories)
 
     def apply(self, name: str, values: np.ndarray) -> np.ndarray:
         """Scales values of one kind, in float32; what is no number becomes zero."""
         mean, std = (np.asarray(given[name], dtype=np.float32) for given in (self.mean, self.std))
         return np.nan_to_num((values.astype(np.float32) - mean) / std, posinf=0, neginf=0)
-
-
-def _pooled(videos: Sequence[Video]) -> dict[str, np.ndarray]:
-    held: dict[str, list[np.ndarray]] = {HUMAN: [], OBJECT: [], "edge": []}
-    for video in videos:
-        people = video.human.shape[1]
-        held[HUMAN].append(video.human[video.mask[:, :people]])
-        held[OBJECT].append(video.object[video.mask[:, people:]])
-        pairs = video.mask[:, :, None] & video.mask[:, None] & ~np.eye(video.mask.shape[1], dtype=bool)
-        held["edge"].append(video.edge[pairs])
-    return {name: np.concatenate(parts).astype(np.float64) for name, parts in held.items()}
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ def convert(root: Path) -> tuple[Meta, list[Fold], dict[str, Video]]:
             name: {"subject": subject, "activity": name.removeprefix(f"{subject}_").rpartition("_take")[0]}
             for name, subject in subjects.items()
         },
+        units=dict.fromkeys((HUMAN, OBJECT, "edge"), "as released"),
         rate=FRAMES / STRIDE,
         source="Dreher, Waechter, Asfour: Learning Object-Action Relations from Bimanual Human Demonstration Using "
         "Graph Networks, RA-L 2020",

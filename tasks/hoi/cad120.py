@@ -16,19 +16,10 @@ import numpy as np
 
 from kdbench.errors import KDBenchError, absent, printable
 from tasks.hoi import cad120_text
+from tasks.hoi.cad120_arrays import ARRAYS, LEVELS
 from tasks.hoi.layout import CLIP, HUMAN, OBJECT, UNKNOWN, Fold, Meta, Video, arrays
 
 FILE = "cad120_segments.npz"
-#: Largest ordinal; features are shares of it.
-LEVELS = 10
-#: Arrays by name: number of values of a node or pair; 0 where it is one for each of its axes.
-SHAPES = {
-    "node_h": 63, "node_o": 18, "edge_ho": 40, "edge_oo": 20, "temp_h": 16, "temp_o": 4, "has_temp": 0, "seg_mask": 0,
-    "obj_mask": 0, "y_sub": 0, "y_aff": 0, "frame_start": 0, "frame_end": 0, "video_id": 0, "subject": 0, "activity": 0,
-    "activity_names": 0, "sub_names": 0, "aff_names": 0,
-}  # fmt: skip
-#: Arrays that have an entry for each video.
-BY_VIDEO = tuple(name for name in SHAPES if not name.endswith("_names"))
 
 
 def convert(root: Path) -> tuple[Meta, list[Fold], dict[str, Video]]:
@@ -41,7 +32,7 @@ def convert(root: Path) -> tuple[Meta, list[Fold], dict[str, Video]]:
         KDBenchError: Both are missing, or hold something else.
     """
     file = files(root)[0]
-    held = arrays(file, tuple(SHAPES)) if file.name == FILE else cad120_text.read(file)
+    held = arrays(file, tuple(ARRAYS)) if file.name == FILE else cad120_text.read(file)
     _check(file, held)
     subs, affs, activities = (tuple(map(str, held[f"{name}_names"])) for name in ("sub", "aff", "activity"))
     ids = [str(name) for name in held["video_id"]]
@@ -56,6 +47,7 @@ def convert(root: Path) -> tuple[Meta, list[Fold], dict[str, Video]]:
             name: {"subject": subject, "activity": activities[int(number)]}
             for name, subject, number in zip(ids, subjects, held["activity"], strict=True)
         },
+        units=dict.fromkeys((HUMAN, OBJECT, "edge"), "share of the ten thresholds that lie below the value"),
         source="Koppula, Gupta, Saxena: Learning Human Activities and Object Affordances from RGB-D Videos, IJRR 2013",
         licence="research and education only",
     )
@@ -97,18 +89,21 @@ def _pairs() -> tuple[str, ...]:
 
 def _check(file: Path, held: Mapping[str, np.ndarray]) -> None:
     """Raises a line where arrays do not belong together or have other values."""
-    videos = len(held["video_id"])
-    steps = held["seg_mask"].shape[1] if held["seg_mask"].ndim == 2 else 0
-    for name, width in SHAPES.items():
-        value = held[name]
-        if name in BY_VIDEO and len(value) != videos:
-            raise KDBenchError(
-                f"{printable(file)}: {name} holds {len(value)} videos and video_id {videos}, expected one number"
-            )
-        if width and value.shape[-1] != width:
-            raise KDBenchError(f"{printable(file)}: {name} has {value.shape[-1]} values, expected {width}")
-        if name.startswith(("node", "edge", "temp", "seg", "obj", "y_")) and value.shape[1] != steps:
-            raise KDBenchError(f"{printable(file)}: {name} holds {value.shape[1]} segments and seg_mask {steps}")
+    segments = held["seg_mask"].shape[1] if held["seg_mask"].ndim == 2 else 0
+    objects = held["obj_mask"].shape[2] if held["obj_mask"].ndim == 3 else 0
+    sizes = {"v": len(held["video_id"]), "t": segments, "o": objects}
+    of = {"v": ("videos", "video_id"), "t": ("segments", "seg_mask"), "o": ("objects", "obj_mask")}
+    for name, array in ARRAYS.items():
+        found, expected = held[name].shape, array.shape(sizes)
+        if not array.axes or found == expected:
+            continue
+        if len(found) != len(expected):
+            raise KDBenchError(f"{printable(file)}: {name} has {len(found)} axes, expected {len(expected)}")
+        for axis, own, wanted in zip(array.axes, found, expected, strict=False):
+            if own != wanted:
+                what, whose = of[axis]
+                raise KDBenchError(f"{printable(file)}: {name} holds {own} {what} and {whose} {wanted}")
+        raise KDBenchError(f"{printable(file)}: {name} has {found[-1]} values, expected {expected[-1]}")
     if not 0 <= held["activity"].min() <= held["activity"].max() < len(held["activity_names"]):
         raise KDBenchError(
             f"{printable(file)}: activity holds {held['activity'].max()}, expected a row of activity_names"

@@ -18,13 +18,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from kdbench.errors import KDBenchError, printable, reading
+from tasks.hoi.cad120_arrays import LEVELS, empty
 from tasks.hoi.cad120_people import ACTIVITIES, WHO
 from tasks.hoi.kitchen.script import AFFORDANCES, SUB_ACTIVITIES
 
 ARCHIVE = "raw.tar.xz"
 FRAMES = "meta/Segmentation_sampled.txt"
-#: Largest ordinal: as many thresholds lie below a value.
-LEVELS = 10
 #: Most bytes of a text file and files of an archive; those of the release are far smaller.
 LARGEST, MOST = 1 << 20, 20_000
 _NAME = re.compile(r"(\d{10})_(\d{1,3})(?:_(\d{1,3}))?\.txt")
@@ -33,7 +32,7 @@ Files = dict[tuple[int, ...], str]
 
 
 def read(archive: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of :data:`tasks.hoi.cad120.SHAPES`; nothing is unpacked.
+    """Returns the arrays of :data:`tasks.hoi.cad120_arrays.ARRAYS`; nothing is unpacked.
 
     Raises:
         KDBenchError: A broken archive, a member that leads out of it, or a file that is not as described above.
@@ -53,7 +52,7 @@ def read(archive: Path) -> dict[str, np.ndarray]:
     ids = sorted(videos)
     steps = max(len([key for key in files if len(key) == 1]) for files in videos.values())
     objects = max(_objects(archive, name, files) for name, files in videos.items())
-    held = _empty(len(ids), steps, objects)
+    held = empty(len(ids), steps, objects)
     for row, name in enumerate(ids):
         _fill({key: value[row] for key, value in held.items()}, archive, name, videos[name])
     _frames(held, archive.parent / FRAMES, ids)
@@ -93,27 +92,6 @@ def _objects(archive: Path, name: str, files: Files) -> int:
     if not first or not first[0].isdigit():
         raise KDBenchError(f"{printable(archive)}: {name}_1.txt is missing or does not begin with a number of objects")
     return int(first[0])
-
-
-def _empty(videos: int, steps: int, objects: int) -> dict[str, np.ndarray]:
-    def levels(*shape: int) -> np.ndarray:
-        return np.zeros((videos, steps, *shape), np.uint8)
-
-    return {
-        "node_h": levels(63),
-        "node_o": levels(objects, 18),
-        "edge_ho": levels(objects, 40),
-        "edge_oo": levels(objects, objects, 20),
-        "temp_h": levels(16),
-        "temp_o": levels(objects, 4),
-        "has_temp": np.zeros((videos, steps), bool),
-        "seg_mask": np.zeros((videos, steps), bool),
-        "obj_mask": np.zeros((videos, steps, objects), bool),
-        "y_sub": np.full((videos, steps), -1, np.int8),
-        "y_aff": np.full((videos, steps, objects), -1, np.int8),
-        "frame_start": np.full((videos, steps), -1, np.int32),
-        "frame_end": np.full((videos, steps), -1, np.int32),
-    }
 
 
 def _fill(held: Mapping[str, np.ndarray], archive: Path, name: str, files: Files) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kdbench.errors import KDBenchError, absent, nearest, printable, reading
+from tasks.hoi.boxes import BOX, EDGE, edges
 from tasks.hoi.layout import CLIP, HUMAN, OBJECT, UNKNOWN, Fold, Meta, Video
 
 PLACES = (".", "annotations", "Charades")
@@ -35,9 +36,6 @@ GROUPS = {
     ),
 }  # fmt: skip
 RELATIONS = tuple(name for names in GROUPS.values() for name in names)
-BOX = ("left", "top", "right", "bottom")
-#: Of a pair: where the other's middle is, how far, and how much of their union both share.
-EDGE = ("offset x", "offset y", "distance", "overlap")
 
 
 def files(root: Path) -> list[Path]:
@@ -103,6 +101,7 @@ def convert(root: Path) -> tuple[Meta, list[Fold], dict[str, Video]]:
             for name in table
             if name in videos
         },
+        units=dict.fromkeys((HUMAN, OBJECT, "edge"), "share of width and height of the image"),
         source="Sigurdsson et al.: Hollywood in Homes, ECCV 2016; Ji et al.: Action Genome, CVPR 2020; "
         f"{len(listed) - len(videos)} videos left out",
         licence="non-commercial",
@@ -212,7 +211,7 @@ def _video(frames: list[tuple[str, Any, Any]], categories: tuple[str, ...], labe
     return Video(
         human=boxes[there, :1].astype(np.float16),
         object=np.concatenate([boxes[there, 1:], relations[there]], 2).astype(np.float16),
-        edge=_edges(boxes[there], mask[there]).astype(np.float16),
+        edge=edges(boxes[there], mask[there]).astype(np.float16),
         category=np.array(shown, np.uint8),
         mask=mask[there],
         human_label=np.full((int(there.sum()), 1), UNKNOWN, np.int16),
@@ -234,18 +233,3 @@ def _relations(thing: Mapping[str, Any]) -> np.ndarray:
                 raise ValueError(f"there is no relation {name!r}: {nearest(str(name), RELATIONS)}")
             found[RELATIONS.index(name)] = 1
     return found
-
-
-def _edges(boxes: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Returns ``(T, M, M, 4)`` of boxes ``(T, M, 4)``, zero where one of a pair is not there."""
-    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
-    offset = middle[:, None] - middle[:, :, None]
-    low = np.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    high = np.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    met = np.clip(high - low, 0, None).prod(-1)
-    area = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(-1)
-    union = area[:, :, None] + area[:, None] - met
-    overlap = np.divide(met, union, out=np.zeros_like(met), where=union > 0)
-    found = np.concatenate([offset, np.linalg.norm(offset, axis=-1)[..., None], overlap[..., None]], -1)
-    pairs = mask[:, :, None] & mask[:, None] & ~np.eye(mask.shape[1], dtype=bool)
-    return np.where(pairs[..., None], found, 0.0)

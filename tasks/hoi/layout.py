@@ -1,8 +1,9 @@
 """How interaction data lies on the disk, whatever it was converted from: one ``.npz`` a video, without pickle.
 
 ``<root>/meta.json`` says what the arrays mean (:class:`Meta`), ``splits.json`` which videos are training and test of
-each fold, ``videos/<id>.npz`` holds a :class:`Video`. A step is a frame or an annotated segment; a node is a person or
-an object, people first.
+each fold, ``videos/<id>.npz`` holds a :class:`Video`. ``stats.json`` tells mean and spread of the values over the
+training videos of the first fold, of all where there is none; it is for who looks at them and is not read. A step is a
+frame or an annotated segment; a node is a person or an object, people first.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Meta:
             none).
         categories: Names of the object categories; 0 is the unknown one.
         videos: By id, ``subject`` and ``activity``.
+        units: What the values of a ``human`` node, an ``object`` node and an ``edge`` are measured in.
         rate: Steps a second, where a step is a frame.
         source: Where the data come from.
         licence: Under which terms.
@@ -52,6 +54,7 @@ class Meta:
     classes: Mapping[str, tuple[str, ...]]
     categories: tuple[str, ...]
     videos: Mapping[str, Mapping[str, str]]
+    units: Mapping[str, str] = field(default_factory=dict)
     rate: float | None = None
     source: str = ""
     licence: str = ""
@@ -150,8 +153,10 @@ def write(root: Path, meta: Meta, folds: Sequence[Fold], videos: Mapping[str, Vi
     """Writes a data set below ``root``, which is made.
 
     Raises:
-        KDBenchError: A video is not as :func:`check` expects it.
+        KDBenchError: A video is not as :func:`check` expects it, or a fold leaks or lacks videos.
     """
+    for fold in folds:
+        _check_fold(root, fold, meta)
     (root / "videos").mkdir(parents=True)
     for name, video in videos.items():
         check(name, video, meta)
@@ -160,6 +165,37 @@ def write(root: Path, meta: Meta, folds: Sequence[Fold], videos: Mapping[str, Vi
             np.savez(stream, **kept)
     write_atomic(root / "meta.json", json.dumps(asdict(meta), indent=1))
     write_atomic(root / "splits.json", json.dumps({"folds": [asdict(fold) for fold in folds]}, indent=1))
+    mean, std = moments([videos[name] for name in (folds[0].train if folds else videos)])
+    names = {
+        kind: dict(zip(own, zip(mean[kind], std[kind], strict=True), strict=True))
+        for kind, own in meta.features.items()
+    }
+    write_atomic(
+        root / "stats.json", json.dumps({"fold": folds[0].name if folds else None, "mean_std": names}, indent=1)
+    )
+
+
+def moments(videos: Sequence[Video]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Returns mean and standard deviation of the values of ``human``, ``object`` and ``edge``.
+
+    Over the nodes that are there, and over pairs of two of them; a spread below 1e-4 is one, as the value is constant.
+    """
+    mean, std = {}, {}
+    for name, values in _pooled(videos).items():
+        mean[name] = [round(float(x), 6) for x in values.mean(0)]
+        std[name] = [round(float(x), 6) if x > 1e-4 else 1.0 for x in values.std(0)]
+    return mean, std
+
+
+def _pooled(videos: Sequence[Video]) -> dict[str, np.ndarray]:
+    held: dict[str, list[np.ndarray]] = {HUMAN: [], OBJECT: [], "edge": []}
+    for video in videos:
+        people = video.human.shape[1]
+        held[HUMAN].append(video.human[video.mask[:, :people]])
+        held[OBJECT].append(video.object[video.mask[:, people:]])
+        pairs = video.mask[:, :, None] & video.mask[:, None] & ~np.eye(video.mask.shape[1], dtype=bool)
+        held["edge"].append(video.edge[pairs])
+    return {name: np.concatenate(parts).astype(np.float64) for name, parts in held.items()}
 
 
 def read(root: Path) -> Layout:

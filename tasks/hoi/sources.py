@@ -28,11 +28,11 @@ HOLDS = {
 DECIDES = {
     "kitchen": ("tasks.hoi.kitchen", "tasks.hoi.layout"),
     "cad120": (
-        *("tasks.hoi.cad120", "tasks.hoi.cad120_text", "tasks.hoi.cad120_people", "tasks.hoi.kitchen.script"),
-        "tasks.hoi.layout",
+        *("tasks.hoi.cad120", "tasks.hoi.cad120_arrays", "tasks.hoi.cad120_text", "tasks.hoi.cad120_people"),
+        *("tasks.hoi.kitchen.script", "tasks.hoi.layout"),
     ),
     "bimanual": ("tasks.hoi.bimanual", "tasks.hoi.layout"),
-    "charades_ag": ("tasks.hoi.charades_ag", "tasks.hoi.layout"),
+    "charades_ag": ("tasks.hoi.charades_ag", "tasks.hoi.boxes", "tasks.hoi.layout"),
 }
 
 Made = tuple[Meta, list[Fold], dict[str, Video]]

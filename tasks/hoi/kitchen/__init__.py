@@ -103,6 +103,7 @@ def make(options: Kitchen) -> tuple[Meta, list[Fold], dict[str, Video]]:
         classes={HUMAN_KIND: SUB_ACTIVITIES, OBJECT_KIND: AFFORDANCES, CLIP: SUB_ACTIVITIES},
         categories=CATEGORIES,
         videos=known,
+        units=dict.fromkeys((HUMAN_KIND, OBJECT_KIND, "edge"), "m, m a second"),
         rate=options.rate,
         source="made up by tasks.hoi.kitchen",
     )

@@ -36,6 +36,7 @@ class ContextNet(nn.Module):
         layers: Of that graph.
         form: Of its attention: ``dot`` (scaled dot-product) or ``gatv2``.
         sets: Joins to each node mean and maximum of those of its step, in place of a graph (DeepSets).
+        carried: Whether the graph of a step carries the values of edges, not only attends by them.
         dropout: Of what each layer adds.
     """
 
@@ -51,6 +52,7 @@ class ContextNet(nn.Module):
         layers: PositiveInt = 2,
         form: Form = "dot",
         sets: bool = False,
+        carried: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     ) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class ContextNet(nn.Module):
         self.embed = nn.ModuleDict({kind: nn.Linear(features[kind], width) for kind in (HUMAN, OBJECT)})
         self.norm = nn.LayerNorm(width)
         self.sets = Sets(width) if sets else None
-        self.graphs = nn.ModuleList(GATv2(width, heads, features["edge"]) for _ in range(local))
+        self.graphs = nn.ModuleList(GATv2(width, heads, features["edge"], carried) for _ in range(local))
         self.drop = nn.Dropout(dropout)
         self.local = nn.Identity()
         self.tracks = Tracks(width) if time in ("gru", "both") else None

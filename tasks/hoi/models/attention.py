@@ -23,14 +23,17 @@ class GATv2(nn.Module):
         width: Of nodes, in and out; a multiple of ``heads``.
         heads: Of the attention.
         edges: Values of an edge; 0 for none.
+        carried: Whether a node also reads the edges that it attends through, ``v_ij = W_l x_j + W_v e_ij`` (Shaw et
+            al., NAACL 2018, eq. 3): GATv2 lets them say where to look alone, which is one number a head.
     """
 
-    def __init__(self, width: int, heads: int, edges: int = 0) -> None:
+    def __init__(self, width: int, heads: int, edges: int = 0, carried: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.source = nn.Linear(width, width)
         self.target = nn.Linear(width, width)
         self.edge = nn.Linear(edges, width, bias=False) if edges else None
+        self.carry = nn.Linear(edges, width, bias=False) if edges and carried else None
         self.score = nn.Parameter(torch.empty(heads, width // heads))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.xavier_uniform_(self.score)
@@ -60,6 +63,11 @@ class GATv2(nn.Module):
         scores = scores.masked_fill(~mask[..., None, :, None], torch.finfo(scores.dtype).min)
         attention = scores.softmax(-2) * (mask[..., :, None, None] & mask[..., None, :, None])
         found = torch.einsum("...ijh,...jhd->...ihd", attention, values.unflatten(-1, (self.heads, -1)))
+        if self.carry is not None and edge is not None:
+            seen = torch.einsum(
+                "...ijh,...ije->...ihe", attention, edge
+            )  # before W_v, which has more channels or as many
+            found = found + torch.einsum("...ihe,hde->...ihd", seen, self.carry.weight.unflatten(0, (self.heads, -1)))
         return (found.flatten(-2) + self.bias) * mask[..., None], attention
 
 

@@ -12,6 +12,7 @@ import pytest
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 from tasks.hoi import cad120, cad120_text
+from tasks.hoi.cad120_arrays import ARRAYS
 from tasks.hoi.cad120_people import ACTIVITIES, WHO
 from tasks.hoi.sources import open_source
 from tests.tasks.hoi import tiny
@@ -112,4 +113,4 @@ def test_the_released_files_give_the_released_arrays(shared_data):
         pytest.skip("needs the released text files of CAD-120")
     found = cad120_text.read(root / "raw.tar.xz")
     with np.load(root / cad120.FILE, allow_pickle=False) as held:
-        assert {name for name in cad120.SHAPES if not np.array_equal(found[name], held[name])} == set()
+        assert {name for name in ARRAYS if not np.array_equal(found[name], held[name])} == set()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kdbench.errors import KDBenchError
+from tasks.hoi.batches import Scale
 from tasks.hoi.layout import DTYPES, Fold, check, read
 from tests.tasks.hoi import tiny
 
@@ -23,6 +24,19 @@ def test_what_is_written_is_read_back(tmp_path):
     assert found.digest == read(tiny.folder(tmp_path / "again", given)).digest
     given["v0"] = replace(given["v0"], human_label=(given["v0"].human_label + 1) % 3)
     assert found.digest != read(tiny.folder(tmp_path / "other", given)).digest
+
+
+def test_mean_and_spread_of_the_first_fold_stand_beside_them(tmp_path):
+    root = tiny.folder(tmp_path / "data")
+    layout, told = read(root), json.loads((root / "stats.json").read_text())
+    fold = layout.folds[0]
+    assert told["fold"] == fold.name
+    videos = [layout.videos[name] for name in fold.train]
+    values = np.concatenate([video.object.reshape(-1, 3) for video in videos]).astype(float)
+    for i, name in enumerate("cde"):
+        assert np.allclose(told["mean_std"]["object"][name], [values[:, i].mean(), values[:, i].std()], atol=1e-5)
+    scale = Scale.of(videos, categories=2)
+    assert {**scale.mean} == {kind: [mean for mean, _ in own.values()] for kind, own in told["mean_std"].items()}
 
 
 def nan_track(video):

@@ -22,6 +22,7 @@ FORMS: list[dict[str, Any]] = [
     {"time": "gru"},
     {"time": "both", "layers": 1},
     {"time": "none", "local": 2},
+    {"time": "none", "carried": True},
     {"local": 0},
     {"local": 0, "time": "none", "sets": True},
 ]
@@ -37,15 +38,15 @@ def masks(*shape: int, share: float = 0.7) -> torch.Tensor:
     return found
 
 
-def graph(heads: int = 2, edges: int = 3) -> GATv2:
+def graph(heads: int = 2, edges: int = 3, carried: bool = False) -> GATv2:
     with rng.scope(0, "graph"):
-        made = GATv2(8, heads, edges).double()
+        made = GATv2(8, heads, edges, carried).double()
         made.bias.data.normal_()
     return made
 
 
 def by_hand(layer: GATv2, x: torch.Tensor, mask: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
-    """Equation 7 of GATv2, a pair of nodes at a time."""
+    """Equation 7 of GATv2, a pair of nodes at a time; carried edges by equation 3 of Shaw et al."""
     found = torch.zeros_like(x)
     width = x.shape[1] // layer.heads
     assert layer.edge is not None
@@ -60,13 +61,15 @@ def by_hand(layer: GATv2, x: torch.Tensor, mask: torch.Tensor, edge: torch.Tenso
                 scores.append(float((z[part] @ layer.score[h]).detach()))
             total = sum(math.exp(s) for s in scores)
             for j, s in zip(others, scores, strict=True):
-                found[i, part] += math.exp(s) / total * layer.source(x[j])[part]
+                value = layer.source(x[j]) if layer.carry is None else layer.source(x[j]) + layer.carry(edge[i, j])
+                found[i, part] += math.exp(s) / total * value[part]
         found[i] += layer.bias
     return found
 
 
-def test_dense_gatv2_is_that_of_the_equations():
-    layer, x, edge, mask = graph(), seeded(3, 5, 8), seeded(3, 5, 5, 3, name="edge"), masks(3, 5)
+@pytest.mark.parametrize("carried", [False, True])
+def test_dense_gatv2_is_that_of_the_equations(carried):
+    layer, x, edge, mask = graph(carried=carried), seeded(3, 5, 8), seeded(3, 5, 5, 3, name="edge"), masks(3, 5)
     found, attention = layer(x, mask, edge)
     for b in range(3):
         torch.testing.assert_close(found[b], by_hand(layer, x[b], mask[b], edge[b]))

@@ -14,6 +14,7 @@ import numpy as np
 from kdbench.base import rng
 from kdbench.base.store import Store
 from kdbench.configuration import config
+from tasks.hoi.cad120_arrays import ARRAYS, LEVELS
 from tasks.hoi.layout import CLIP, HUMAN, OBJECT, Fold, Meta, Video, write
 from tasks.hoi.task import HOI
 
@@ -73,16 +74,12 @@ def released(videos: int = 8, segments: int = 5, objects: int = 3) -> dict[str, 
     there = np.arange(segments) < lengths[:, None]
     seen = there[:, :, None] & (np.arange(objects) < counts[:, None])[:, None]
 
-    def levels(*shape: int) -> np.ndarray:
-        return draw.integers(0, 11, (videos, segments, *shape)).astype(np.uint8)
-
+    sizes = {"v": videos, "t": segments, "o": objects}
+    levels = {
+        name: draw.integers(0, LEVELS + 1, a.shape(sizes)).astype(a.dtype) for name, a in ARRAYS.items() if a.width
+    }
     return {
-        "node_h": levels(63),
-        "node_o": levels(objects, 18),
-        "edge_ho": levels(objects, 40),
-        "edge_oo": levels(objects, objects, 20),
-        "temp_h": levels(16),
-        "temp_o": levels(objects, 4),
+        **levels,
         "has_temp": there & (np.arange(segments) > 0),
         "seg_mask": there,
         "obj_mask": seen,
