@@ -31,7 +31,10 @@ def model(task):
         return task.build(tiny.RETINANET)
 
 
-@pytest.mark.parametrize("pair", ["retinanet_mini", "gfl_mini", "retinanet_r50_r18", "retinanet_tv"])
+PAIRS = [name for name in config.options("pair") if config.option("pair", name).get("task") == "detection"]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 def test_kinds_of_a_pair(pair):
     spec = config.load(["task=detection", f"pair={pair}"])["pair"]
     kinds = Detection.kinds(spec["student"])
@@ -39,7 +42,7 @@ def test_kinds_of_a_pair(pair):
     assert kinds["logits"] is Logits
     assert kinds["boxes"] is Boxes
     assert (kinds.get("cls_tower") is Levels) == (pair != "retinanet_tv")
-    assert (kinds.get("edges") is Edges) == (pair == "gfl_mini")
+    assert (kinds.get("edges") is Edges) == pair.startswith("gfl")
     assert kinds == Detection.kinds(spec["teacher"])
 
 
