@@ -75,7 +75,7 @@ def released(videos: int = 8, segments: int = 5, objects: int = 3) -> dict[str, 
     seen = there[:, :, None] & (np.arange(objects) < counts[:, None])[:, None]
 
     sizes = {"v": videos, "t": segments, "o": objects}
-    levels = {
+    levels: dict[str, np.ndarray] = {
         name: draw.integers(0, LEVELS + 1, a.shape(sizes)).astype(a.dtype) for name, a in ARRAYS.items() if a.width
     }
     return {
