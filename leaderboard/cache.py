@@ -17,7 +17,7 @@ from kdbench.records.schema import SCHEMA_VERSION
 from leaderboard.row import FIELDS, Interner, Metrics, Row, values_of
 
 #: Raised whenever rows of the same records would come out otherwise.
-VERSION = 6
+VERSION = 7
 
 State = tuple[int, int]
 
@@ -75,7 +75,7 @@ class RowCache:
 
 
 _HEADER = {"rows": VERSION, "schema": SCHEMA_VERSION, "fields": list(FIELDS)}
-_COST = FIELDS.index("cost")
+_METRICS = tuple(FIELDS.index(name) for name in ("cost", "tuning"))
 _PARTS = tuple(FIELDS.index(name) for name in ("scores", "models"))
 _FLAGS = FIELDS.index("flags")
 
@@ -86,7 +86,7 @@ def _lines(rows: dict[str, tuple[State, Row]]) -> Iterator[Any]:
     metrics: dict[int, int] = {}
     for path, (state, row) in rows.items():
         values = list(values_of(row))
-        packed = [row.cost, *row.scores.values, *row.models.values]
+        packed = [row.cost, row.tuning, *row.scores.values, *row.models.values]
         for found in packed:
             if id(found.names) not in names:
                 names[id(found.names)] = len(names)
@@ -94,7 +94,8 @@ def _lines(rows: dict[str, tuple[State, Row]]) -> Iterator[Any]:
             if id(found) not in metrics:
                 metrics[id(found)] = len(metrics)
                 yield ["metrics", names[id(found.names)], found.values.tolist()]
-        values[_COST] = metrics[id(row.cost)]
+        for place in _METRICS:
+            values[place] = metrics[id(values[place])]
         for place in _PARTS:
             values[place] = [values[place].names, [metrics[id(found)] for found in values[place].values]]
         yield ["row", path, state, values]
@@ -115,7 +116,8 @@ def _load(file: Path, intern: Interner) -> dict[str, tuple[State, Row]]:
                 metrics.append(intern(names[rest[0]], array("d", rest[1])))
             else:
                 path, (size, time), values = rest
-                values[_COST] = metrics[values[_COST]]
+                for place in _METRICS:
+                    values[place] = metrics[values[place]]
                 for place in _PARTS:
                     parts, numbers = values[place]
                     values[place] = intern.join(parts, [metrics[number] for number in numbers])

@@ -81,26 +81,31 @@ def log_ticks(low: float, high: float) -> list[float]:
     return found if len(found) >= 2 else ticks(low, high, 4)
 
 
-def _spread(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
+def spread(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
+    """Returns the ends of an axis that shows values, with a share of it free at both ends."""
     low, high = min(values), max(values)
     pad = (high - low) * share or abs(high) * 0.05 or 1.0
     return low - pad, high + pad
 
 
-def _n(value: float) -> str:
+def fixed(value: float) -> str:
+    """Writes a coordinate."""
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
+def write(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
+    """Writes text at a place, in classes of the style sheet."""
     css = f' class="{kind}"' if kind else ""
     side = "" if anchor == "start" else f' text-anchor="{anchor}"'
-    return f'<text x="{_n(x)}" y="{_n(y)}"{side}{css}>{escape(text)}</text>'
+    return f'<text x="{fixed(x)}" y="{fixed(y)}"{side}{css}>{escape(text)}</text>'
 
 
-def _svg(name: str, height: float, title: str, desc: str, body: Iterable[str], kind: str) -> Markup:
+def svg(name: str, height: float, title: str, desc: str, body: Iterable[str], kind: str) -> Markup:
+    """Joins the parts of a chart; ``name`` is unique on its page."""
     # Parts of an image are not read out one by one, so the description carries the content.
     return Markup(
-        f'<svg class="chart {kind}" viewBox="0 0 {WIDTH} {_n(height)}" role="img" aria-labelledby="{name}-t {name}-d">'
+        f'<svg class="chart {kind}" viewBox="0 0 {WIDTH} {fixed(height)}" role="img" '
+        f'aria-labelledby="{name}-t {name}-d">'
         f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(desc)}</desc>'
         f"{''.join(body)}</svg>"
     )
@@ -123,7 +128,7 @@ def front(points: Sequence[Point], better: bool) -> list[Point]:
     return found
 
 
-class _Axes:
+class Axes:
     """A frame with a linear vertical and a linear or logarithmic horizontal axis."""
 
     def __init__(
@@ -153,8 +158,8 @@ class _Axes:
     def frame(self, x_label: str, y_label: str) -> list[str]:
         grid, labels = [], []
         for value in ticks(*self.y_range):
-            grid.append(f"M{_n(self.left)} {_n(self.y(value))}H{_n(self.right)}")
-            labels.append(_text(self.left - 6, self.y(value) + 3.5, short(value), "end", "tick"))
+            grid.append(f"M{fixed(self.left)} {fixed(self.y(value))}H{fixed(self.right)}")
+            labels.append(write(self.left - 6, self.y(value) + 3.5, short(value), "end", "tick"))
         end = -math.inf
         for value in log_ticks(*self.x_range) if self.log else ticks(*self.x_range):
             at, text = self.x(value), short(value)
@@ -162,13 +167,13 @@ class _Axes:
             if at - half < end + 4:
                 continue
             end = at + half
-            labels.append(_text(at, self.bottom + 15, text, "middle", "tick"))
+            labels.append(write(at, self.bottom + 15, text, "middle", "tick"))
         return [
             f'<path class="grid" d="{"".join(grid)}"/>',
-            f'<path class="axis" d="M{_n(self.left)} {_n(self.bottom)}H{_n(self.right)}"/>',
+            f'<path class="axis" d="M{fixed(self.left)} {fixed(self.bottom)}H{fixed(self.right)}"/>',
             *labels,
-            _text(2, 12, y_label, kind="name"),
-            _text(self.right, self.height - 6, x_label, "end", "name"),
+            write(2, 12, y_label, kind="name"),
+            write(self.right, self.height - 6, x_label, "end", "name"),
         ]
 
 
@@ -179,15 +184,15 @@ def _mark(point: Point, x: float, y: float) -> str:
     title = f"<title>{escape(value)} at {short(point.x)}</title>"
     link = f' data-href="{escape(point.href)}"' if point.href else ""
     if point.kind == "teacher":
-        shape = f"M{_n(x)} {_n(y - 5)}l5 5-5 5-5-5z"
+        shape = f"M{fixed(x)} {fixed(y - 5)}l5 5-5 5-5-5z"
     elif point.kind == "scratch":
-        shape = f"M{_n(x - 4)} {_n(y - 4)}h8v8h-8z"
+        shape = f"M{fixed(x - 4)} {fixed(y - 4)}h8v8h-8z"
     else:
-        return f'<circle class="{point.kind}"{link} cx="{_n(x)}" cy="{_n(y)}" r="3.6">{title}</circle>'
+        return f'<circle class="{point.kind}"{link} cx="{fixed(x)}" cy="{fixed(y)}" r="3.6">{title}</circle>'
     return f'<path class="{point.kind}" d="{shape}">{title}</path>'
 
 
-def _labels(points: Sequence[Point], axes: _Axes, taken: list[tuple[float, float, float, float]]) -> list[str]:
+def _labels(points: Sequence[Point], axes: Axes, taken: list[tuple[float, float, float, float]]) -> list[str]:
     """Writes names beside their points, each where it covers no other name; one without a place stays a tooltip."""
     drawn = []
     for point in points:
@@ -200,7 +205,7 @@ def _labels(points: Sequence[Point], axes: _Axes, taken: list[tuple[float, float
                 continue
             if all(box[2] < b[0] or box[0] > b[2] or box[3] < b[1] or box[1] > b[3] for b in taken):
                 taken.append(box)
-                drawn.append(_text(x + dx, y + dy, text, anchor, f"label {point.kind}"))
+                drawn.append(write(x + dx, y + dy, text, anchor, f"label {point.kind}"))
                 break
     return drawn
 
@@ -226,23 +231,23 @@ def pareto(
         return None
     log = min(p.x for p in points) > 0 and max(p.x for p in points) / min(p.x for p in points) > 3
     # Intervals of two seeds may be a hundred times the rest: they may widen the axis by half, no more.
-    low, high = _spread([p.y for p in points])
+    low, high = spread([p.y for p in points])
     ends = [e for p in points for e in (p.low, p.high) if e is not None]
     room = (high - low) / 2
     y_range = (min([low, *(e for e in ends if e > low - room)]), max([high, *(e for e in ends if e < high + room)]))
     xs = [p.x for p in points]
     # Costs that hardly differ must not look as if they did.
     middle = (min(xs) + max(xs)) / 2
-    x_range = (min(xs) / 1.25, max(xs) * 1.25) if log else _spread([*xs, 0.9 * middle, 1.1 * middle], 0.1)
-    axes = _Axes(x_range, y_range, log=log)
+    x_range = (min(xs) / 1.25, max(xs) * 1.25) if log else spread([*xs, 0.9 * middle, 1.1 * middle], 0.1)
+    axes = Axes(x_range, y_range, log=log)
     best = front([p for p in points if p.kind in ("method", "scratch")], higher_is_better)
     bars = "".join(
-        f"M{_n(axes.x(p.x))} {_n(axes.y(max(p.low, y_range[0])))}V{_n(axes.y(min(p.high, y_range[1])))}"
+        f"M{fixed(axes.x(p.x))} {fixed(axes.y(max(p.low, y_range[0])))}V{fixed(axes.y(min(p.high, y_range[1])))}"
         for p in points
         if p.low is not None and p.high is not None
     )
     steps = "".join(
-        f"{'H' if i else 'M'}{_n(axes.x(p.x))}{'V' if i else ' '}{_n(axes.y(p.y))}" for i, p in enumerate(best)
+        f"{'H' if i else 'M'}{fixed(axes.x(p.x))}{'V' if i else ' '}{fixed(axes.y(p.y))}" for i, p in enumerate(best)
     )
     marks = [_mark(p, axes.x(p.x), axes.y(p.y)) for p in sorted(points, key=lambda p: p.kind != "grey")]
     named = [*(p for p in points if p.kind == "teacher"), *reversed(best), *(p for p in points if p.kind == "scratch")]
@@ -254,11 +259,11 @@ def pareto(
     body = [
         *axes.frame(x_label + (", log scale" if log else ""), y_label),
         f'<path class="bars" d="{bars}"/>',
-        f'<path class="front" d="{steps}H{_n(axes.right)}"/>',
+        f'<path class="front" d="{steps}H{fixed(axes.right)}"/>',
         *marks,
         *_labels(unique, axes, taken),
     ]
-    return _svg(name, axes.height, title, desc, body, "pareto")
+    return svg(name, axes.height, title, desc, body, "pareto")
 
 
 def dots(
@@ -279,35 +284,35 @@ def dots(
     """
     if not rows:
         return None
-    low, high = _spread([r.value for r in rows] + ([] if zero is None else [zero]), 0.08)
+    low, high = spread([r.value for r in rows] + ([] if zero is None else [zero]), 0.08)
     room = high - low
     ends = [e for r in rows for e in (r.low, r.high) if e is not None]
     low, high = min([low, *(e for e in ends if e > low - room)]), max([high, *(e for e in ends if e < high + room)])
     pitch, top = 18.0, 8.0
     height = top + pitch * len(rows) + 38
-    axes = _Axes((low, high), (0, 1), height=height, left=gutter, top=top, bottom=34, right=14)
+    axes = Axes((low, high), (0, 1), height=height, left=gutter, top=top, bottom=34, right=14)
     body = []
-    grid = "".join(f"M{_n(axes.x(v))} {_n(top)}V{_n(axes.bottom)}" for v in ticks(low, high))
+    grid = "".join(f"M{fixed(axes.x(v))} {fixed(top)}V{fixed(axes.bottom)}" for v in ticks(low, high))
     body.append(f'<path class="grid" d="{grid}"/>')
-    body += [_text(axes.x(v), axes.bottom + 14, short(v), "middle", "tick") for v in ticks(low, high)]
+    body += [write(axes.x(v), axes.bottom + 14, short(v), "middle", "tick") for v in ticks(low, high)]
     if zero is not None and low <= zero <= high:
-        body.append(f'<path class="zero" d="M{_n(axes.x(zero))} {_n(top)}V{_n(axes.bottom)}"/>')
+        body.append(f'<path class="zero" d="M{fixed(axes.x(zero))} {fixed(top)}V{fixed(axes.bottom)}"/>')
     for i, row in enumerate(rows):
         y = top + pitch * (i + 0.5)
         kind = "grey" if row.grey else "method"
         value = short(row.value)
-        body.append(_text(gutter - 8, y + 3.5, clip(row.label, gutter - 10), "end", f"row {kind}"))
+        body.append(write(gutter - 8, y + 3.5, clip(row.label, gutter - 10), "end", f"row {kind}"))
         if row.low is not None and row.high is not None:
             value += f" [{short(row.low)}, {short(row.high)}]"
             left, right = axes.x(max(row.low, low)), axes.x(min(row.high, high))
-            body.append(f'<path class="bar {kind}" d="M{_n(left)} {_n(y)}H{_n(right)}"/>')
+            body.append(f'<path class="bar {kind}" d="M{fixed(left)} {fixed(y)}H{fixed(right)}"/>')
         body.append(
-            f'<circle class="{kind}" cx="{_n(axes.x(row.value))}" cy="{_n(y)}" r="3.6">'
+            f'<circle class="{kind}" cx="{fixed(axes.x(row.value))}" cy="{fixed(y)}" r="3.6">'
             f"<title>{escape(row.label)}: {escape(value)}</title></circle>"
         )
-    body.append(_text(axes.right, height - 5, x_label, "end", "name"))
+    body.append(write(axes.right, height - 5, x_label, "end", "name"))
     desc = "; ".join(f"{r.label} {short(r.value)}" for r in rows[:40])
-    return _svg(name, height, title, desc, body, "dots")
+    return svg(name, height, title, desc, body, "dots")
 
 
 def curves(
@@ -330,9 +335,9 @@ def curves(
     if not series:
         return None
     x = [p[0] for _, line in series for p in line]
-    y_range = _spread([p[1] for _, line in series for p in line])
+    y_range = spread([p[1] for _, line in series for p in line])
     longest = min(130.0, max(len(label) for label, _ in series) * CHAR + 10)
-    axes = _Axes((min(x), max(x)), y_range, height=210, right=longest)
+    axes = Axes((min(x), max(x)), y_range, height=210, right=longest)
     body = axes.frame(x_label, y_label)
     ends = sorted((axes.y(line[-1][1]), i) for i, (_, line) in enumerate(series))
     places: dict[int, float] = {}
@@ -341,12 +346,12 @@ def curves(
         lowest = places[i] = max(y, lowest + 12)
     over = max(0.0, lowest - axes.bottom)
     for i, (label, line) in enumerate(series):
-        path = "".join(f"{'L' if j else 'M'}{_n(axes.x(a))} {_n(axes.y(b))}" for j, (a, b) in enumerate(line))
+        path = "".join(f"{'L' if j else 'M'}{fixed(axes.x(a))} {fixed(axes.y(b))}" for j, (a, b) in enumerate(line))
         style = f"s{i % STYLES}"
         body.append(f'<path class="line {style}" d="{path}"><title>{escape(label)}</title></path>')
-        body.append(_text(axes.right + 5, places[i] - over + 3.5, clip(label, longest - 6), kind=f"label {style}"))
+        body.append(write(axes.right + 5, places[i] - over + 3.5, clip(label, longest - 6), kind=f"label {style}"))
     desc = "; ".join(f"{label}: from {short(line[0][1])} to {short(line[-1][1])}" for label, line in series)
-    return _svg(name, axes.height, title, desc, body, "curves")
+    return svg(name, axes.height, title, desc, body, "curves")
 
 
 def shares(name: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title: str) -> Markup | None:
@@ -367,12 +372,12 @@ def shares(name: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *
     left, pitch, body, told = 48.0, 26.0, [], []
     for i, (label, parts) in enumerate(rows):
         y, at, total = 6 + pitch * i, left, sum(v for _, v in parts)
-        body.append(_text(left - 8, y + 13, label, "end", "tick"))
+        body.append(write(left - 8, y + 13, label, "end", "tick"))
         for j, (part, value) in enumerate(parts):
             width = (WIDTH - left - 2) * value / total
             text = f"{part} {100 * value / total:.0f} %"
             body.append(
-                f'<rect class="share s{j % STYLES}" x="{_n(at)}" y="{_n(y)}" width="{_n(width)}" height="18">'
+                f'<rect class="share s{j % STYLES}" x="{fixed(at)}" y="{fixed(y)}" width="{fixed(width)}" height="18">'
                 f"<title>{escape(label)}: {escape(text)}</title></rect>"
             )
             at += width
@@ -382,10 +387,10 @@ def shares(name: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *
         text = clip(part, 150)
         if at + 16 + len(text) * CHAR > WIDTH and at > left:
             y, at = y + 16, left
-        body.append(f'<rect class="share s{j % STYLES}" x="{_n(at)}" y="{_n(y - 9)}" width="10" height="10"/>')
-        body.append(_text(at + 14, y, text, kind="tick"))
+        body.append(f'<rect class="share s{j % STYLES}" x="{fixed(at)}" y="{fixed(y - 9)}" width="10" height="10"/>')
+        body.append(write(at + 14, y, text, kind="tick"))
         at += 28 + len(text) * CHAR
-    return _svg(name, y + 8, title, "; ".join(told), body, "shares")
+    return svg(name, y + 8, title, "; ".join(told), body, "shares")
 
 
 def critical_difference(name: str, ranks: Sequence[tuple[str, float]], difference: float, *, title: str) -> Markup:
@@ -399,7 +404,7 @@ def critical_difference(name: str, ranks: Sequence[tuple[str, float]], differenc
     """
     order = sorted(ranks, key=lambda item: (item[1], item[0]))
     top, pitch = 40.0, 16.0
-    axes = _Axes((1, max(2.0, float(len(order)))), (0, 1), height=100, left=130, right=130, top=top)
+    axes = Axes((1, max(2.0, float(len(order)))), (0, 1), height=100, left=130, right=130, top=top)
     half = (len(order) + 1) // 2
     joined: list[tuple[int, int]] = []
     for i in range(len(order)):
@@ -409,19 +414,19 @@ def critical_difference(name: str, ranks: Sequence[tuple[str, float]], differenc
     base = top + 8 + 6 * len(joined)
     height = base + pitch * half + 14
     scale = range(1, len(order) + 1, max(1, len(order) // 8))
-    body = [f'<path class="axis" d="M{_n(axes.left)} {_n(top)}H{_n(axes.right)}"/>']
-    body += [_text(axes.x(v), top - 8, str(v), "middle", "tick") for v in scale]
+    body = [f'<path class="axis" d="M{fixed(axes.left)} {fixed(top)}H{fixed(axes.right)}"/>']
+    body += [write(axes.x(v), top - 8, str(v), "middle", "tick") for v in scale]
     for row, (i, j) in enumerate(joined):
         start, stop = axes.x(order[i][1]) - 3, axes.x(order[j][1]) + 3
-        body.append(f'<path class="clique" d="M{_n(start)} {_n(top + 8 + 6 * row)}H{_n(stop)}"/>')
+        body.append(f'<path class="clique" d="M{fixed(start)} {fixed(top + 8 + 6 * row)}H{fixed(stop)}"/>')
     for i, (label, rank) in enumerate(order):
         left = i < half
         y = base + pitch * (i if left else len(order) - 1 - i) + 8
         end, anchor = (axes.left - 6, "end") if left else (axes.right + 6, "start")
-        body.append(f'<path class="stem" d="M{_n(axes.x(rank))} {_n(top)}V{_n(y)}H{_n(end)}"/>')
-        body.append(_text(end + (-4 if left else 4), y + 3.5, f"{clip(label, 90)} {rank:.1f}", anchor, "label"))
+        body.append(f'<path class="stem" d="M{fixed(axes.x(rank))} {fixed(top)}V{fixed(y)}H{fixed(end)}"/>')
+        body.append(write(end + (-4 if left else 4), y + 3.5, f"{clip(label, 90)} {rank:.1f}", anchor, "label"))
     length = difference / max(1.0, len(order) - 1.0) * (axes.right - axes.left)
-    body.append(f'<path class="clique" d="M{_n(axes.left)} 8h{_n(min(length, axes.right - axes.left))}"/>')
-    body.append(_text(axes.left, 22, f"critical difference {difference:.2f}", kind="tick"))
+    body.append(f'<path class="clique" d="M{fixed(axes.left)} 8h{fixed(min(length, axes.right - axes.left))}"/>')
+    body.append(write(axes.left, 22, f"critical difference {difference:.2f}", kind="tick"))
     desc = "Average ranks: " + "; ".join(f"{label} {rank:.2f}" for label, rank in order)
-    return _svg(name, height, title, desc, body, "cd")
+    return svg(name, height, title, desc, body, "cd")

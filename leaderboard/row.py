@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -65,6 +66,9 @@ class Parts(NamedTuple):
         return self.values[self.names.index(name)] if name in self.names else None
 
 
+NO_METRICS = Metrics((), array("d"))
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One run. Scores are on the test set after the last epoch, in the units of the task.
@@ -75,7 +79,7 @@ class Row:
             role's.
         reference: The student was trained alone: the method has no options and changed nothing, as ``none``.
         trials: Tuning trials that the run's weights were chosen by; 0 is untuned.
-        factor: The factor on the weights that tuning chose.
+        factor: The factor on the weights that tuning chose; ``tuning`` has the validation score of each trial.
         score: Primary metric.
         scores: Every test metric, by what was scored.
         models: Sizes and latencies, by model: parameters, multiply-accumulates and milliseconds of one sample, bytes.
@@ -146,6 +150,7 @@ class Row:
     quant_options: str = ""
     augmenting: str = ""
     quantising: str = ""
+    tuning: Metrics = NO_METRICS
     teacher_seed: int = 0
     teacher_options: str = ""
     teaching: str = ""
@@ -178,6 +183,16 @@ class Row:
         models = (model, "converted") if model == "student" and name in _STORED else (model,)
         found = (self.cost.get(name), *(size.get(name) for each in models if (size := self.models.get(each))))
         return next((value for value in found if value is not None), None)
+
+    @property
+    def tried(self) -> dict[float, float]:
+        """The validation score of each factor that tuning tried, by the factor; of a trial without one nothing."""
+        found = {}
+        for factor, value in self.tuning.items():
+            with contextlib.suppress(ValueError):
+                if value is not None and math.isfinite(float(factor)):
+                    found[float(factor)] = value
+        return dict(sorted(found.items()))
 
     @property
     def finished_utc(self) -> str:
@@ -329,6 +344,7 @@ def flatten(
         networks=label("networks", identity(record.networks)) if record.networks else "",
         augment_options=sys.intern(_options(axes.get("augment", {}))),
         quant_options=sys.intern(_options(axes.get("quant", {}))),
+        tuning=intern(tuning.scores, tuning.scores.values()) if tuning else NO_METRICS,
         teacher_seed=record.teacher.seed if record.teacher else 0,
         teacher_options=sys.intern(_options(_without_nulls(record.teacher.options))) if record.teacher else "",
     )

@@ -272,6 +272,28 @@
     setTimeout(() => { button.textContent = before; }, 1600);
   }
 
+  // Points lead to their page by mouse and by keyboard, and what a mark says is shown below its chart.
+  function marks(chart) {
+    const said = document.createElement("output");
+    const told = (mark) => mark.querySelector("title").textContent;
+    chart.querySelectorAll("[data-href]").forEach((mark) => {
+      const go = () => { location.href = mark.dataset.href; };
+      mark.addEventListener("click", go);
+      mark.addEventListener("keydown", (event) => { if (event.key === "Enter") go(); });
+      mark.setAttribute("tabindex", "0");
+      mark.setAttribute("role", "link");
+      mark.setAttribute("aria-label", told(mark));
+      chart.setAttribute("role", "group");  // an image has no parts to go to
+    });
+    const show = (event) => {
+      const mark = event.target.closest("svg.chart *");
+      if (mark && mark.querySelector(":scope > title")) said.textContent = told(mark);
+    };
+    chart.addEventListener("focusin", show);
+    chart.addEventListener("pointerover", show);
+    if (chart.querySelector(":scope > * > title")) chart.after(said);
+  }
+
   document.addEventListener("DOMContentLoaded", () => {
     themeButton();
     document.querySelectorAll("button.copy").forEach((button) => {
@@ -279,8 +301,7 @@
       button.addEventListener("click", () =>
         copy(button.dataset.copy === "view" ? location.href : button.parentElement.querySelector("code").textContent, button));
     });
-    document.querySelectorAll("svg [data-href]").forEach((mark) =>
-      mark.addEventListener("click", () => { location.href = mark.dataset.href; }));
+    document.querySelectorAll("svg.chart").forEach(marks);
     if (window.DataTable) {
       DataTable.type("measured", "order", { asc: compare(1), desc: compare(-1) });
       DataTable.type("words", "order", { pre: bare, asc: words(1), desc: words(-1) });

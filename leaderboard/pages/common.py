@@ -285,7 +285,8 @@ def note(group: Group) -> str:
     )
     lost = [f"{n} {what}" for n, what in counts if n]
     why = group.note or (group.unranked if group.rank is None else None)
-    return "; ".join(filter(None, [why, runs_foreign(group.newest), mixed(group), ", ".join(lost), *idle(group)]))
+    said = [why, runs_foreign(group.newest), mixed(group), ", ".join(lost), *idle(group), *doubts(group)]
+    return "; ".join(filter(None, said))
 
 
 def grid(group: Group) -> str:
@@ -293,6 +294,27 @@ def grid(group: Group) -> str:
     seeds, teachers = len(group.seeds), len(group.teachers)
     said = f"{seeds} seed{'s' * (seeds != 1)}"
     return f"{said} × {teachers} teachers" if teachers > 1 else said
+
+
+def one_of_each_teacher(group: Group) -> list[Row]:
+    """Returns a run of each teacher: under one all seeds have the same trials."""
+    return list({row.teacher_seed: row for row in group.scored}.values())
+
+
+def tuned(row: Row) -> list[str]:
+    """Says what is doubtful of a factor: that others did as well on validation, that a better one may lie beyond."""
+    found = row.tried
+    if row.factor not in found or len(found) < 2:
+        return []
+    ties = [f"{factor:g}" for factor, v in found.items() if v == found[row.factor] and factor != row.factor]
+    said = [f"tied with {', '.join(ties)}"] if ties else []
+    return said + ["at the edge of what was tried"] * (row.factor in (min(found), max(found)))
+
+
+def doubts(group: Group) -> list[str]:
+    """Says which factors of a group are doubtful, of several teachers each once."""
+    said = ((row, " and ".join(tuned(row))) for row in one_of_each_teacher(group))
+    return list(dict.fromkeys(f"factor {row.factor:g} {why}" for row, why in said if why))
 
 
 def runs_foreign(row: Row) -> str | None:

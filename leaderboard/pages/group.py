@@ -36,7 +36,7 @@ RUNS = (
     Column("hardware", "Hardware", shown=False),
     Column("command", "Command", code=True),
 )
-FLAT = tuple(name for name in FIELDS if name not in ("scores", "models", "cost"))
+FLAT = tuple(name for name in FIELDS if name not in ("scores", "models", "cost", "tuning"))
 _flat = operator.attrgetter(*FLAT)
 
 

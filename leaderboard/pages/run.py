@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from kdbench.errors import KDBenchError
-from kdbench.records.record import CONFIG, RUN
+from kdbench.records.record import CONFIG, CURVES, RUN
 from kdbench.records.schema import Record, idle_terms
 from leaderboard import charts
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.foreign import foreign
 from leaderboard.groups import Group
-from leaderboard.pages import common
-from leaderboard.row import LARGEST, Row
+from leaderboard.pages import common, curves
+from leaderboard.pages.curves import Epochs
+from leaderboard.row import Row
 from leaderboard.rows import full_record
 from leaderboard.site import Site
 
-METRICS, PREVIEW = "metrics.csv", "preview.png"
+PREVIEW = "preview.png"
 PNG = b"\x89PNG\r\n"
 #: What plugins drew, and how many files a page looks at.
 DRAWN, MOST = re.compile(r"(?:augment|method|quant)_[a-z0-9_]{1,40}"), 12
 #: Largest size of a file that a page takes over.
-SIZES = {CONFIG: 200_000, METRICS: 5_000_000, PREVIEW: 5_000_000, RUN: 8_000_000}
+SIZES = {CONFIG: 200_000, CURVES: curves.LARGEST, PREVIEW: 5_000_000, RUN: 8_000_000}
 ROLES = (
     *(Column(role, role.capitalize(), "Test, last epoch.", "number") for role in ("student", "scratch", "teacher")),
     *common.RARE,
 )
-
-Epochs = list[dict[str, float]]
 
 
 def write(site: Site) -> None:
@@ -52,17 +47,17 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
     path = site.run_page[row.path]
     stem = path.removesuffix(".html")
     folder = Path(row.path).parent
-    files = {name: _read(folder / name, size) for name, size in SIZES.items()}
+    files = {name: curves.read(folder / name, size) for name, size in SIZES.items()}
     if Path(row.path).name != RUN:  # a single file, with nothing beside it
-        files = dict.fromkeys(SIZES) | {RUN: _read(Path(row.path), SIZES[RUN])}
+        files = dict.fromkeys(SIZES) | {RUN: curves.read(Path(row.path), SIZES[RUN])}
     picture = files[PREVIEW] if (files[PREVIEW] or b"").startswith(PNG) else None
-    for suffix, content in (("json", files[RUN]), ("csv", files[METRICS]), ("png", picture)):
+    for suffix, content in (("json", files[RUN]), ("csv", files[CURVES]), ("png", picture)):
         if content is not None:
             site.write(f"{stem}.{suffix}", content)
     drawn = _pictures(folder) if Path(row.path).name == RUN else {}
     for suffix, content in drawn.items():
         site.write(f"{stem}-{suffix}.png", content)
-    epochs = _epochs(files[METRICS])
+    epochs = curves.epochs(files[CURVES])
     config = files[CONFIG]
     name = stem.removeprefix("runs/")
     site.page(
@@ -79,8 +74,8 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
         group=group,
         idle=idle_terms(row.flags),
         foreign=foreign(row.command),
-        tuned=tuned(record),
-        files={"json": True, "csv": files[METRICS] is not None, "png": picture is not None},
+        tuned=common.tuned(row),
+        files={"json": True, "csv": files[CURVES] is not None, "png": picture is not None},
         stem=name,
         drawn={suffix: suffix.replace("_", ", ") for suffix in drawn},
         config=config.decode("utf-8", "replace") if config else None,
@@ -95,60 +90,14 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
     )
 
 
-def tuned(record: Record) -> list[str]:
-    """Says what is doubtful of a factor: that others did as well on validation, that a better one may lie beyond."""
-    tuning = record.tuning
-    found = {float(f): v for f, v in tuning.scores.items() if v is not None} if tuning else {}
-    if tuning is None or tuning.factor not in found or len(found) < 2:
-        return []
-    said = []
-    ties = [factor for factor, value in found.items() if value == found[tuning.factor] and factor != tuning.factor]
-    if ties:
-        said.append(f"tied with {', '.join(format(factor, 'g') for factor in ties)}")
-    if tuning.factor in (min(found), max(found)):
-        said.append("at the edge of what was tried")
-    return said
-
-
 def _pictures(folder: Path) -> dict[str, bytes]:
     """Reads what plugins drew beside the preview, ``<axis>_<name>.png``, by the file's stem."""
     found: dict[str, bytes] = {}
     for path in sorted(folder.glob("*.png"))[:MOST]:
-        content = _read(path, SIZES[PREVIEW]) if DRAWN.fullmatch(path.stem) else None
+        content = curves.read(path, SIZES[PREVIEW]) if DRAWN.fullmatch(path.stem) else None
         if content is not None and content.startswith(PNG):
             found[path.stem] = content
     return found
-
-
-def _read(path: Path, largest: int) -> bytes | None:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(largest + 1)
-    except OSError:
-        return None
-    return content if len(content) <= largest else None
-
-
-def _epochs(content: bytes | None) -> Epochs:
-    """Reads ``metrics.csv`` as far as it can be read; what is no number that makes sense is left out."""
-    rows: Epochs = []
-    with contextlib.suppress(csv.Error):
-        for line in csv.DictReader(io.StringIO((content or b"").decode("utf-8", "replace"))):
-            values = {str(key): _number(text) for key, text in line.items()}
-            rows.append({key: value for key, value in values.items() if abs(value) < LARGEST})
-    return rows
-
-
-def _number(text: Any) -> float:
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return math.nan
-    return 0.0 if abs(value) < 1 / LARGEST else value  # no axis has room for less
-
-
-def _line(epochs: Epochs, column: str) -> list[tuple[float, float]]:
-    return [(row.get("epoch", float(i)), row[column]) for i, row in enumerate(epochs) if column in row]
 
 
 def _names(epochs: Epochs, start: str) -> list[str]:
@@ -172,7 +121,7 @@ def _curves(record: Record, epochs: Epochs) -> list[tuple[Markup, str]]:
     drawn.append((charts.curves("loss", lines, x_label="epoch", y_label="weighted loss", title=title), caption))
     if record.primary:
         name = record.primary.name
-        line = [(name, _line(epochs, f"val/{name}"))]
+        line = [(name, curves.line(epochs, f"val/{name}"))]
         title = f"Validation {name} by epoch"
         drawn.append((charts.curves("val", line, x_label="epoch", y_label=f"val {name}", title=title), title + "."))
     return [(chart, caption) for chart, caption in drawn if chart is not None]
@@ -183,7 +132,7 @@ def _shares(record: Record, epochs: Epochs) -> Markup | None:
     first: list[tuple[str, float]] = []
     last: list[tuple[str, float]] = []
     for name, term in record.terms.items():
-        weights = [w for _, w in _line(epochs, f"weight/{name}")]
+        weights = [w for _, w in curves.line(epochs, f"weight/{name}")]
         fixed = term.weight if isinstance(term.weight, int | float) else None
         ends = (weights[0], weights[-1]) if weights else (fixed, fixed)
         for found, value, weight in ((first, term.first, ends[0]), (last, term.last, ends[1])):

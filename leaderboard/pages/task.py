@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 
 from leaderboard import charts
 from leaderboard.advice import sentence
 from leaderboard.boards import BASELINE, Board
-from leaderboard.charts import Dot, Point
-from leaderboard.costs import passes
 from leaderboard.exports import NONE, Cell, Column, Direction, Table
 from leaderboard.folds import join
 from leaderboard.groups import Group
-from leaderboard.pages import common
+from leaderboard.pages import common, pictures
 from leaderboard.pages.anchors import anchor_table
 from leaderboard.site import Site
 
 #: Cells of metrics besides the primary one that a page carries; beyond, they are on the groups' pages.
 METRIC_CELLS = 6000
-#: Settings whose charts a page draws.
-CHARTED = 4
-#: Rows of a dot plot.
-DOTS = 40
 #: Keys of a command that choose a fold.
 FOLD = {"data.fold"}
 #: Costs that stand in front.
 FIRST_COSTS = 5
-#: Costs of a quantised student, which its settings differ in.
-PACKED = ("bits", "size")
-#: Bits of a weight that is not quantised.
-FLOAT_BITS = 32
-
-Price = Callable[[Group, Board], float | None]
 
 
 def write(site: Site) -> None:
@@ -89,7 +76,8 @@ def _page(site: Site, name: str, boards: Sequence[Board]) -> None:
     folds = _folds(site, f"folds-{_stem(site, name)}", boards)
     anchors = anchor_table(site, f"reported-{_stem(site, name)}", task=name)
     failures = _failures(site, f"failed-{_stem(site, name)}", name)
-    tables += [t for t in (folds, anchors, failures) if t.lines]
+    pairs = pictures.pairs(f"pairs-{_stem(site, name)}", boards[0]) if boards else None
+    tables += [t for t in (folds, pairs, anchors, failures) if t is not None and t.lines]
     site.page(
         site.task_pages[name],
         "task.html",
@@ -105,7 +93,8 @@ def _page(site: Site, name: str, boards: Sequence[Board]) -> None:
         folds=folds,
         anchors=anchors,
         failures=failures,
-        charts=_charts(site, boards),
+        charts=pictures.draw(site, boards),
+        pairs=pairs,
         metrics_left_out=bool(boards) and _metrics(boards) != _all_metrics(boards),
         baseline=BASELINE,
     )
@@ -384,107 +373,3 @@ def _failures(site: Site, name: str, task: str) -> Table:
                 grey=True,
             )
     return table
-
-
-# ---- charts --------------------------------------------------------------------------------------------------------
-
-
-def _charts(site: Site, boards: Sequence[Board]) -> list[dict[str, object]]:
-    """Draws what may share axes: one data set and preset, all pairs, augments and quants."""
-    names = {id(b): n for b, n in zip(boards, common.settings(boards), strict=True)}
-
-    def family(board: Board) -> tuple[str, ...]:
-        own = board.setting
-        return own.dataset, own.digest, own.fold, own.preset, own.protocol, board.primary
-
-    order = {f: i for i, f in reversed(list(enumerate(map(family, boards))))}
-    together = sorted(boards, key=lambda b: order[family(b)])
-    drawn: list[dict[str, object]] = []
-    for number, (_, same) in enumerate(groupby(together, key=family)):
-        if number == CHARTED:
-            break
-        alike = list(same)
-        name = alike[0].setting.preset + " · " + (alike[0].setting.dataset or NONE)
-        drawn.append(
-            {
-                "name": name + (f" · fold {alike[0].setting.fold}" if alike[0].setting.fold else ""),
-                "pareto": _pareto(site, f"c{number}", alike),
-                "dots": [(names[id(b)], *_dots(f"c{number}d{i}", b)) for i, b in enumerate(alike[:CHARTED])],
-            }
-        )
-    return drawn
-
-
-def _pareto(site: Site, prefix: str, boards: Sequence[Board]) -> list[object]:
-    costs: tuple[tuple[str, str, Price], ...] = (
-        ("params", "parameters of the student", lambda g, _: g.cost.params),
-        ("macs", "multiply-accumulates of one sample", lambda g, _: g.cost.macs),
-        ("latency", "latency of one sample, ms", lambda g, _: g.latency.mean if g.latency else None),
-        ("passes", "training: forward passes, in those of the scratch twin's", passes),
-        ("bits", "bits of a weight", lambda g, _: g.cost.bits or FLOAT_BITS),
-        ("size", "size of the weights on disk, bytes", lambda g, _: g.cost.packed_bytes or g.cost.bytes),
-    )
-    drawn: list[object] = []
-    for key, label, cost in costs:
-        points = [p for board in boards for p in _points(site, board, cost, key, len(boards) > 1)]
-        if len({p.x for p in points if p.kind != "teacher"}) < 2 and not any(p.kind == "teacher" for p in points):
-            continue
-        title = f"{boards[0].primary} over {label}"
-        chart = charts.pareto(
-            f"{prefix}-{key}",
-            points,
-            x_label=label,
-            y_label=boards[0].primary,
-            title=title,
-            higher_is_better=boards[0].higher_is_better,
-        )
-        if chart:
-            drawn.append((chart, title))
-    return drawn
-
-
-def _points(site: Site, board: Board, cost: Price, key: str, many: bool) -> list[Point]:
-    """Takes the groups of a board, its scratch student and, where its cost is known, the teacher."""
-    suffix = f", {board.setting.pair}" if many else ""
-    names = common.labels(board)
-    found = []
-    for group in board.groups:
-        value = cost(group, board)
-        if group.score is not None and value is not None and not group.reference and group.metric == board.metric:
-            kind = "method" if group.enough else "grey"
-            axes = [axis for axis in (group.setting.augment, group.setting.quant) if axis != "none"]
-            axes += [f"teacher {group.setting.teacher}"] if many and group.setting.teacher else []
-            name = " + ".join([names[id(group)], *axes])
-            score = group.score
-            href = "../" + site.group_page(group)
-            found.append(Point(name + suffix, value, score.mean, score.low, score.high, kind, href))
-    if key in PACKED:  # a twin is quantised as its student is
-        alone = {cost(g, board): g.scratch for g in board.groups if g.metric == board.metric}
-    else:
-        model: Group = next((g for g in board.groups if g.reference), board.groups[0])
-        alone = {1.0 if key == "passes" else cost(model, board): board.scratch.get(board.primary)}
-    for at, scratch in alone.items():
-        if scratch is not None and at is not None:
-            found.append(Point("scratch" + suffix, at, scratch.mean, scratch.low, scratch.high, "scratch"))
-    row = max((g.newest for g in board.groups), key=lambda r: ("teacher" in r.models.names, r.finished, r.run_id))
-    size = row.figure(key, "teacher") if key in ("params", "macs") else None
-    teacher = board.teacher.get(board.primary)
-    if size and teacher is not None:
-        found.append(Point("teacher" + suffix, float(size), teacher, kind="teacher"))
-    return found
-
-
-def _dots(prefix: str, board: Board) -> tuple[object, object, int]:
-    """Draws the differences to the scratch student and to the baseline, one row a group."""
-    groups = [g for g in board.groups if not g.reference and g.metric == board.metric]
-    names = common.labels(board)
-    drawn = []
-    for key, label in (("vs_scratch", "scratch"), ("vs_kd", BASELINE)):
-        rows: list[Dot] = []
-        for group in groups:
-            found = getattr(group, key).estimate
-            if found is not None and len(rows) < DOTS:
-                rows.append(Dot(names[id(group)], found.mean, found.low, found.high, not group.enough))
-        title = f"{board.primary}: difference to {label}"
-        drawn.append(charts.dots(f"{prefix}-{key}", rows, x_label=title, title=title))
-    return drawn[0], drawn[1], len(groups)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from leaderboard.row import Interner, Parts, Row, flatten
+from leaderboard.row import NO_METRICS, Interner, Parts, Row, flatten
 from tests.records.test_record import make
 
 INTERN = Interner()
@@ -47,6 +47,7 @@ def row(method: str, seed: int, score: float | None, scratch: float | None = 60.
         "gap_closed": gap,
         "gap_reason": None if gap is not None else "no scratch",
         "finished": 1000.0 + seed,
+        "tuning": NO_METRICS,
     }
     return replace(BASE, **values | changes)
 

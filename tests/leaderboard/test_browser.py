@@ -203,7 +203,7 @@ def test_sort_filter_search_and_columns_survive_in_the_address(tab: Tab, site: S
     page.wait_for_function("document.querySelector('.count').textContent.includes(' of ')")
     block.get_by_text("Columns", exact=True).click()
     block.get_by_role("checkbox", name="Latency").uncheck()
-    block.get_by_role("checkbox", name=re.compile("^Teacher")).check()
+    block.get_by_role("checkbox", name=re.compile(r"^Teacher\b")).check()
     before = (tab.heads(), tab.rows(), page.locator(".count").first.text_content())
     assert "teacher" in before[0]
     assert "latency_ms" not in before[0]
@@ -431,6 +431,27 @@ def test_keyboard_reaches_the_table(tab: Tab) -> None:
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.tagName + '.' + document.activeElement.className"))
     assert {"INPUT.", "SELECT.", "SUMMARY.", "DIV.scroll"} <= reached
+
+
+def test_points_of_a_chart_are_reached_and_followed_by_keyboard(tab: Tab) -> None:
+    page = tab.open("tasks/pointcloud.html")
+    chart = page.locator("svg.pareto").first
+    point = chart.locator("[data-href]").first
+    said = page.locator("svg.pareto + output").first
+    assert said.text_content() == ""
+    point.focus()
+    assert chart.get_attribute("role") == "group"  # an image would hide its parts
+    assert point.get_attribute("role") == "link"
+    title = point.locator("title").text_content()
+    assert said.text_content() == point.get_attribute("aria-label") == title
+    target = point.get_attribute("data-href")
+    bar = page.locator("svg.strips .hit").first
+    bar.hover()
+    assert page.locator("svg.strips + output").first.text_content() == bar.locator("title").text_content()
+    point.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("location.pathname.includes('/groups/')")
+    assert page.url.endswith(target.removeprefix(".."))
 
 
 def test_500_rows_are_ready_in_a_second(browser: Any, tmp_path: Path) -> None:
