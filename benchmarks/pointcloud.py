@@ -168,7 +168,7 @@ def pointdistiller(rounds: int = 6, steps: int = 12, overrides: Sequence[str] = 
     distiller.rehearse(batch)
     with distiller.at_rest(), torch.no_grad():
         signals = distiller.probe(batch).bound(training.bindings["method"])
-        points = as_points(signals.feature("points", "teacher"))
+        points = as_points(signals.features("points", "teacher")[0])
     given, sizes = training.recipe.plugins["method"].given, torch.bincount(points.batch)
     count, neighbours = min(given["points"], len(points.values)), min(given["neighbours"], int(sizes.min()))
     endless = (*overrides, f"trainer.epochs={2 + rounds * (steps + DROPPED)}", "trainer.val_every=1000000")

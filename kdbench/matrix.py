@@ -138,7 +138,7 @@ def _bindings(spec: Mapping[str, Any], pair: Mapping[str, Any]) -> Any:
     """Returns ``bind`` of a method with what it reads of the pair."""
     from omegaconf import OmegaConf
 
-    composed = OmegaConf.create({"bind": spec.get("bind") or {}, "pair": dict(pair)})
+    composed = OmegaConf.create({**spec, "bind": spec.get("bind") or {}, "pair": dict(pair)})
     return OmegaConf.to_container(composed.bind, resolve=True)
 
 

@@ -12,14 +12,19 @@ maximum to weigh, at a temperature of its own. ``faithful=code`` does what the r
 * grids: by sample; its softmax runs over an axis of length one, so that all weights are one, times the batch size;
 * points: by sample, the maximum of each graph over its neighbours, no weights.
 
-In both the teacher is in eval mode, where the released code leaves it in train mode, and N and K are clamped to what a
-batch has: where graphs stay within a sample, samples of fewer than K positions have none, unless all are so poor; then
-K is what the poorest has.
+``where=published`` reads what the authors distil: the encoder of pillars, both 2-D stages of a voxel detector.
+``where=neck+stages`` is ours: there an untrained student explains least of the teacher. It reads all 2-D stages and the
+neck, with a pair of maps for each, and keeps the teacher's maps at their random start: two maps that learn can agree
+without the student. Losses of several features are summed, as the released code does for its two stages.
+
+In both forms the teacher is in eval mode, where the released code leaves it in train mode, and N and K are clamped to
+what a batch has: where graphs stay within a sample, samples of fewer than K positions have none, unless all are so
+poor; then K is what the poorest has.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -36,6 +41,7 @@ from kdbench.functional.pointdistiller import (
     select,
     weigh_distances,
 )
+from kdbench.signals import total
 
 #: Points that a voxel or pillar of the paper's detectors holds at most. Our pillars hold all of theirs, several hundred
 #: near the sensor, and a softmax over such counts would leave one graph a scan.
@@ -78,7 +84,9 @@ class PointDistiller(Method):
 
     Args:
         faithful: ``paper`` or ``code``, see the head of this file.
+        where: ``published`` or ``neck+stages``, see the head of this file; the pair says which features these are.
         points: N, positions of a batch; split evenly over its samples where they are chosen by sample.
+        per_sample: True makes N that of each sample, where they are chosen by sample.
         neighbours: K, positions of a graph, its centre included.
         temperature: Of the weights, in the unit of the score. None for 10 (counts, in points) and 0.7 (maxima) by
             ``paper``, and 0.01 by ``code``, which has weights for voxels and pillars alone.
@@ -86,45 +94,67 @@ class PointDistiller(Method):
         width: Of the graph feature.
         local: False leaves a graph its centre alone: the ablation of reweighting without local graphs.
         reweight: False weighs all graphs the same: the ablation of local graphs without reweighting.
-        freeze_teacher_gamma: True keeps the teacher's map at its random start, so that it cannot learn to forget.
+        freeze_teacher_gamma: True keeps the teacher's maps at their random start, so that they cannot learn to forget;
+            None does so for ``where=neck+stages``.
+
+    Raises:
+        KDBenchError: ``neck+stages`` of a pair that does not name them.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = (Need("points", (Points, Grid)),)
+    needs: ClassVar[tuple[Need, ...]] = (Need("points", (Points, Grid), pyramid=True),)
     over_batch: ClassVar[bool] = True
 
     def __init__(
         self,
         faithful: Faithful = "paper",
+        where: Literal["published", "neck+stages"] = "published",
         points: PositiveInt = 6000,
+        per_sample: bool = False,
         neighbours: PositiveInt = 128,
         temperature: PositiveFloat | None = None,
         sampling: Mode = "top",
         width: PositiveInt = 32,
         local: bool = True,
         reweight: bool = True,
-        freeze_teacher_gamma: bool = False,
+        freeze_teacher_gamma: bool | None = None,
     ) -> None:
         super().__init__()
         self.code = faithful == "code"
+        self.deep = where == "neck+stages"
         self.count = points
+        self.per_sample = per_sample
         self.neighbours = neighbours if local else 1
         self.temperature = temperature
         self.sampling: Mode = sampling
         self.width = width
         self.reweight = reweight
-        self.freeze_teacher_gamma = freeze_teacher_gamma
+        self.freeze_teacher_gamma = self.deep if freeze_teacher_gamma is None else freeze_teacher_gamma
 
     def build(self, probe: Signals) -> None:
-        """Makes both maps."""
-        student, teacher = probe.pair("points")
-        self.gamma_s = EdgeMap(as_points(student).values.shape[1], self.width)
-        self.gamma_t = EdgeMap(as_points(teacher).values.shape[1], self.width)
+        """Makes both maps of each feature."""
+        found = {role: probe.features("points", role) for role in ("student", "teacher")}
+        if self.deep and not all(isinstance(feature, Grid) for feature in found["teacher"]):
+            raise KDBenchError(
+                "PointDistiller: method.where=neck+stages, but the pair does not say which features these are: name "
+                "grids by method.bind.points=[…]"
+            )
+        widths = {role: [feature.values.shape[1] for feature in features] for role, features in found.items()}
+        self.gamma_s = nn.ModuleList(EdgeMap(channels, self.width) for channels in widths["student"])
+        self.gamma_t = nn.ModuleList(EdgeMap(channels, self.width) for channels in widths["teacher"])
         self.gamma_t.requires_grad_(not self.freeze_teacher_gamma)
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``local_graph``."""
-        given = signals.feature("points", "teacher")
-        student, teacher = as_points(signals.feature("points", "student")), as_points(given)
+        pairs = zip(signals.features("points", "student"), signals.features("points", "teacher"), strict=True)
+        maps = zip(self.gamma_s, self.gamma_t, strict=True)
+        losses = [self._distance(*pair, *both, ctx) for pair, both in zip(pairs, maps, strict=True)]
+        return {"local_graph": total(losses)}
+
+    def _distance(
+        self, taught: Feature, given: Feature, gamma_s: nn.Module, gamma_t: nn.Module, ctx: Context
+    ) -> Tensor:
+        """Returns the loss of one feature, of the student and of the teacher."""
+        student, teacher = as_points(taught), as_points(given)
         if len(student.values) != len(teacher.values):
             raise KDBenchError(
                 f"PointDistiller: the student has {len(student.values)} positions and the teacher "
@@ -134,11 +164,11 @@ class PointDistiller(Method):
         score = importance("channel_max" if counts is None else "count", counts=counts, feature=teacher.values)
         batch = None if self.code and counts is not None else teacher.batch
         centres, neighbours = self._graphs(score, teacher.values, batch, ctx)
-        of_teacher: tuple[Tensor, Tensor] = self.gamma_t(centres, neighbours, teacher.values)
-        of_student: tuple[Tensor, Tensor] = self.gamma_s(centres, neighbours, student.values)
+        of_teacher: tuple[Tensor, Tensor] = gamma_t(centres, neighbours, teacher.values)
+        of_student: tuple[Tensor, Tensor] = gamma_s(centres, neighbours, student.values)
         if self.code and counts is None and isinstance(given, Points):
             pooled = [gather_edges(*terms, neighbours).relu().amax(1) for terms in (of_student, of_teacher)]
-            return {"local_graph": local_graph_loss(pooled[0], pooled[1])}
+            return local_graph_loss(pooled[0], pooled[1])
         if not self.reweight or (self.code and counts is None):
             phi = None
         elif counts is None:
@@ -150,7 +180,7 @@ class PointDistiller(Method):
             temperature = self.temperature or (CODE_TEMPERATURE if self.code else COUNT_TEMPERATURE)
             phi = reweight(score[centres], temperature, None if batch is None else batch[centres])
         loss = weigh_distances(edge_distances(*of_student, *of_teacher, neighbours), phi)
-        return {"local_graph": len(given.values) * loss if self.code and self.reweight and counts is None else loss}
+        return len(given.values) * loss if self.code and self.reweight and counts is None else loss
 
     @torch.no_grad()
     def _graphs(self, score: Tensor, teacher: Tensor, batch: Tensor | None, ctx: Context) -> tuple[Tensor, Tensor]:
@@ -163,7 +193,7 @@ class PointDistiller(Method):
             rich = sizes > 0
         k = min(self.neighbours, int(sizes[rich].min()))
         generator = ctx.generator("pointdistiller") if self.sampling == "random" else None
-        each = max(1, self.count // int(rich.sum()))
+        each = self.count if self.per_sample else max(1, self.count // int(rich.sum()))
         centres = select(score, each, self.sampling, batch=batch, generator=generator)
         if batch is not None:
             centres = centres[rich[batch[centres]]]

@@ -59,7 +59,8 @@ class PillarEncoder(nn.Module):
     This differs from the padded voxels (P, 32, 10) of the paper and of mmdetection3d in what padding brings about: here
     every pillar is kept; all its points count unless ``max_points`` caps them (then the first ones in input order);
     empty slots do not take part in the maximum, where after BatchNorm they stand for ``relu(norm(0))``, nor in the
-    statistics of BatchNorm. The columns keep absolute coordinates, as in OpenPCDet.
+    statistics of BatchNorm. The columns keep absolute coordinates, as in OpenPCDet; ``legacy`` writes the offset from
+    the centre over them, as mmdetection3d's ``legacy=True`` does, with which PointDistiller was run.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class PillarEncoder(nn.Module):
         grid: tuple[int, int],
         in_channels: int = 4,
         max_points: int | None = None,
+        legacy: bool = False,
     ) -> None:
         super().__init__()
-        self.in_channels, self.max_points, self.grid = in_channels, max_points, grid
+        self.in_channels, self.max_points, self.grid, self.legacy = in_channels, max_points, grid, legacy
         size = (pillar[0], pillar[1], point_range[5] - point_range[2])
         self.register_buffer("low", torch.tensor(point_range[:3], dtype=torch.float32), persistent=False)
         self.register_buffer("size", torch.tensor(size, dtype=torch.float32), persistent=False)
@@ -109,7 +111,8 @@ class PillarEncoder(nn.Module):
         xyz = points[:, :3]
         mean = xyz.new_zeros(len(keys), 3).index_add(0, pillar, xyz) / counts[:, None]
         centre = self.low + (cell + 0.5) * self.size
-        described = torch.cat([points, xyz - mean[pillar], xyz - centre], 1)
+        columns = torch.cat([xyz - centre, points[:, 3:]], 1) if self.legacy else points
+        described = torch.cat([columns, xyz - mean[pillar], xyz - centre], 1)
         if self.training and len(described) >= 2:  # fewer have no statistics
             features, shift = self.norm(self.linear(described)), None
         else:
@@ -269,6 +272,7 @@ class PointPillars(nn.Module):
         classes: Class names, in the order of the logits.
         in_channels: Columns of a point.
         max_points: Cap on the points of a pillar (32 in the paper); None takes all.
+        legacy: Whether offsets from a pillar's centre replace absolute coordinates; see ``PillarEncoder``.
         norm_momentum: Share of a batch in the running statistics. The published 0.01 remembers hundreds of steps; a
             short training needs statistics that keep up with its weights.
 
@@ -289,6 +293,7 @@ class PointPillars(nn.Module):
         classes: Sequence[str] = ("Pedestrian", "Cyclist", "Car"),
         in_channels: int = 4,
         max_points: int | None = None,
+        legacy: bool = False,
         norm_momentum: float = 0.01,
     ) -> None:
         super().__init__()
@@ -301,7 +306,7 @@ class PointPillars(nn.Module):
         self.canvas_channels = channels[0]
         neck_channels = round(width * NECK_CHANNELS)
 
-        self.encoder = PillarEncoder(channels[0], point_range, pillar, self.grid, in_channels, max_points)
+        self.encoder = PillarEncoder(channels[0], point_range, pillar, self.grid, in_channels, max_points, legacy)
         self.scatter = PillarScatter(self.grid)
         self.backbone = Backbone(channels[0], channels)
         self.neck = Neck(channels, neck_channels)

@@ -134,7 +134,7 @@ def plan(
     module: nn.Module = Whole(model, anchors)
     given = {"points": points}
     if isinstance(model, PointPillars):
-        facts |= {"grid": list(model.grid), "max_points": model.encoder.max_points}
+        facts |= {"grid": list(model.grid), "max_points": model.encoder.max_points, "legacy": model.encoder.legacy}
         module, given = Scan(model, anchors), pillarise(points, {**facts, "inputs": inputs})
     return ExportPlan(
         module.eval(),

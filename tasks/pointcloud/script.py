@@ -77,7 +77,8 @@ def pillarise(points: np.ndarray, facts: dict[str, Any]) -> dict[str, np.ndarray
     sums = [np.bincount(pillar, xyz[:, axis], len(counts)) for axis in range(3)]
     mean = (np.stack(sums, 1) / counts[:, None]).astype(np.float32)
     centre = low + (cell + np.float32(0.5)) * size
-    return {"points": np.concatenate([points, xyz - mean[pillar], xyz - centre], 1), "cells": cells}
+    columns = np.concatenate([xyz - centre, points[:, 3:]], 1) if facts["legacy"] else points
+    return {"points": np.concatenate([columns, xyz - mean[pillar], xyz - centre], 1), "cells": cells}
 
 
 def detect(boxes: np.ndarray, scores: np.ndarray, facts: dict[str, Any]) -> list[tuple[int, float, np.ndarray]]:

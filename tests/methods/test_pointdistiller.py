@@ -22,6 +22,8 @@ from tests.methods.harness import Bench, check_deterministic, check_gradients, d
 SMALL: dict[str, Any] = {"points": 12, "neighbours": 4, "width": 6}
 OTHER: dict[str, Any] = {
     "faithful": "code",
+    "where": "neck+stages",
+    "per_sample": True,
     "points": 6,
     "neighbours": 3,
     "temperature": 2.0,
@@ -100,8 +102,8 @@ def reference(made: Bench, faithful: str, kind: str) -> Tensor:
             centres.append(i)
             neighbours.append(near[: SMALL["neighbours"]])
             owners.append(sample[i])
-    graph_s = gamma(student, centres, neighbours, made.method.gamma_s)
-    graph_t = gamma(teacher, centres, neighbours, made.method.gamma_t)
+    graph_s = gamma(student, centres, neighbours, made.method.gamma_s[0])
+    graph_t = gamma(teacher, centres, neighbours, made.method.gamma_t[0])
     if faithful == "code" and kind == "points":
         return 2 * (graph_s.max(1).values - graph_t.max(1).values).square().mean()
     distance = (graph_s - graph_t).square().mean((1, 2))
@@ -146,7 +148,77 @@ def test_gradients_and_determinism(faithful, kind):
 
 @pytest.mark.parametrize("knob", knobs("pointdistiller"))
 def test_every_knob_counts(knob):
-    assert differ(bench().outcome(), bench(**{knob: OTHER[knob]}).outcome())
+    kind = "grid" if knob == "where" else "pillars"
+    assert differ(bench(kind).outcome(), bench(kind, **{knob: OTHER[knob]}).outcome())
+
+
+# ---- several features ---------------------------------------------------------------------------------------------
+
+
+def levels(**options: Any) -> Bench:
+    """Two grids of different widths and sizes, three samples."""
+    shapes = {"stage1": (4, 5), "stage2": (2, 3)}
+    student, teacher = (
+        {name: Grid(normal(3, width, *space, name=f"{role}{name}")) for name, space in shapes.items()}
+        for role, width in (("s", 4), ("t", 8))
+    )
+    return Bench("pointdistiller", student, teacher, {"points": [*shapes]}, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize("options", [{}, {"faithful": "code"}, {"where": "neck+stages"}])
+def test_losses_of_several_features_are_summed(options):
+    made = levels(**options)
+    check_gradients(levels(**options))
+    alone = []
+    for i, name in enumerate(("stage1", "stage2")):
+        student, teacher = ({name: made.given[role][name]} for role in ("student", "teacher"))
+        one = Bench("pointdistiller", student, teacher, {"points": [name]}, **{**SMALL, **options})
+        for side in ("gamma_s", "gamma_t"):
+            getattr(one.method, side)[0].load_state_dict(getattr(made.method, side)[i].state_dict())
+        alone.append(one.loss())
+    torch.testing.assert_close(made.loss(), alone[0] + alone[1])
+
+
+def test_neck_and_stages_keep_the_maps_of_the_teacher_unless_told():
+    def learned(**options: Any) -> set[str]:
+        return {name.split(".")[0] for name in levels(**options).trainable()}
+
+    assert learned(where="neck+stages") == {"gamma_s"}
+    assert learned(where="neck+stages", freeze_teacher_gamma=False) == learned() == {"gamma_s", "gamma_t"}
+    with pytest.raises(KDBenchError, match=r"where=neck\+stages, but the pair does not say which"):
+        bench(where="neck+stages")
+
+
+def test_positions_of_each_sample():
+    _, teacher = pillars([20, 15, 9])
+    centres, _, _ = choice(bench(points=5, per_sample=True))
+    assert torch.bincount(teacher.batch[centres]).tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("pair", "published", "deep"),
+    [
+        ("pointpillars_16x", "pillars", ["bev", "neck"]),
+        ("second_4x", ["stage1", "stage2"], ["stage1", "stage2", "neck"]),
+    ],
+)
+def test_pairs_say_where(pair, published, deep):
+    for where, expected in (("published", published), ("neck+stages", deep)):
+        found = config.load(["task=pointcloud", "method=pointdistiller", f"pair={pair}", f"method.where={where}"])
+        assert bind(PointDistiller, PointCloud, found["pair"], found["method"]["bind"]) == {"points": expected}
+
+
+def test_the_released_run_is_one_word():
+    found = config.load(["task=pointcloud", "method=pointdistiller_released", "preset=paper"])
+    assert (found["method"]["faithful"], found["method"]["width"], found["method"]["points"]) == ("code", 16, 6000)
+    for side, width in (("teacher", 1.0), ("student", 0.25)):
+        own = found["pair"][side]["architecture"]
+        assert (own["width"], own["max_points"]) == (width, 32)
+    wide = config.load(["task=pointcloud", "method=pointdistiller_released", "pair=pointpillars_4x"])
+    assert wide["method"]["width"] == 32
+    voxels = config.load(["task=pointcloud", "method=pointdistiller_released", "pair=second_4x"])
+    assert (voxels["method"]["points"], voxels["method"]["per_sample"]) == (256, True)
+    assert voxels["pair"]["teacher"]["architecture"]["max_points"] == 5
 
 
 @pytest.mark.parametrize("faithful", ["paper", "code"])
@@ -209,7 +281,7 @@ def test_fewer_positions_than_samples_still_leave_one_each():
 def choice(made: Bench) -> tuple[Tensor, Tensor, Points]:
     """Centres, neighbours and the teacher's points."""
     found: dict[str, Tensor] = {}
-    made.method.gamma_t.register_forward_pre_hook(lambda _, args: found.update(centres=args[0], neighbours=args[1]))
+    made.method.gamma_t[0].register_forward_pre_hook(lambda _, args: found.update(centres=args[0], neighbours=args[1]))
     made.loss()
     teacher = made.given["teacher"]["points"]
     assert isinstance(teacher, Points)
@@ -220,7 +292,7 @@ def squared(made: Bench, centres: Tensor, neighbours: Tensor) -> Tensor:
     """Squared differences of the graphs, (N, K, D)."""
     student, teacher = made.student[0], made.teacher[0].detach()
     chosen = centres.tolist(), neighbours.tolist()
-    return (gamma(student, *chosen, made.method.gamma_s) - gamma(teacher, *chosen, made.method.gamma_t)).square()
+    return (gamma(student, *chosen, made.method.gamma_s[0]) - gamma(teacher, *chosen, made.method.gamma_t[0])).square()
 
 
 def test_paper_stays_within_the_sample_and_code_mixes_samples():
@@ -357,10 +429,10 @@ def test_statistics_of_the_edges_are_those_of_batch_norm():
     )
     norm = torch.nn.BatchNorm1d(6).double()
     for _ in range(2):
-        norm(F.linear(rows, made.method.gamma_t.linear.weight))
-    for name, buffer in made.method.gamma_t.norm.named_buffers():
+        norm(F.linear(rows, made.method.gamma_t[0].linear.weight))
+    for name, buffer in made.method.gamma_t[0].norm.named_buffers():
         torch.testing.assert_close(buffer, dict(norm.named_buffers())[name])
-    assert made.method.gamma_t.norm.num_batches_tracked == 2
+    assert made.method.gamma_t[0].norm.num_batches_tracked == 2
     made.method.eval()
     before = {n: b.clone() for n, b in made.method.named_buffers()}
     made.loss()

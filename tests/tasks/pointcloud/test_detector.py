@@ -108,6 +108,18 @@ def test_pillars_equal_a_padded_numpy_reference(max_points):
     np.testing.assert_allclose(outputs.pillars.detach().numpy(), expected, atol=2e-5)
 
 
+def test_legacy_pillars_know_no_absolute_place():
+    """A scene moved by whole pillars is the same one; with absolute coordinates it is another."""
+    points, batch = make_points(300)
+    points = points[(points[:, 0] > 0.7) & (points[:, 0] < 4)]
+    moved = points + torch.tensor([0.16 * 4, 0.0, 0.0, 0.0])
+    for legacy in (True, False):
+        model = make_model(legacy=legacy)
+        here, there = (model(p, batch[: len(p)] * 0, 1).pillars for p in (points, moved))
+        assert torch.allclose(here, there, atol=1e-4) == legacy
+    assert sum(p.numel() for p in make_model(legacy=True).parameters()) == sum(p.numel() for p in model.parameters())
+
+
 def test_order_of_points_does_not_matter():
     model = make_model()
     points, batch = make_points(800, 2)
