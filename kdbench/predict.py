@@ -1,4 +1,8 @@
-"""Predictions of a recorded student: ``python -m kdbench.predict RUN INPUT [INPUT…] [--out PICTURE]``."""
+"""Predictions of a recorded student: ``python -m kdbench.predict RUN INPUT [INPUT…] [--out PICTURE]``.
+
+An input is a file or a folder of them, or, of a task that reads words, these:
+``python -m kdbench.predict RUN "the king"``.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,13 @@ WIDTH, GAP, PAPER = 1500, 12, "white"
 
 
 def predict(
-    run: RecordedRun, inputs: Sequence[Path], out: Path | None = None, artifact: str = "student"
+    run: RecordedRun, inputs: Sequence[Path | str], out: Path | None = None, artifact: str = "student"
 ) -> Iterator[dict[str, Any]]:
     """Runs a recorded student on inputs, one after the other.
 
     Args:
         run: What :func:`kdbench.runs.deployment.read_run` reads.
-        inputs: Files that the task reads (``.bin`` scan, image, …).
+        inputs: Files that the task reads (``.bin`` scan, image, …), or as text what it reads itself.
         out: Where the picture of the inputs goes, once the last one is done; none is drawn without it.
         artifact: What of the run predicts.
 
@@ -44,12 +48,13 @@ def predict(
     model = None
     drawn: list[Image.Image] = []
     for path in inputs:
-        batch = run.task.read(path)
+        batch = run.task.parse(path) if isinstance(path, str) else run.task.read(path)
         model = run.artifact(artifact, batch).module if model is None else model
         (found,) = run.task.predictions(model, batch)
         yield {"input": str(path), **found}
         if out is not None and len(drawn) < SHOWN:
-            drawn.append(run.task.show(batch, model, "/".join(path.absolute().parts[-2:])))
+            name = path if isinstance(path, str) else "/".join(path.absolute().parts[-2:])
+            drawn.append(run.task.show(batch, model, name))
     if out is not None:
         try:
             _page(drawn).save(out)
@@ -57,15 +62,21 @@ def predict(
             raise KDBenchError(f"--out {out}: the picture cannot be written: {error}") from None
 
 
-def find_inputs(task: Task, paths: Sequence[Path]) -> list[Path]:
+def find_inputs(task: Task, given: Sequence[str]) -> list[Path | str]:
     """Lists the given files, and of a folder all files at any depth that the task reads, hidden ones left out.
+
+    What is no file is itself the input of a task that reads text; what looks like the name of a file is not.
 
     Raises:
         KDBenchError: A path is not there, or a folder holds nothing to read.
     """
-    found: list[Path] = []
-    for path in paths:
-        if not path.exists():
+    found: list[Path | str] = []
+    for name in given:
+        path = Path(name)
+        if not name or not _is_there(path):
+            if task.reads_text and "/" not in name and path.suffix.lower() not in task.suffixes:
+                found.append(name)
+                continue
             raise KDBenchError(absent(path))
         inside = [path]
         if path.is_dir():
@@ -77,6 +88,14 @@ def find_inputs(task: Task, paths: Sequence[Path]) -> list[Path]:
                 raise KDBenchError(f"{path}: this folder holds no input of task {task.name}; expected {wanted}")
         found += inside
     return found
+
+
+def _is_there(path: Path) -> bool:
+    """Says whether there is a file or folder of that name; a sentence may be longer than names can be."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _page(drawn: Sequence[Image.Image]) -> Image.Image:
@@ -101,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints predictions as JSON, one object a line, and writes the picture."""
     parser = argparse.ArgumentParser("python -m kdbench.predict", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a record, e.g. results/pointcloud/kd/…")
-    parser.add_argument("input", type=Path, nargs="+", help="files or folders, e.g. training/velodyne/000134.bin")
+    parser.add_argument("input", nargs="+", help="files or folders, e.g. training/velodyne/000134.bin, or a prompt")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"), help="picture (default: %(default)s)")
     parser.add_argument("--artifact", default="student", metavar="NAME", help="what predicts (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="data.KEY=VALUE", help="how inputs are laid out")

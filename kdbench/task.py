@@ -369,8 +369,17 @@ class Task:
         return {}
 
     def read(self, path: Path) -> Batch:
-        """Reads one input of a user as a batch of one, for ``python -m kdbench.predict``."""
+        """Reads one file of a user as a batch of one, for ``python -m kdbench.predict``."""
         raise self._lacks("read")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether words can be given themselves, instead of a file: :meth:`parse`."""
+        return type(self).parse is not Task.parse
+
+    def parse(self, text: str) -> Batch:
+        """Reads words of a user as a batch of one; a task that does is given what is no file (``kdbench.predict``)."""
+        raise self._lacks("parse")
 
     def show(self, batch: Batch, model: nn.Module, name: str) -> Image:
         """Draws one input of a user, called ``name``, with what the model says of it; as :meth:`picture` by default."""

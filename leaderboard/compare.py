@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
+from kdbench.base.terminal import decimals
 from kdbench.errors import KDBenchError, nearest
 from leaderboard.boards import Board
 from leaderboard.families import scores
@@ -139,7 +140,7 @@ def _title(board: Board, found: Comparison, control: str) -> str:
     parts += [f"teacher {setting.teacher}"] * bool(setting.teacher)
     many = len(found.teachers) > 1
     if found.teacher is not None:
-        parts.append(f"teachers {found.teacher:.2f}" if many else f"teacher {found.teacher:.2f}")
+        parts.append(f"teacher{'s' * many} {found.teacher:.{decimals(found.teacher)}f}")
     over = f"{len(found.seeds)} seeds"
     over += f" × {len(found.teachers)} teachers" if many else ", conditional on one teacher"
     return f"{' · '.join(parts)} · difference to {control} over {over}"
@@ -161,13 +162,14 @@ def _gap(group: Group, found: Comparison) -> Estimate | None:
 
 
 def _lines(found: Comparison) -> Iterator[tuple[str, ...]]:
+    digits = max((decimals(score.mean) for _, score, _ in found.rows), default=2)
     for group, score, contrast in found.rows:
-        half = "" if score.low is None else f" ± {score.mean - score.low:.2f}"
-        line = [group.method, f"{score.mean:.2f}{half}", "", "", ""]
+        half = "" if score.low is None else f" ± {score.mean - score.low:.{digits}f}"
+        line = [group.method, f"{score.mean:.{digits}f}{half}", "", "", ""]
         if contrast is not None:
             p = "< 0.001" if contrast.p < 0.001 else f"{contrast.p:.3f}"
-            ends = f"{contrast.low:+.2f} to {contrast.high:+.2f}"
-            line[2:] = f"{contrast.mean:+.2f}", ends, p + (" *" if contrast.resolved else "")
+            ends = f"{contrast.low:+.{digits}f} to {contrast.high:+.{digits}f}"
+            line[2:] = f"{contrast.mean:+.{digits}f}", ends, p + (" *" if contrast.resolved else "")
         factors = {row.factor for row in group.scored if row.teacher_seed in found.teachers}
         closed = _gap(group, found)
         gap = "" if closed is None else f"{100 * closed.mean:.0f} %"

@@ -63,6 +63,23 @@ def detection(folder: Path) -> list[str]:
     ]
 
 
+def text(folder: Path) -> list[str]:
+    return [
+        *(
+            "data.grammar.texts=60",
+            "data.grammar.test=8",
+            "data.grammar.length=12",
+            "data.labels=24",
+            "data.batch_size=8",
+        ),
+        *(
+            "pair.teacher.architecture.width=16",
+            "pair.teacher.architecture.layers=2",
+            "pair.student.architecture.width=8",
+        ),
+    ]
+
+
 #: Overrides by task, for a second a cell, two steps an epoch; a task that is not here is as its smoke preset says.
 TINY: dict[str, Callable[[Path], list[str]]] = {
     "classification": classification,
@@ -71,6 +88,7 @@ TINY: dict[str, Callable[[Path], list[str]]] = {
     "hoi": hoi,
     "pointcloud": pointcloud,
     "segmentation": segmentation,
+    "text": text,
 }
 
 

@@ -25,6 +25,11 @@ def terminal(width: int | None = None) -> Console:
     return Console(markup=False, emoji=False, highlight=False, width=width)
 
 
+def decimals(size: float) -> int:
+    """Returns how many decimals a score of that size is printed with: two, below 1 four."""
+    return 2 if abs(size) >= 1 else 4
+
+
 def text_column(template: str, style: str = "none") -> TextColumn:
     """Returns a column of a progress bar that shows the words of others as they are."""
     return TextColumn(template, style=style, markup=False)

@@ -5,6 +5,8 @@ input gives a zero that is connected to the graph.
 """
 
 from kdbench.functional.ab import activation_boundary_loss
+from kdbench.functional.abkd import alpha_beta_loss
+from kdbench.functional.akl import adaptive_kl_loss, head_share
 from kdbench.functional.at import attention_map, attention_transfer_loss
 from kdbench.functional.bdkd import balanced_loss, entropy
 from kdbench.functional.cat_kd import class_activation_maps, class_attention_loss
@@ -42,6 +44,7 @@ from kdbench.functional.hard_vae import standard_normal_kl, vae_losses
 from kdbench.functional.icd import describe_instances, instance_losses, instance_value_loss, sine_embedding
 from kdbench.functional.ickd import channel_correlation, channel_correlation_loss
 from kdbench.functional.ifvd import class_centres, class_similarity, class_variation_loss
+from kdbench.functional.jsd import jsd_loss
 from kdbench.functional.kd import adversarial_temperature, cosine_ramp, kd_loss, std_rescale, z_score
 from kdbench.functional.kdsvd import align, kdsvd_loss, right_singular_vectors
 from kdbench.functional.lad import class_codes, label_channel, path_consistency_loss
@@ -77,14 +80,17 @@ from kdbench.functional.quantize import (
 )
 from kdbench.functional.reviewkd import hierarchical_context_loss
 from kdbench.functional.rkd import angle_loss, distance_loss
+from kdbench.functional.rkl import reverse_kl_loss
 from kdbench.functional.self_guided import self_guided_loss
 from kdbench.functional.simkd import simkd_loss
 from kdbench.functional.sinkd import sinkhorn_loss, transport_cost
 from kdbench.functional.skd import critic_loss, gradient_penalty, nodes, pair_wise_loss
+from kdbench.functional.skl import skew_kl_loss, skew_reverse_kl_loss
 from kdbench.functional.sp import similarity_matrix, similarity_preserving_loss
 from kdbench.functional.srrl import srrl_losses
 from kdbench.functional.sskd import contrast_loss, contrast_similarities, contrast_transfer_loss, select_transfer
 from kdbench.functional.ssld import label_free_divergence, surest
+from kdbench.functional.taid import interpolated_loss, next_share
 from kdbench.functional.tf_kd import self_training_loss, virtual_teacher, virtual_teacher_loss
 from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
 from kdbench.functional.trg import neighbour_mask, token_context_loss, token_global_loss, token_local_loss
@@ -94,10 +100,12 @@ from kdbench.functional.wsld import soft_label_weight, wsld_loss
 
 __all__ = [
     "activation_boundary_loss",
+    "adaptive_kl_loss",
     "adversarial_temperature",
     "affine_positions",
     "align",
     "align_scale",
+    "alpha_beta_loss",
     "angle_loss",
     "attention_map",
     "attention_transfer_loss",
@@ -156,6 +164,7 @@ __all__ = [
     "gradient_penalty",
     "gram_loss",
     "grid_positions",
+    "head_share",
     "hierarchical_context_loss",
     "high_frequency_loss",
     "hint_loss",
@@ -166,7 +175,9 @@ __all__ = [
     "instance_losses",
     "instance_value_loss",
     "inter_class_loss",
+    "interpolated_loss",
     "intra_class_loss",
+    "jsd_loss",
     "kd_loss",
     "kdsvd_loss",
     "knn",
@@ -191,6 +202,7 @@ __all__ = [
     "neighbour_mask",
     "neighbour_probabilities",
     "neighbour_product_loss",
+    "next_share",
     "next_turn",
     "nkd_non_target_loss",
     "nkd_target_loss",
@@ -220,6 +232,7 @@ __all__ = [
     "relative_error",
     "residual_attention",
     "resize",
+    "reverse_kl_loss",
     "reweight",
     "right_singular_vectors",
     "ring_places",
@@ -236,6 +249,8 @@ __all__ = [
     "simkd_loss",
     "sine_embedding",
     "sinkhorn_loss",
+    "skew_kl_loss",
+    "skew_reverse_kl_loss",
     "sliced_wasserstein",
     "soft_label_weight",
     "softplus_inverse",

@@ -9,9 +9,10 @@ small as the last stage, then pooling and a linear layer; tokens get patch mergi
 7 x 7, transformer blocks (as many as stages follow, at least one), and a linear layer on the class token, or on the
 mean where there is none.
 Deviations: where the class scores are a map, so are those of an exit: the pooling is left out, and the map brought to
-the size of the head's by linear interpolation; branches end with the width of the student's last stage (released: the
-larger of student's and teacher's); torch's default initial weights; a stage is as deep as its place in the list of
-``stages`` says, which ``method.bind.stages`` can shorten.
+the size of the head's by linear interpolation; where there are class scores of each token (language models), an exit is
+a norm and a linear layer on each, as blocks would let it look at tokens that the student does not see; branches end
+with the width of the student's last stage (released: the larger of student's and teacher's); torch's default initial
+weights; a stage is as deep as its place in the list of ``stages`` says, which ``method.bind.stages`` can shorten.
 """
 
 from __future__ import annotations
@@ -110,6 +111,14 @@ class TokenBranch(nn.Module):
         return self.linear(tokens[:, 0] if self.prefix else tokens.mean(dim=1))
 
 
+class EachTokenBranch(nn.Sequential):
+    """Exit branch of tokens that have class scores each: ``(B, L, D)`` to ``(B, L, classes)``."""
+
+    def __init__(self, tokens: Tokens, classes: int) -> None:
+        width = tokens.values.shape[2]
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, classes))
+
+
 class OFA(Method):
     """Teaches the student's head and an exit branch at each of its stages from the teacher's class scores.
 
@@ -132,8 +141,7 @@ class OFA(Method):
     def build(self, probe: Signals) -> None:
         """Makes the branches."""
         stages, (logits, _) = probe.features("stages", "student"), probe.pair("logits")
-        classes, dense = logits.rows().shape[1], logits.values.dim() > 2
-        self.branches = nn.ModuleList(make_branch(stages, i, classes, dense) for i in range(len(stages)))
+        self.branches = nn.ModuleList(make_branch(stages, i, logits) for i in range(len(stages)))
 
     def terms(self, signals: Signals, ctx: Context) -> dict[str, Tensor]:
         """Returns ``ofa`` of the head and ``ofa_branches``, the sum over the branches."""
@@ -144,7 +152,10 @@ class OFA(Method):
         if ctx.wants("ofa_branches"):
             stages = signals.features("stages", "student")
             exits = [branch(s.values) for branch, s in zip(self.branches, stages, strict=True)]
-            exits = [resize(scores, student.values.shape[2:]) if scores.dim() > 2 else scores for scores in exits]
+            size = student.values.shape[2:]
+            exits = [
+                scores if scores.dim() == 2 or scores.shape[2:] == size else resize(scores, size) for scores in exits
+            ]
             # Each exit has the mask of the head.
             losses = [
                 ofa_loss(replace(student, values=scores).rows(), rows, labels, self.gamma_branch, weight=weight)
@@ -154,9 +165,13 @@ class OFA(Method):
         return terms
 
 
-def make_branch(stages: list[Feature], index: int, classes: int, dense: bool = False) -> nn.Module:
-    """Makes the exit branch of one of the student's stages; ``dense`` where class scores are maps."""
+def make_branch(stages: list[Feature], index: int, logits: Logits) -> nn.Module:
+    """Makes the exit branch of one of the student's stages, for class scores of samples, of positions or of tokens."""
     stage, last = stages[index], stages[-1]
+    classes, dense = logits.values.shape[logits.class_dim], logits.values.dim() > 2
+    by_token = logits.values.dim() == 3 and logits.values.movedim(logits.class_dim, -1).shape[:2]
+    if isinstance(stage, Tokens) and by_token == stage.values.shape[:2]:
+        return EachTokenBranch(stage, classes)
     if dense and isinstance(stage, Tokens):
         raise KDBenchError("ofa: an exit of tokens gives a class a sample, not a map: set method.bind.stages to grids")
     out = last.values.shape[1 if isinstance(last, Grid) else 2]

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from kdbench.base.terminal import text_column
+from kdbench.base.terminal import decimals, text_column
 
 if TYPE_CHECKING:
     from kdbench.training.distiller import Distiller
@@ -74,7 +74,8 @@ class Bar(Callback):
         assert self._bar is not None
         distiller: Distiller = module  # type: ignore[assignment]
         if self.metric in distiller.validation:
-            self._value = f" · val {self.metric} {distiller.validation[self.metric]:.2f}"
+            value = distiller.validation[self.metric]
+            self._value = f" · val {self.metric} {value:.{decimals(value)}f}"
         elif self._bar.disable:
             self._value = ""  # a line is about its epoch, a live bar about the training
         if self._bar.disable:

@@ -21,7 +21,7 @@ from rich.text import Text
 from kdbench.base import endings
 from kdbench.base.digest import digest, source_digest
 from kdbench.base.store import Product
-from kdbench.base.terminal import terminal
+from kdbench.base.terminal import decimals, terminal
 from kdbench.configuration.network import architectures
 from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
@@ -403,7 +403,11 @@ def gap_closed(
     if noise is None:
         noise = task.standard_error(scores["teacher"], scores["scratch"])
     if gap <= noise:
-        return None, f"teacher - scratch is {gap:.2f}, not above the noise of {noise:.2g}", ["no_headroom"]
+        return (
+            None,
+            f"teacher - scratch is {gap:.{decimals(noise or 1)}f}, not above the noise of {noise:.2g}",
+            ["no_headroom"],
+        )
     return sign * (scores["student"] - scores["scratch"]) / gap, None, []
 
 

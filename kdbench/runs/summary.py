@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 
 from rich.table import Table
 
+from kdbench.base.terminal import decimals
 from kdbench.records.schema import TAUGHT, Record
 
 
@@ -163,7 +164,7 @@ def _interval(value: Mean, sign: str, digits: int) -> str:
 
 def cells(row: Row) -> dict[str, str]:
     """Returns what a table shows of a row, by column; a mean is followed by its 95% interval."""
-    digits = 2 if row.score is None or abs(row.score.mean) >= 1 else 4
+    digits = decimals(1 if row.score is None else row.score.mean)
     gain = "" if row.gain is None else _interval(row.gain, "+", digits) + worse(row.gain.mean, row.higher_is_better)
     seeds = ["one seed: no interval"] if len(row.seeds) == 1 else [f"{len(row.seeds)} seeds"] * bool(row.seeds)
     return {

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from kdbench.base import endings
 from kdbench.base.store import write_atomic
-from kdbench.base.terminal import terminal
+from kdbench.base.terminal import decimals, terminal
 from kdbench.configuration.overrides import by_key
 from kdbench.errors import KDBenchError
 from kdbench.records.record import read_record
@@ -220,5 +220,6 @@ def _numbers(record: Record | None) -> tuple[str, str]:
     if record is None or record.primary is None:
         return "", ""
     value, gain = summary.score(record)
-    said = "" if gain is None else f"{gain:+.2f}{summary.worse(gain, record.primary.higher_is_better)}"
-    return "" if value is None else f"{value:.2f}", said
+    digits = decimals(value or 1)
+    said = "" if gain is None else f"{gain:+.{digits}f}{summary.worse(gain, record.primary.higher_is_better)}"
+    return "" if value is None else f"{value:.{digits}f}", said

@@ -55,6 +55,14 @@ def valid(boxes: Tensor) -> Tensor:
 
 #: By name, its variants behind a colon: a scalar of student and teacher, and both their shapes.
 CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
+    "adaptive_kl_loss": (K.adaptive_kl_loss, LOGITS, LOGITS),
+    "adaptive_kl_loss:code": (lambda s, t: K.adaptive_kl_loss(s, t, faithful="code"), LOGITS, LOGITS),
+    "alpha_beta_loss": (K.alpha_beta_loss, LOGITS, LOGITS),
+    "interpolated_loss": (lambda s, t: K.interpolated_loss(s, t, 0.5), LOGITS, LOGITS),
+    "jsd_loss": (K.jsd_loss, LOGITS, LOGITS),
+    "reverse_kl_loss": (K.reverse_kl_loss, LOGITS, LOGITS),
+    "skew_kl_loss": (K.skew_kl_loss, LOGITS, LOGITS),
+    "skew_reverse_kl_loss": (K.skew_reverse_kl_loss, LOGITS, LOGITS),
     "activation_boundary_loss": (K.activation_boundary_loss, GRID, GRID),
     "angle_loss": (K.angle_loss, VECTORS, OTHER_VECTORS),
     "attention_transfer_loss": (K.attention_transfer_loss, GRID, WIDER),

@@ -168,3 +168,17 @@ def test_of_a_map_of_scores_the_exits_are_maps_of_its_size():
     tokens = stages("tokens", 2)
     with pytest.raises(KDBenchError, match="an exit of tokens gives a class a sample, not a map"):
         Bench("ofa", {"logits": heads[0], **tokens}, {"logits": heads[1]}, {"stages": list(tokens)})
+
+
+def test_of_scores_of_each_token_an_exit_looks_at_that_token_alone():
+    features = {n: Tokens(normal(2, 6, 8, name=n)) for n in ("stage1", "stage2")}
+    mask, target = torch.arange(6)[None] < torch.tensor([[6], [4]]), torch.arange(12).view(2, 6) % 5
+    heads = [Logits(normal(2, 6, 5, name=n), mask=mask, target=target) for n in ("s", "t")]
+    made = Bench("ofa", {"logits": heads[0], **features}, {"logits": heads[1]}, {"stages": list(features)})
+    expected = 0.0
+    for branch, stage in zip(made.method.branches, made.student[1:], strict=True):
+        expected += ofa_loss(branch(stage)[mask], made.teacher[0][mask], target[mask], 1.5).item()
+        later = stage.detach().clone()
+        later[:, 3:] += 1
+        torch.testing.assert_close(branch(later)[:, :3], branch(stage)[:, :3], rtol=0, atol=0)
+    assert made.terms()["ofa_branches"].item() == pytest.approx(expected, rel=1e-5)
