@@ -1,12 +1,14 @@
 """What is wrong, or that nothing is: ``python -m kdbench.doctor [task=… method=… key=value …]``.
 
 Checks the environment and what the data holds by split and class, then on one real batch: taps and shapes, size of
-each term, which parameters each term reaches, and whether the student can overfit that batch.
+each term, which parameters each term reaches, and whether the student can overfit that batch. ``--probe`` adds what
+there is to transfer: how much of the teacher's features the student's explain, which terms can fall without it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import os
 import platform
@@ -27,6 +29,8 @@ from kdbench.training.recipe import MODEL
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kdbench.runs.trainings import Trainings
+    from kdbench.task import Batch
     from kdbench.training.distiller import Distiller
 
 #: What Open3D loads from the system, by Debian package.
@@ -92,8 +96,14 @@ def _accelerator() -> str:
     return f"none; {torch.get_num_threads()} CPU threads"
 
 
-def run(overrides: list[str], console: Console, steps: int) -> bool:
+def run(overrides: list[str], console: Console, steps: int, probe: bool = False) -> bool:
     """Checks one configuration on one real batch.
+
+    Args:
+        overrides: As on the command line of kdbench.
+        console: Where findings are printed.
+        steps: Of the overfit.
+        probe: Whether to print what there is to transfer, too.
 
     Returns:
         Whether all is well.
@@ -146,11 +156,47 @@ def run(overrides: list[str], console: Console, steps: int) -> bool:
             highlight=False,
         )
     console.print(faster(precisions(distiller, batch), recipe.trainer["precision"]), highlight=False)
+    if probe:
+        _show_probe(console, trainings, distiller, batch, steps)
     before, after = overfit(distiller, batch, steps)
     later = reach(distiller, batch)
     console.print(terms_table(distiller, terms, reached, later))
     console.print(f"overfitting one batch for {steps} steps: loss {before:.4g} -> {after:.4g}")
     return after < before and all(_norms(reached, n) or _norms(later, n) for n in _active(distiller))
+
+
+def _show_probe(console: Console, trainings: Trainings, distiller: Distiller, batch: Batch, steps: int) -> None:
+    from kdbench.base.weights import load_weights
+    from kdbench.training.probe import reached, shares, without_student
+
+    if "teacher" not in distiller.cast.roles:
+        raise KDBenchError(
+            "--probe compares a student with its teacher, and this run has none: choose a method that has"
+        )
+    model = distiller.cast.model("student")
+    states = {"untrained": copy.deepcopy(model.state_dict())}
+    recipes = {"distilled": trainings.student_recipe()}
+    if not trainings.no_twin:
+        recipes = {"scratch": trainings.scratch_recipe, **recipes}
+    for name, recipe in recipes.items():
+        if product := trainings.store.find("model", recipe.key):
+            load_weights(model, product.path / MODEL)
+            states[name] = copy.deepcopy(model.state_dict())
+    model.load_state_dict(states["untrained"])
+    found = shares(distiller, batch, states)
+    table = Table("feature", *states, title="R² of a linear map from student to teacher")
+    for tap in [name for name in found if name != "logits"] + ["logits"] * ("logits" in found):
+        table.add_row(tap, *("–" if value is None else f"{value:.2f}" for value in found[tap].values()))
+    console.print(table)
+    total = sum(p.numel() for p in model.parameters())
+    fixed = without_student(distiller, batch, steps)
+    terms = Table("term", "reaches of the student", "with a frozen student", title="what a term needs the student for")
+    for term, count in reached(distiller, batch).items():
+        falls = (
+            f"{fixed[term][0]:.4g} -> {fixed[term][1]:.4g} in {steps} steps" if term in fixed else "nothing else learns"
+        )
+        terms.add_row(term, f"{count:,} of {total:,} parameters", falls)
+    console.print(terms)
 
 
 def faster(times: Mapping[str, float], chosen: str) -> str:
@@ -208,6 +254,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m kdbench.doctor", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="as on the command line of kdbench; none: the environment alone")
     parser.add_argument("--steps", type=int, default=20, help="of the one-batch overfit (default: %(default)s)")
+    parser.add_argument(
+        "--probe", action="store_true", help="what there is to transfer, and what falls without the student"
+    )
     options = parser.parse_args(arguments)
     console = terminal()
     table = Table("check", "", "found", title="environment")
@@ -220,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             if options.steps < 1:
                 raise KDBenchError(f"--steps {options.steps}: expected 1 or more")
-            well &= run(options.overrides, console, options.steps)
+            well &= run(options.overrides, console, options.steps, options.probe)
         except KDBenchError as error:
             print(f"kdbench: error: {error}", file=sys.stderr)
             return 1

@@ -169,3 +169,24 @@ def test_what_the_data_holds_is_shown_and_a_lack_is_the_finding(kdbench, healthy
     captured = capsys.readouterr()
     assert "train holds nothing to learn from (64 samples, no cat): its labels name bus (3)" in captured.err
     assert "samples" in captured.out
+
+
+def test_the_probe_compares_students_and_freezes_one(kdbench):
+    def probed() -> list[str]:
+        text = io.StringIO()
+        assert doctor.run(kdbench.arguments("method=fitnet"), Console(file=text, width=200), 8, probe=True)
+        return [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in text.getvalue().splitlines()]
+
+    lines = probed()
+    assert "feature untrained" in lines
+    (hint,) = (line for line in lines if line.startswith("hint ") and "parameters" in line)
+    before, after = (float(word) for word in (hint.split()[-6], hint.split()[-4]))
+    assert after < before  # the regressor of FitNets learns alone, some of the way
+    assert any(line.endswith("nothing else learns") for line in lines if line.startswith("task "))
+    kdbench("method=fitnet")
+    assert "feature untrained scratch distilled" in probed()
+
+
+def test_a_probe_needs_a_teacher(kdbench):
+    with pytest.raises(KDBenchError, match="^--probe compares a student with its teacher"):
+        doctor.run(kdbench.arguments("method=none"), Console(file=io.StringIO()), 2, probe=True)
