@@ -10,28 +10,25 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from kdbench.base import rng
 from kdbench.base.digest import digest
 from kdbench.base.instantiate import check
 from kdbench.base.store import Store
-from kdbench.data import Key, SeededLoader
+from kdbench.data import Key
 from kdbench.errors import KDBenchError
-from kdbench.splits import SHARE, cut, limited
 from kdbench.task import Batch
+from tasks import parts
 from tasks.detection.coco import FILES, Sample, examine, read_annotations
 from tasks.detection.outputs import Inputs, Target
 from tasks.detection.scenes import scenes
 from tasks.images import Reader
+from tasks.parts import KEPT, Part, at_most, held_out
 from tasks.segmentation.transforms import Transforms as Light
 
-#: Bytes of decoded images that are kept in memory, where they are read in the training process.
-KEPT = 2**29
 #: Least side of a box that is learned, pixels of the input.
 LEAST = 1.0
 
@@ -113,7 +110,10 @@ class Preprocess:
 
     def decode(self, path: Path) -> Tensor:
         """Decodes an image file, scaled, ``(3, H, W)`` uint8."""
-        image = self.reader.decode(path, 3)
+        return self.scaled(self.reader.decode(path, 3))
+
+    def scaled(self, image: Image.Image) -> Tensor:
+        """Scales an RGB image, ``(3, H, W)`` uint8."""
         factor = self.factor((image.height, image.width))
         if factor != 1:
             size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
@@ -124,17 +124,6 @@ class Preprocess:
         """Returns what a record says beside the names, as JSON."""
         size = None if self.size is None else [*self.size]
         return {"size": size, "typical": [*self.typical], **asdict(self.reader)}
-
-
-@dataclass(frozen=True)
-class Part:
-    """The samples of one split; ids count on from ``first``."""
-
-    samples: tuple[Sample, ...]
-    first: int = 0
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
 
 class Source:
@@ -165,8 +154,8 @@ class Source:
         if options.classes is None and known != [*test.categories.values()]:
             raise KDBenchError(f"{train.path} and {test.path.name} have other categories: {known[:5]}, …")
         contents = [examine(store, annotated) for annotated in (train, test)]
-        kept, val = _held_out(train.samples, options.train, str(train.path))
-        limited = _limited(test.samples, options.test, "test")
+        kept, val = held_out(train.samples, options.train, str(train.path))
+        limited = at_most(test.samples, options.test, "test")
         self.train, self.val = Part(kept), Part(val, len(kept))
         self.test = Part(limited, len(kept) + len(val))
         classes = tuple(known if options.classes is None else options.classes)
@@ -228,31 +217,8 @@ def collate(images: Sequence[Tensor], targets: list[Target], ids: Tensor) -> Bat
     return Batch(Inputs(joined, sizes), targets, ids)
 
 
-class Samples(Dataset[Batch]):
-    """Batches by the keys of their samples; what is drawn for a sample depends on its key alone.
-
-    Args:
-        source: Whose.
-        part: Which samples.
-        positions: Which of the samples of ``part``, whose ids they keep; None for all.
-        transforms: Augmentation, or None.
-    """
-
-    def __init__(
-        self, source: Source, part: Part, positions: Sequence[int] | None = None, transforms: Transforms | None = None
-    ) -> None:
-        chosen = range(len(part)) if positions is None else positions
-        self.source = source
-        self.samples = [part.samples[i] for i in chosen]
-        self.ids = torch.tensor([part.first + i for i in chosen], dtype=torch.long)
-        self.keys = np.array([rng.derive(0, "sample", s.name) for s in self.samples], dtype=np.uint64)
-        self.transforms = transforms
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: Key) -> Batch:
-        return self.__getitems__([key])
+class Samples(parts.Samples[Sample, Source]):
+    """Batches of images and boxes; see :class:`tasks.parts.Samples`."""
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Fetches a whole batch."""
@@ -283,7 +249,7 @@ def flipped(target: Target, wide: int) -> Target:
     return Target(mirrored(target.boxes), target.labels, mirrored(target.crowd))
 
 
-class DetectionData(LightningDataModule):
+class DetectionData(parts.PartLoaders):
     """Loaders of an opened data set.
 
     Args:
@@ -292,52 +258,4 @@ class DetectionData(LightningDataModule):
     """
 
     def __init__(self, source: Source, seed: int) -> None:
-        super().__init__()
-        self.source = source
-        self.seed = seed
-
-    def _meta(self) -> list[int]:
-        return cut([sample.name for sample in self.source.train.samples], purpose="meta")
-
-    def _train(self, seed: int, positions: Sequence[int] | None = None) -> SeededLoader:
-        source, options = self.source, self.source.options
-        samples = Samples(source, source.train, positions, source.transforms)
-        return SeededLoader(samples, options.batch_size, seed, None, True, options.workers)
-
-    def _scored(self, part: Part) -> SeededLoader:
-        options = self.source.options
-        return SeededLoader(Samples(self.source, part), options.batch_size, 0, None, False, options.workers)
-
-    def train_dataloader(self, without_meta: bool = False) -> SeededLoader:
-        """Returns augmented training samples in the order of the seed, ``without_meta`` the rest of that cut."""
-        kept = sorted({*range(len(self.source.train))} - {*self._meta()}) if without_meta else None
-        return self._train(self.seed, kept)
-
-    def meta_dataloader(self) -> SeededLoader:
-        """Returns the further cut of the training samples that bilevel methods use."""
-        return self._train(rng.derive(self.seed, "meta"), self._meta())
-
-    def val_dataloader(self) -> SeededLoader:
-        """Returns the validation samples."""
-        return self._scored(self.source.val)
-
-    def test_dataloader(self) -> SeededLoader:
-        """Returns the test samples."""
-        return self._scored(self.source.test)
-
-
-def _held_out(every: tuple[Sample, ...], most: int | None, where: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Returns training and validation samples; validation never meets those of a run with more or fewer of them."""
-    most = min(most or len(every), len(every))
-    if most < 2:
-        raise KDBenchError(f"{where}: {most} image to train on; expected two at least: validation is cut from them")
-    held_out = cut([sample.name for sample in every])
-    few = len(held_out) if most == len(every) else min(max(1, round(SHARE * most)), len(held_out))
-    val = _limited([every[i] for i in held_out], few, "val")
-    rest = [sample for i, sample in enumerate(every) if i not in {*held_out}]
-    return _limited(rest, most - few, "train"), val
-
-
-def _limited(samples: Sequence[Sample], most: int | None, purpose: str) -> tuple[Sample, ...]:
-    """Returns at most so many samples, by the hash of their names, in their order."""
-    return tuple(samples[i] for i in limited([sample.name for sample in samples], most, purpose))
+        super().__init__(source, Samples, seed)

@@ -7,30 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import numpy as np
 import torch
-from lightning import LightningDataModule
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from kdbench.base import rng
 from kdbench.base.digest import digest
 from kdbench.base.instantiate import check
 from kdbench.base.store import Store
-from kdbench.data import Key, SeededLoader
+from kdbench.data import Key
 from kdbench.errors import KDBenchError
-from kdbench.splits import SHARE, cut, limited
 from kdbench.task import Batch
+from tasks import parts
 from tasks.images import Reader
+from tasks.parts import KEPT, Part, at_most, held_out
 from tasks.pixels import BACKGROUND
 from tasks.segmentation.preprocess import MEAN, STD, Preprocess
 from tasks.segmentation.sources import RENDERED, Source, open_source
 from tasks.segmentation.sources.base import Sample
 from tasks.segmentation.transforms import Transforms
-
-#: Bytes of decoded images and masks that are kept in memory, where they are read in the training process.
-KEPT = 2**29
 
 
 @dataclass(frozen=True)
@@ -74,22 +68,6 @@ class DataOptions:
             raise KDBenchError(f"data.std={list(self.std)}: expected a number for each of {len(STD)} channels")
 
 
-@dataclass(frozen=True)
-class Part:
-    """The samples of one split.
-
-    Attributes:
-        samples: Them.
-        first: Id of the first; ids count on from there.
-    """
-
-    samples: tuple[Sample, ...]
-    first: int = 0
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-
 class Scenes:
     """An opened data set, its splits cut.
 
@@ -120,8 +98,11 @@ class Scenes:
             options.size or _most_common([source.facts[sample.name].size for sample in layout.test]),
             Reader(options.background or BACKGROUND, source.range),
         )
-        train, val = _held_out(source, options)
-        test = _limited(layout.test, options.test, "test")
+        if layout.val is None:
+            train, val = held_out(layout.train, options.train, layout.name)
+        else:
+            train, val = at_most(layout.train, options.train, "train"), layout.val
+        test = at_most(layout.test, options.test, "test")
         self.train, self.val = Part(train), Part(val, len(train))
         self.test = Part(test, len(train) + len(val))
         self.transforms = Transforms(**check("data.transforms", Transforms, options.transforms))
@@ -167,37 +148,14 @@ class Scenes:
         return SceneData(self, seed)
 
 
-class Samples(Dataset[Batch]):
-    """Batches by the keys of their samples; what is drawn for a sample depends on its key alone.
-
-    Args:
-        scenes: Whose.
-        part: Which samples.
-        positions: Which of the samples of ``part``, whose ids they keep; None for all.
-        transforms: Augmentation, or None.
-    """
-
-    def __init__(
-        self, scenes: Scenes, part: Part, positions: Sequence[int] | None = None, transforms: Transforms | None = None
-    ) -> None:
-        chosen = range(len(part)) if positions is None else positions
-        self.scenes = scenes
-        self.samples = [part.samples[i] for i in chosen]
-        self.ids = torch.tensor([part.first + i for i in chosen], dtype=torch.long)
-        self.keys = np.array([rng.derive(0, "sample", s.name) for s in self.samples], dtype=np.uint64)
-        self.transforms = transforms
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: Key) -> Batch:
-        return self.__getitems__([key])
+class Samples(parts.Samples[Sample, Scenes]):
+    """Batches of images and masks; see :class:`tasks.parts.Samples`."""
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Fetches a whole batch."""
         chosen = [key.sample for key in keys]
-        read = [self.scenes.read(self.samples[i]) for i in chosen]
-        preprocess, ids = self.scenes.preprocess, self.ids[chosen]
+        read = [self.source.read(self.samples[i]) for i in chosen]
+        preprocess, ids = self.source.preprocess, self.ids[chosen]
         if self.transforms is None:
             images = torch.stack([image for image, _ in read]).float() / 255
             return Batch(preprocess.normalise(images), torch.stack([mask for _, mask in read]).long(), ids)
@@ -207,8 +165,8 @@ class Samples(Dataset[Batch]):
         return Batch(preprocess.normalise(self.transforms.light(images + mean, *drawn)), masks, ids)
 
 
-class SceneData(LightningDataModule):
-    """Loaders of an opened data set.
+class SceneData(parts.PartLoaders):
+    """Loaders of an opened data set; images of several sizes are scored one by one, whole.
 
     Args:
         scenes: The data set.
@@ -216,41 +174,12 @@ class SceneData(LightningDataModule):
     """
 
     def __init__(self, scenes: Scenes, seed: int) -> None:
-        super().__init__()
+        super().__init__(scenes, Samples, seed)
         self.scenes = scenes
-        self.seed = seed
 
-    def _meta(self) -> list[int]:
-        return cut([sample.name for sample in self.scenes.train.samples], purpose="meta")
-
-    def _train(self, seed: int, positions: Sequence[int] | None = None) -> SeededLoader:
-        scenes, options = self.scenes, self.scenes.options
-        samples = Samples(scenes, scenes.train, positions, scenes.transforms)
-        return SeededLoader(samples, options.batch_size, seed, None, True, options.workers)
-
-    def _scored(self, part: Part) -> SeededLoader:
-        """Images of several sizes come one by one, whole."""
-        alike = len({self.scenes.size(sample) for sample in part.samples}) == 1
-        options = self.scenes.options
-        samples = Samples(self.scenes, part)
-        return SeededLoader(samples, options.batch_size if alike else 1, 0, None, False, options.workers)
-
-    def train_dataloader(self, without_meta: bool = False) -> SeededLoader:
-        """Returns augmented training samples in the order of the seed, ``without_meta`` the rest of that cut."""
-        kept = sorted({*range(len(self.scenes.train))} - {*self._meta()}) if without_meta else None
-        return self._train(self.seed, kept)
-
-    def meta_dataloader(self) -> SeededLoader:
-        """Returns the further cut of the training samples that bilevel methods use."""
-        return self._train(rng.derive(self.seed, "meta"), self._meta())
-
-    def val_dataloader(self) -> SeededLoader:
-        """Returns the validation samples."""
-        return self._scored(self.scenes.val)
-
-    def test_dataloader(self) -> SeededLoader:
-        """Returns the test samples."""
-        return self._scored(self.scenes.test)
+    def together(self, part: Part[Sample]) -> bool:
+        """Says whether all images are of one size."""
+        return len({self.scenes.size(sample) for sample in part.samples}) == 1
 
 
 def open_scenes(options: Mapping[str, Any], store: Store, progress: bool = True) -> Scenes:
@@ -281,26 +210,3 @@ def open_scenes(options: Mapping[str, Any], store: Store, progress: bool = True)
 
 def _most_common(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return Counter(sizes).most_common(1)[0][0]
-
-
-def _held_out(source: Source, options: DataOptions) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Returns training and validation samples; validation never meets those of a run with more or fewer of them."""
-    layout, every = source.layout, source.layout.train
-    most = min(options.train or len(every), len(every))
-    if layout.val is not None:
-        return _limited(every, most, "train"), layout.val
-    if most < 2:
-        raise KDBenchError(
-            f"{layout.name}: {most} image to train on (data.train={options.train}); expected two at least, as "
-            "validation is cut from them"
-        )
-    held_out = cut([sample.name for sample in every])
-    few = len(held_out) if most == len(every) else max(1, round(SHARE * most))
-    val = _limited([every[i] for i in held_out], few, "val")
-    rest = [sample for i, sample in enumerate(every) if i not in {*held_out}]
-    return _limited(rest, most - few, "train"), val
-
-
-def _limited(samples: Sequence[Sample], most: int | None, purpose: str) -> tuple[Sample, ...]:
-    """Returns at most so many samples, by the hash of their names, in their order."""
-    return tuple(samples[i] for i in limited([sample.name for sample in samples], most, purpose))
