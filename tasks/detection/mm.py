@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Boxes, Edges, Feature, Logits
 from tasks.detection import operators
-from tasks.detection.outputs import Found, Inputs, Outputs, Target
+from tasks.detection.outputs import Found, Inputs, Outputs, Rules, Target
 
 #: What :func:`create` needs beside it.
 MISSING = "detectors of mmdet need its package: pip install 'kdbench[detection]'"
@@ -200,6 +200,23 @@ def raw(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return outputs.logits.sigmoid(), outputs.boxes
 
 
+def rules(model: Any, outputs: Outputs) -> Rules | None:
+    """Returns how detections come out of class scores and boxes; None of two stages or of scores beside those."""
+    test, reads = model.test_cfg, model.data_preprocessor
+    if hasattr(model, "rpn_head") or len(outputs.raw) > 2 or test.nms.type != "nms":
+        return None
+    mean = reads.mean.flatten().tolist() if reads._enable_normalize else [0.0] * 3
+    least, candidates = test.get("min_bbox_size", -1), test.get("nms_pre", -1)
+    return Rules(
+        test.score_thr,
+        None if candidates < 0 else candidates,
+        test.nms.iou_threshold,
+        test.max_per_img,
+        None if least < 0 else float(least),
+        tuple(mean if reads._channel_conversion else mean[::-1]),
+    )
+
+
 def _head(model: Any) -> Any:
     return model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
 
@@ -245,7 +262,8 @@ def _decoded(head: Any, maps: Sequence[Tensor], anchors: Tensor, points: Tensor 
     centres, strides = points[:, :2], points[:, 2:]
     if hasattr(head, "reg_max"):
         law = _joined(maps, 4 * (head.reg_max + 1))
-        distances = head.integral(law).view(*law.shape[:2], 4) * strides
+        # The mean of each edge's law. mmdet's own Integral casts its buffer, which the ONNX exporter cannot follow.
+        distances = (law.unflatten(2, (4, -1)).softmax(3) * head.integral.project).sum(3) * strides
     else:
         distances = _joined(maps, 4)
         if getattr(head, "norm_on_bbox", False) and head.training:

@@ -73,6 +73,26 @@ class Found(NamedTuple):
     scores: Tensor
 
 
+class Rules(NamedTuple):
+    """How rows become detections where nothing but class scores and boxes counts.
+
+    Attributes:
+        score: Least score.
+        per_level: Most candidates of a level; None for all.
+        overlap: Of a box with a better one of its class, beyond which it is left out.
+        most: Detections.
+        least_side: Beyond which both sides of a box have to be, pixels; None for any.
+        mean: Three values from 0 to 255, RGB, which padding becomes zero by.
+    """
+
+    score: float
+    per_level: int | None
+    overlap: float
+    most: int
+    least_side: float | None
+    mean: tuple[float, ...]
+
+
 class Adapter(Protocol):
     """How the task speaks with the detectors of a package."""
 
@@ -81,6 +101,9 @@ class Adapter(Protocol):
 
     def raw(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns class scores and boxes of images of one size, in operations that can be exported."""
+
+    def rules(self, model: nn.Module, outputs: Outputs) -> Rules | None:
+        """Returns how detections come out of what ``raw`` gives, None where more is needed than that."""
 
     def loss(self, model: nn.Module, outputs: Outputs, inputs: Inputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Returns the detector's own supervised terms."""

@@ -34,6 +34,8 @@ ENGINE = ("name", "task")
 #: Taps ``<name>.1``, ``<name>.2``, … are the levels of one feature.
 TOWERS = ("cls_tower", "reg_tower")
 EDGES = "edges"
+#: Joined to a script beside an exported detector.
+SCRIPT = ("tasks.pixels", "tasks.detection.script")
 
 
 class Detection(Task):
@@ -115,11 +117,15 @@ class Detection(Task):
     def example(self) -> Batch:
         """Returns an image of noise."""
         noise = torch.rand(3, *self.preprocess.typical, generator=rng.generator(0, "example"))
-        return self._alone((255 * noise).byte())
+        return self._unknown([(255 * noise).byte()])
 
-    def _alone(self, image: Tensor) -> Batch:
+    def batch(self, images: Sequence[Image]) -> Batch:
+        """Returns RGB images as a batch of which nothing is known."""
+        return self._unknown([self.preprocess.scaled(image) for image in images])
+
+    def _unknown(self, images: list[Tensor]) -> Batch:
         nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
-        return collate([image], [nothing], torch.tensor([0]))
+        return collate(images, [nothing] * len(images), torch.arange(len(images)))
 
     def counts(self) -> Mapping[str, Counts]:
         """Returns the objects by split and class; crowds are none."""
@@ -241,15 +247,27 @@ class Detection(Task):
         return found if batch.supervised is None else torch.where(batch.supervised[:, None], found, -1)
 
     def export(self, model: nn.Module) -> ExportPlan:
-        """Images of one size to the class scores and boxes of all anchors, before non-maximum suppression."""
+        """Images of one size to the class scores and boxes of all anchors, before non-maximum suppression.
+
+        The script beside the file goes on from there to detections, where the adapter has :class:`Rules`.
+        """
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         tall, wide = (-(-side // 32) * 32 for side in self.preprocess.typical)
         image = 255 * torch.rand(1, 3, tall, wide, generator=rng.generator(0, "example"))
-        facts = {
-            "inputs": "RGB from 0 to 255",
+        image = image.to(device)
+        with torch.no_grad():
+            outputs = self.forward(model.eval(), Inputs(image, torch.tensor([[tall, wide]])))
+        facts: dict[str, Any] = {
+            "canvas": [tall, wide],
+            "levels": outputs.level().bincount().tolist(),
             "outputs": "class scores and boxes (left, top, right, bottom) of anchors",
         }
-        return ExportPlan(Whole(model).eval(), (image.to(device),), ("images",), ("scores", "boxes"), facts=facts)
+        rules = adapter(model).rules(model, outputs)
+        if rules is not None:
+            told = rules._asdict()
+            facts |= {"padding": told.pop("mean"), "rules": told}
+        script = () if rules is None else SCRIPT
+        return ExportPlan(Whole(model).eval(), (image,), ("images",), ("scores", "boxes"), facts=facts, script=script)
 
     @torch.no_grad()
     def _found(self, model: nn.Module, batch: Batch) -> list[Found]:
@@ -274,7 +292,7 @@ class Detection(Task):
 
     def read(self, path: Path) -> Batch:
         """Reads an image file."""
-        return self._alone(self.preprocess.decode(path))
+        return self._unknown([self.preprocess.decode(path)])
 
     def show(self, batch: Batch, model: nn.Module, name: str) -> Image:
         """An image with the boxes that are found."""

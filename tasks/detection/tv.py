@@ -19,7 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from kdbench.errors import KDBenchError
 from kdbench.features import Boxes, Feature
-from tasks.detection.outputs import Found, Inputs, Outputs, Target
+from tasks.detection.outputs import Found, Inputs, Outputs, Rules, Target
 from tasks.segmentation.models import make_backbone
 
 DETECTORS = ("retinanet", "fcos", "faster_rcnn")
@@ -133,6 +133,14 @@ def raw(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     sizes = [(images.shape[2], images.shape[3])] * len(images)
     outputs = _headed(model, ImageList((images / 255 - mean) / std, sizes))
     return outputs.logits.sigmoid(), outputs.boxes
+
+
+def rules(model: Any, outputs: Outputs) -> Rules | None:
+    """Returns how detections come out of class scores and boxes; RetinaNet alone has no others."""
+    if not isinstance(model, RetinaNet):
+        return None
+    mean = tuple(255.0 * value for value in model.transform.image_mean)
+    return Rules(model.score_thresh, model.topk_candidates, model.nms_thresh, model.detections_per_img, None, mean)
 
 
 def _headed(model: Any, images: ImageList) -> Outputs:
