@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import augment, augmentor, engine, hoi, integers, methods, pointcloud, segmentation, startup
+from benchmarks import augment, augmentor, detection, engine, hoi, integers, methods, pointcloud, segmentation, startup
 from benchmarks.report import MISSED, Row, as_json, machine, table
 from kdbench.base.terminal import terminal
 
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "replay": engine.replay,
     "accuracy": engine.accuracy,
     "segmentation": segmentation.segmentation,
+    "detection": detection.detection,
     "hoi": hoi.attention,
     "pillars": pointcloud.pillars,
     "detectors": pointcloud.detectors,

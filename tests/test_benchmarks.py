@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import augmentor, engine, hoi, pointcloud, segmentation, startup
+from benchmarks import augmentor, detection, engine, hoi, pointcloud, segmentation, startup
 from benchmarks.images import ResNet
 from benchmarks.report import BEYOND, MET, MISSED, MORE, WITHIN, Row
 from benchmarks.turns import Gate, Times, alternate, take_turns
@@ -165,6 +165,19 @@ def test_segmentation_is_the_ratio_to_the_plain_loop(monkeypatch) -> None:
     monkeypatch.setattr(segmentation, "same_work", lambda _: 1e-6)
     monkeypatch.setattr(segmentation, "take_turns", lambda who, *_: {n: Times([times[n]]) for n in who})
     (row,) = run(segmentation.segmentation())
+    assert (row.value, row.limit, row.verdict) == (pytest.approx(1.025), 1.05, MET)
+
+
+def test_mmdets_own_step_trains_as_the_engine_does(monkeypatch) -> None:
+    monkeypatch.setattr(detection, "SIZE", (64, 96))
+    assert detection.same_work(2, steps=2) <= 1e-4
+
+
+def test_detection_is_the_ratio_to_mmdets_own_step(monkeypatch) -> None:
+    times = {"bare": 400.0, "twin": 404.0, "engine": 410.0}
+    monkeypatch.setattr(detection, "same_work", lambda _: 1e-6)
+    monkeypatch.setattr(detection, "take_turns", lambda who, *_: {n: Times([times[n]]) for n in who})
+    (row,) = run(detection.detection())
     assert (row.value, row.limit, row.verdict) == (pytest.approx(1.025), 1.05, MET)
 
 
