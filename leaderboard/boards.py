@@ -38,9 +38,9 @@ import numpy as np
 from leaderboard.costs import student_passes
 from leaderboard.crossed import largest
 from leaderboard.families import Families, cells_of, scores
-from leaderboard.groups import MINIMUM, Difference, Group, Setting, Verdict, gains, group, summarise
+from leaderboard.groups import MATCHED, MINIMUM, Difference, Group, Setting, Verdict, gains, group, summarise
 from leaderboard.row import Row
-from leaderboard.stats import Contrast, Estimate, Floats, estimate, grid, paired, paired_p
+from leaderboard.stats import LEVEL, Contrast, Estimate, Floats, estimate, grid, holm, paired, paired_p
 
 #: The method that every other one is compared with, tuned with as many trials.
 BASELINE = "kd"
@@ -258,7 +258,7 @@ def _compared(groups: Sequence[Group], primary: str, higher_is_better: bool, bas
         if not g.reference:
             by_trials.setdefault((g.trials, g.metric), []).append(g)
     for (trials, _), same in by_trials.items():
-        families = Families(same)
+        families, matched = Families(same), _versus_matched(same)
         baselines = [i for i, g in enumerate(same) if g.method == baseline]
         reasons = [_unranked(g, primary, higher_is_better) for g in same]
         ranked = [i for i, reason in enumerate(reasons) if reason is None]
@@ -270,7 +270,28 @@ def _compared(groups: Sequence[Group], primary: str, higher_is_better: bool, bas
             if g.method == baseline:
                 vs_kd = Difference(reason=f"{baseline} itself")
             vs_scratch = _versus_scratch(families, i)
-            done.append(replace(g, vs_scratch=vs_scratch, vs_kd=vs_kd, rank=places.get(i), unranked=reasons[i]))
+            own = replace(g, vs_scratch=vs_scratch, vs_kd=vs_kd, vs_matched=matched[i])
+            done.append(replace(own, rank=places.get(i), unranked=reasons[i]))
+    return done
+
+
+def _versus_matched(groups: Sequence[Group]) -> list[Difference]:
+    """Compares groups with the students that had as much compute without a teacher, corrected for all (Holm).
+
+    These twins are other ones for every method, so that there is no family over shared ones.
+    """
+    found = [paired(g.over(lambda row: row.score), g.over(lambda row: row.of(MATCHED))) for g in groups]
+    p = [None if one is None else paired_p(one) for one in found]
+    family = sum(value is not None for value in p)
+    done = []
+    for g, one, alone, corrected in zip(groups, found, p, holm(p), strict=True):
+        if one is None:
+            done.append(Difference(reason="no scratch twin of equal compute"))
+            continue
+        verdict: Verdict = "open"
+        if corrected is not None and corrected < 1 - LEVEL:
+            verdict = "better" if (one.mean > 0) == g.higher_is_better else "worse"
+        done.append(Difference(one, verdict, p=alone, corrected=corrected, family=family))
     return done
 
 

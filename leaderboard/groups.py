@@ -26,6 +26,9 @@ from leaderboard.stats import Estimate, Floats, columns, grid, ratio
 #: Fewest seeds that a row needs to be ranked.
 MINIMUM = 3
 
+#: What a record calls the student that was trained alone for as much compute as the distilled one.
+MATCHED = "scratch_matched"
+
 Verdict = Literal["better", "worse", "open"]
 
 
@@ -107,6 +110,7 @@ class Group:
         failed: Runs without a score because they failed; ``diverged`` likewise.
         enough: Enough seeds, all of a teacher by the same code; else the row is grey and has no rank.
         note: Why the row is grey, or None.
+        matched: The student trained alone for as much compute, where every run has it.
         gap: Share of the gap between scratch student and teacher that is closed: a ratio of means over all seeds.
         unranked: Why there is no rank, or None.
         latency: Median over all runs of this network on this machine, from the fastest to the slowest of them.
@@ -132,6 +136,7 @@ class Group:
     teacher: Estimate | None
     scratch: Estimate | None
     converted: Estimate | None
+    matched: Estimate | None
     gap: Estimate | None
     gap_reason: str | None
     cost: Cost
@@ -139,6 +144,7 @@ class Group:
     note: str | None
     vs_scratch: Difference = Difference()
     vs_kd: Difference = Difference()
+    vs_matched: Difference = Difference()
     rank: tuple[int, int] | None = None
     unranked: str | None = None
     latency: Estimate | None = None
@@ -234,6 +240,7 @@ def _group(rows: list[Row], minimum: int) -> Group:
         teacher=of("teacher"),
         scratch=of("scratch"),
         converted=of("converted"),
+        matched=of(MATCHED),
         gap=gap,
         gap_reason=gap_reason,
         cost=_cost(scored),

@@ -72,6 +72,12 @@ class StudentConfig(BaseModel):
     trainer: dict[str, Any]
 
 
+class ScratchConfig(_Strict):
+    """``scratch``: of the student trained alone."""
+
+    matched: bool = False
+
+
 class TuningConfig(_Strict):
     """``tuning``."""
 
@@ -141,4 +147,5 @@ class Config(_Strict):
     role: Literal["student", "teacher"] | None
     teacher: TeacherConfig
     student: StudentConfig
+    scratch: ScratchConfig = ScratchConfig()
     tuning: TuningConfig

@@ -46,6 +46,7 @@ SPEC_EXCLUDE = (
     "teacher.data.workers",
     "teacher.replay_limit",
     "trainer.threads",
+    "scratch",
 )
 
 #: The seed of the teacher, dotted: with another one it is the same specification, :func:`spec_hash` takes it for 0.

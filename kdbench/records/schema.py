@@ -181,7 +181,8 @@ class Record(_Model):
     primary: Primary | None = None
     scores: dict[Name, RoleScores] = Field(
         default={},
-        description="By what was scored: teacher, scratch, student, peer, and what else a training leaves by its name "
+        description="By what was scored: teacher, scratch, student, peer, scratch_matched (the student alone, trained "
+        "for as many multiply-accumulates as the distilled one), and what else a training leaves by its name "
         "(converted); of a teacher or a scratch student with that in front (teacher_privileged).",
     )
     gap_closed: float | None = None

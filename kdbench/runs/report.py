@@ -38,7 +38,11 @@ def show(record: Record, path: Path, console: Console) -> None:
         value = scores.test[name]
         size = record.models.get("student" if role == "scratch" else role)
         table.add_row(
-            {"scratch": "student, scratch", "student": f"student, {compared}"}.get(role, role),
+            {
+                "scratch": "student, scratch",
+                "scratch_matched": "student, scratch, same compute",
+                "student": f"student, {compared}",
+            }.get(role, role),
             _number(value, unit),
             _number((scores.best_on_val or {}).get(name), unit),
             _difference(value, base, record.primary) if role != "scratch" else "",

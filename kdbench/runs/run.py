@@ -58,6 +58,10 @@ class Outcome:
     record: Record
 
 
+#: What the record calls the student that was trained alone for as much compute as the distilled one.
+MATCHED = "scratch_matched"
+
+
 class Run:
     """A configuration on its way to a record.
 
@@ -98,7 +102,7 @@ class Run:
         folder = self._folder(run_id)
         if not self.config["rerun"] and (folder / RUN).is_file():
             record = read_record(folder)
-            if record.status == "ok":
+            if record.status == "ok" and (MATCHED in record.scores or not self._matches):
                 self.console.print(f"{self.label}This run has its record (rerun=true runs it again):")
                 show(record, folder, self.console)
                 return Outcome("ok", folder, record)
@@ -185,6 +189,7 @@ class Run:
             self._replay(main)
         self.console.print(f"{self.label}scores: drawing the picture, measuring the student")
         models, preview, compared, apart = self._look(products, trainings)
+        matched, stretched = self._matched(products, models, trainings)
         absent = trainings.absent
         gap, reason, flags = gap_closed(products, self.task, self.config["task"].get("noise"), absent)
         info = self.task.dataset()
@@ -196,7 +201,7 @@ class Run:
             spec_hash=self.spec,
             code_digest=source_digest(trainings.main_recipe.modules),
             status="ok",
-            flags=[*flags, *taught, *trainings.twin_flags, *apart, *main.manifest["flags"], *info.notes],
+            flags=[*flags, *taught, *trainings.twin_flags, *stretched, *apart, *main.manifest["flags"], *info.notes],
             **self._names(),
             options={k: v for k, v in method.items() if k not in ("name", "_target_")},
             fidelity=self._fidelity(),
@@ -213,7 +218,7 @@ class Run:
                 inputs=dict(info.inputs),
             ),
             primary=Primary(name=self.task.primary, higher_is_better=self.task.higher_is_better, unit=self.task.unit),
-            scores=_scores(products, compared) | _scores(beside, {}),
+            scores=_scores(products, compared) | _scores({**beside, **matched}, {}),
             gap_closed=gap,
             gap_reason=reason,
             cost=Cost(**main.manifest["cost"]),
@@ -233,6 +238,24 @@ class Run:
             left += [f"{name}.safetensors" for name in main.manifest["beside"]]
             files |= {name: main.path / name for name in left}
         return record, files
+
+    @property
+    def _matches(self) -> bool:
+        """Whether a compute-matched twin is asked for and can be."""
+        asked = bool((self.config.get("scratch") or {}).get("matched"))
+        return asked and self.config["role"] is None and self.trainings.distils and not self.trainings.no_twin
+
+    def _matched(
+        self, products: Mapping[str, Product], models: Mapping[str, Model], trainings: Trainings
+    ) -> tuple[dict[str, Product], list[str]]:
+        """Trains the student alone for as much compute as the distilled one had; returns it and a flag that says so."""
+        if not self._matches:
+            return {}, []
+        own, alone = (compute(products[role].manifest["cost"], models) for role in ("student", "scratch"))
+        times = own / alone
+        product = trainings.matched(times)
+        epochs = product.manifest["cost"]["epochs"]
+        return {MATCHED: product}, [f"matched:{epochs} epochs, {times:.3g} times the compute of the scratch twin"]
 
     def _replay(self, product: Product) -> None:
         """Logs the epochs of a training that an earlier run did."""
@@ -379,6 +402,25 @@ def _check_writable(results: Path) -> None:
 
 def _medium(name: str, content: Any, wandb: ModuleType) -> Any:
     return getattr(wandb, name)(content)
+
+
+def compute(cost: Mapping[str, Any], models: Mapping[str, Model]) -> float:
+    """Returns the multiply-accumulates of all forward passes of a training, the teacher's among them.
+
+    Args:
+        cost: Samples seen, and the passes of student and teacher for each.
+        models: Sizes of both; a teacher without a network costs nothing.
+
+    Raises:
+        KDBenchError: Those of a network are not known.
+    """
+    total = 0.0
+    for role in {"student", "teacher"} & models.keys():
+        passes, macs = cost[f"{role}_passes"] or 0.0, models[role].macs
+        if passes and not macs:
+            raise KDBenchError(f"scratch.matched=true: the multiply-accumulates of the {role} cannot be counted")
+        total += cost["samples_seen"] * passes * (macs or 0)
+    return total
 
 
 def gap_closed(

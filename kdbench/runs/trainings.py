@@ -359,6 +359,10 @@ class Trainings:
         """Returns the student trained alone, if it can be (:attr:`no_twin`)."""
         return None if self.no_twin else self.tested(self.scratch_recipe, main=not self.distils)
 
+    def matched(self, length: float) -> Product:
+        """Returns the student trained alone, its epochs and schedule stretched by ``length``."""
+        return self.tested(replace(self.scratch_recipe, name="matched scratch", length=length))
+
     def student(self, factor: float = 1.0) -> Product:
         """Returns the distilled student."""
         return self.tested(self.student_recipe(factor), main=True)

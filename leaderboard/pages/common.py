@@ -193,6 +193,7 @@ def better(name: str, board: Board) -> Direction | None:
 RARE = (
     Column("peer", "Peer", "The model trained together with the student: test, last epoch.", "number"),
     Column("teacher_privileged", "Teacher privileged", "With its privileged input: test, last epoch.", "number"),
+    Column("scratch_matched", "Scratch, same compute", "The student alone, with the method's compute.", "number"),
     Column("converted", "Converted", "The student as it is stored and run: test, last epoch.", "number"),
 )
 

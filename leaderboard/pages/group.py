@@ -70,6 +70,7 @@ def _page(site: Site, group: Group, board: Any) -> None:
         converted=common.estimate(group.converted, places).text,
         vs_scratch=common.difference(group.vs_scratch, places),
         vs_kd=common.difference(group.vs_kd, places),
+        vs_matched=common.difference(group.vs_matched, places),
         gap=common.gap(group),
         rank=common.rank(group),
         method_page=site.method_pages[group.method],

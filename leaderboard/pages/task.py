@@ -169,6 +169,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
     seeds = "mean and 95% t-interval over seeds, and over teachers where there are several"
     stored = Column("converted", "Converted", f"The student as it is stored and run: {seeds}.", "estimate", high)
     converted = [stored] if any(g.converted is not None for g in groups) else []
+    beside = _MATCHED if any(g.matched is not None for g in groups) else ()
     tuned = len({g.trials for g in groups}) > 1
     checked = [site.verified(g) is not None for g in groups]
     columns = [
@@ -185,6 +186,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
         Column("vs_scratch", "Δ scratch", "Paired difference to the student trained alone.", "estimate", high),
         Column("vs_kd", f"Δ {BASELINE}", f"Paired difference to {BASELINE} tuned alike.", "estimate", high),
         Column("gap", "Gap closed", "Share of the gap between scratch student and teacher.", "estimate", "high"),
+        *(replace(column, better=high) for column in beside),
         Column("seeds", "Seeds", "Seeds that came to a score.", "number", "high"),
         Column("teachers", "Teachers", "Each with all seeds; of one the row is conditional on it.", "number", "high"),
         *common.COST[:FIRST_COSTS],
@@ -225,6 +227,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
                 Cell(group.method, href=site.group_page(group)),
                 common.rank(group, blocks.setdefault((setting, group.trials), len(blocks))),
                 *(_scores(group, main, bool(converted)) if same else [odd] * (4 + len(converted))),
+                *_matched(group, main, same)[: len(beside)],
                 common.count(len(group.seeds)),
                 common.count(len(group.teachers)),
                 *(costs := common.cost_cells(group, board))[:FIRST_COSTS],
@@ -246,6 +249,24 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
             )
     _collapse(table, ("seeds", "teachers", "params", "macs", "latency_ms", "student_cost", "teacher_cost", "verified"))
     return table
+
+
+#: Beside what had as much compute.
+_MATCHED = (
+    Column(
+        "matched",
+        "Scratch, same compute",
+        "The student trained alone for as many multiply-accumulates in forward passes as the method's training has.",
+        "estimate",
+    ),
+    Column("vs_matched", "Δ same compute", "Paired difference to it, corrected for all rows (Holm).", "estimate"),
+)
+
+
+def _matched(group: Group, places: int, same: bool) -> list[Cell]:
+    if not same:
+        return [Cell(), Cell()]
+    return [common.estimate(group.matched, places), common.difference(group.vs_matched, places)]
 
 
 def _scores(group: Group, places: int, converted: bool) -> list[Cell]:

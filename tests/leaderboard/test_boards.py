@@ -29,6 +29,37 @@ KD = [row("kd", seed, score, 60.0 + seed) for seed, score in enumerate((66.0, 67
 AT = [row("at", seed, score, 60.0 + seed) for seed, score in enumerate((70.0, 72.0, 73.0))]
 
 
+def matched(method: str, scores: tuple[float, ...], twins: tuple[float, ...]) -> list[Row]:
+    runs = [row(method, seed, score, 60.0 + seed) for seed, score in enumerate(scores)]
+    return [scored(run, scratch_matched={"accuracy": twin}) for run, twin in zip(runs, twins, strict=True)]
+
+
+def test_a_twin_of_equal_compute_stands_beside_the_plain_one() -> None:
+    at = matched("at", (70.0, 72.0, 73.0), (66.0, 67.9, 69.1))
+    sp = matched("sp", (66.0, 67.5, 69.0), (66.1, 67.2, 69.3))
+    found = boards(*KD, *at, *sp)
+    one, other, kd = the(found, "at"), the(found, "sp"), the(found, "kd")
+    assert one.matched == Estimate(3, *_mean((66.0, 67.9, 69.1)))
+    assert one.vs_matched.estimate is not None
+    assert one.vs_matched.estimate.mean == pytest.approx(4.0)
+    p = scipy.stats.ttest_rel((70.0, 72.0, 73.0), (66.0, 67.9, 69.1)).pvalue
+    assert (one.vs_matched.p, one.vs_matched.corrected) == (pytest.approx(p), pytest.approx(2 * p))  # Holm, of two
+    assert (one.vs_matched.verdict, other.vs_matched.verdict, one.vs_matched.family) == ("better", "open", 2)
+    assert (kd.matched, kd.vs_matched.reason) == (None, "no scratch twin of equal compute")
+    assert one.vs_scratch.estimate is not None
+    assert one.vs_scratch.estimate.mean == pytest.approx(215 / 3 - 61)  # the plain twin stays what it was
+
+
+def _mean(values: tuple[float, ...]) -> tuple[Any, ...]:
+    low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
+    return (
+        pytest.approx(np.mean(values)),
+        pytest.approx(np.std(values, ddof=1)),
+        pytest.approx(low),
+        pytest.approx(high),
+    )
+
+
 def test_seeds_become_a_group_with_intervals() -> None:
     found = the(boards(*KD), "kd")
     low, high = scipy.stats.t.interval(0.95, 2, loc=202 / 3, scale=scipy.stats.sem([66, 67, 69]))

@@ -266,6 +266,16 @@ def test_machines_of_several_kinds_are_told(tmp_path: Path) -> None:
     assert "Seeds of 2 kinds of machine" in (site / f"groups/sp-{mixed[0].spec_hash}.html").read_text()
 
 
+def test_a_twin_of_equal_compute_has_its_columns_where_there_is_one(tmp_path: Path) -> None:
+    twins = [scored(row("sp", seed, 66.0 + seed), scratch_matched={"accuracy": 64.0 + 1.1 * seed}) for seed in range(3)]
+    site = made_of(tmp_path / "out", *KD, *twins)
+    lines = table(site, "task-classification")
+    assert [float(lines["sp"][key]) for key in ("matched", "vs_matched")] == pytest.approx([65.1, 1.9])
+    assert (lines["kd"]["matched"], lines["kd"]["vs_matched"]) == ("", "")
+    assert "Against scratch of equal compute" in (site / f"groups/sp-{twins[0].spec_hash}.html").read_text()
+    assert "matched" not in table(made_of(tmp_path / "plain", *KD), "task-classification")["kd"]
+
+
 @pytest.mark.parametrize(
     ("factor", "scores", "said"),
     [

@@ -184,6 +184,31 @@ def test_without_a_method_the_student_is_its_scratch_twin(kdbench):
     assert len(kdbench.manifests()) == 2
 
 
+def test_a_matched_twin_has_as_much_compute_as_the_method(kdbench):
+    kdbench("method=kd")
+    (plain,) = kdbench.records()
+    assert "scratch_matched" not in plain.scores
+    made = len(kdbench.manifests())
+    kdbench("method=kd", "scratch.matched=true")  # the record lacks it: it is added, and nothing else trains again
+    (record,) = kdbench.records()
+    assert record.spec_hash == plain.spec_hash
+    assert len(kdbench.manifests()) == made + 1
+    assert record.scores["student"] == plain.scores["student"]
+    assert "accuracy" in record.scores["scratch_matched"].test
+    cost, sizes = record.cost, record.models
+    assert cost is not None
+    passes = (cost.student_passes or 0) * sizes["student"].macs, (cost.teacher_passes or 0) * sizes["teacher"].macs
+    times = sum(passes) / passes[0]
+    epochs = round(cost.epochs * times)
+    assert [flag for flag in record.flags if flag.startswith("matched:")] == [
+        f"matched:{epochs} epochs, {times:.3g} times the compute of the scratch twin"
+    ]
+    kdbench("method=kd", "scratch.matched=true")
+    assert len(kdbench.manifests()) == made + 1
+    kdbench("method=none", "scratch.matched=true")  # there is nothing to match
+    assert all("scratch_matched" not in found.scores for found in kdbench.records() if found.method == "none")
+
+
 def test_tuning_reads_validation_alone_and_its_factor_is_used(kdbench, monkeypatch):
     tests: list[int] = []
     reads: dict[str, list[int]] = {}
