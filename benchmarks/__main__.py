@@ -10,7 +10,19 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import augment, augmentor, detection, engine, hoi, integers, methods, pointcloud, segmentation, startup
+from benchmarks import (
+    augment,
+    augmentor,
+    detection,
+    engine,
+    hoi,
+    integers,
+    methods,
+    pointcloud,
+    segmentation,
+    startup,
+    text,
+)
 from benchmarks.report import MISSED, Row, as_json, machine, table
 from kdbench.base.terminal import terminal
 
@@ -22,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "segmentation": segmentation.segmentation,
     "detection": detection.detection,
     "hoi": hoi.attention,
+    "generation": text.generation,
     "pillars": pointcloud.pillars,
     "detectors": pointcloud.detectors,
     "nms": pointcloud.nms,

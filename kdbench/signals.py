@@ -118,6 +118,30 @@ class Signals:
         self._asked[role] = self._asked.get(role, 0) + 1
         return self._run(role, batch, f"asked {self._asked[role]}")
 
+    def generate(self, role: str, batch: Batch, generator: torch.Generator, **options: Any) -> Batch:
+        """Returns a batch that a role writes itself, behind what is given of each sample (capability ``generates``).
+
+        It runs in eval mode and without gradient, whatever the role is, with its weights of this step; each sample
+        counts as one pass. Any role can then be asked about it.
+
+        Args:
+            role: Who writes.
+            batch: Whose samples are continued.
+            generator: Where it draws from: a stream of :meth:`Context.generator`.
+            options: Of the task's op ``generate``, such as ``temperature``.
+        """
+        model = self.cast.model(role)
+        modes = [(module, module.training) for module in model.modules()]
+        self.cast.passes[role] = self.cast.passes.get(role, 0) + share()[1] * len(batch)
+        model.eval()
+        try:
+            with torch.no_grad():
+                written: Batch = self.cast.task.ops()["generate"](model, batch, generator, **options)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return written
+
     def params(self, role: str = "student") -> Mapping[str, Tensor]:
         """Returns the trainable parameters with which a role answers: its own, or those of the last virtual step."""
         own = self.cast.model(role).named_parameters()

@@ -205,6 +205,9 @@ class Task:
               kind ``Nodes``, in their order, whose edges count all rows;
             * ``assigned``: :meth:`ops` has ``assigned(model, batch, boxes)``: for each row of such a feature the true
               box that the detector's own assigner gives it, ``(B, A)`` integers into the M of ``boxes``, -1 for none.
+            * ``generates``: :meth:`ops` has ``generate(model, batch, generator, temperature=1.0)``: the batch whose
+              samples the model writes itself behind what is given of each, drawn from a generator; none of them is
+              supervised. A plugin calls it by :meth:`kdbench.signals.Signals.generate`.
 
             Others are between a task and the plugins that know them.
         primary: Key of the primary metric in :meth:`metrics`.

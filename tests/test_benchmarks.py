@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import augmentor, detection, engine, hoi, pointcloud, segmentation, startup
+from benchmarks import augmentor, detection, engine, hoi, pointcloud, segmentation, startup, text
 from benchmarks.images import ResNet
 from benchmarks.report import BEYOND, MET, MISSED, MORE, WITHIN, Row
 from benchmarks.turns import Gate, Times, alternate, take_turns
@@ -268,3 +268,10 @@ def test_attention_over_a_video_runs_at_the_size_that_it_names() -> None:
     assert row.name == "global attention, 512 nodes"
     assert row.limit == 150
     assert "16 videos, width 48" in row.detail
+
+
+def test_generation_runs_and_leaves_the_threads_as_they_are() -> None:
+    before = torch.get_num_threads()
+    (row,) = run(text.generation(1, 1, batch=2))
+    assert row.limit == pytest.approx(1000 * 2 * 64 / 10_000)
+    assert torch.get_num_threads() == before

@@ -263,3 +263,27 @@ def test_virtual_steps_continue_from_each_other(batch, steps):
     assert derivative.item() == pytest.approx(plain.item(), rel=1e-12)
     assert stepped.params()["a"].item() == pytest.approx(a.item(), rel=1e-12)
     assert signals.params()["a"].item() == 1.3
+
+
+def test_a_role_writes_in_eval_mode_without_gradient_and_is_counted(batch):
+    seen = []
+
+    class Writing(Lines):
+        def ops(self):
+            def generate(model, given, generator, temperature=1.0):
+                seen.append((model.training, torch.is_grad_enabled(), temperature))
+                return given.with_inputs(model(given.inputs))
+
+            return {"generate": generate}
+
+    cast = cast_of(student=(STUDENT, Line(2.0)))
+    cast = Cast(Writing(), cast.roles, cast.sources)
+    model = cast.model("student").train()
+    signals = Signals(cast, {"student": {"main": batch}})
+    written = signals.generate("student", batch, torch.Generator(), temperature=0.5)
+    assert torch.equal(written.inputs, column(2.0, 4.0))
+    assert not written.inputs.requires_grad
+    assert seen == [(False, False, 0.5)]
+    assert model.training
+    assert cast.passes == {"student": 2}
+    assert signals.feature("y", "student", written).values.requires_grad

@@ -302,7 +302,8 @@ class Trainings:
             from kdbench.plugin import artifacts
             from kdbench.training import answering
             from kdbench.training.fit import Training, pick_device
-            from kdbench.training.promises import check_promises, try_out
+            from kdbench.training.promises import check_promises
+            from kdbench.training.tryout import try_out
 
             task = self.task_of(recipe)
             training = Training(recipe, task, untrained=True)

@@ -1,4 +1,4 @@
-"""What is tried on one real batch before anything trains: what a task declares, its metrics, and the networks."""
+"""What is tried on one real batch before anything trains: what a task declares, and its metrics."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from torch.utils._pytree import tree_leaves
 from kdbench.base import rng
 from kdbench.errors import KDBenchError
 from kdbench.features import Feature, Grid, Kind, Last, Levels, Logits, Nodes, Tokens, Values, Vector
-from kdbench.roles.sources import Network
 from kdbench.signals import Signals
-from kdbench.task import Batch, Carry, Task, Warp, move
+from kdbench.task import Batch, Carry, Task, Warp
 from kdbench.training.fit import Training
 from kdbench.training.models import in_one_line, make
 
@@ -426,6 +425,21 @@ def _node_scores(seen: Seen) -> str | None:
     return None
 
 
+def _generates(seen: Seen) -> str | None:
+    write, batch, model = seen.task.ops().get("generate"), seen.batch, seen.signals.cast.model("student")
+    if write is None:
+        return "ops() has no 'generate'"
+    first, again = (write(model, batch, rng.generator(0, "promises")) for _ in range(2))
+    if not isinstance(first, Batch) or len(first) != len(batch):
+        return f"ops()['generate'] gives a {type(first).__name__} for a batch of {len(batch)}"
+    if first.supervised is None or bool(first.supervised.any()):
+        return "ops()['generate'] gives a batch whose samples are supervised"
+    pairs = zip(tree_leaves(first.inputs), tree_leaves(again.inputs), strict=True)
+    if not all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs):
+        return "ops()['generate'] writes two texts for one state of its generator"
+    return None
+
+
 def _first(outputs: Any) -> Tensor:
     """Returns the first tensor of raw outputs."""
     found: Tensor = next(x for x in tree_leaves(outputs) if isinstance(x, Tensor))
@@ -452,40 +466,5 @@ CHECKS: dict[str, Callable[[Seen], str | None]] = {
     "cross_head": _cross_head,
     "assigned": _assigned,
     "node_scores": _node_scores,
+    "generates": _generates,
 }
-
-
-# ---- networks ---------------------------------------------------------------------------------------------------
-
-
-def try_out(training: Training, batch: Batch, device: torch.device) -> None:
-    """Runs the networks of a training once as it will, those that train in train mode too.
-
-    Running statistics change; the training is one that is made to be tried.
-
-    Raises:
-        KDBenchError: One fails, or has nothing to train.
-    """
-    task, seed, batch = training.task, training.recipe.seed, move(batch, device)
-    for name, source in training.cast.sources.items():
-        if not isinstance(source, Network):  # stored answers
-            continue
-        role = training.cast.roles[name]
-        model, side = training.cast.model(name), training.recipe.side if role.side == "student" else role.side
-        trains = role.mode == "train" and not training.recipe.given
-        if trains and not any(parameter.requires_grad for parameter in model.parameters()):
-            raise KDBenchError(f"the {side} {type(model).__name__} has no parameter that trains")
-        kinds = set()
-        for mode in (False, True) if trains else (False,):
-            samples = f"{len(batch)} sample{'s' if len(batch) > 1 else ''}"
-            what = (
-                f"the {side} {type(model).__name__} fails in {'train' if mode else 'eval'} mode on a batch of {samples}"
-            )
-            with rng.scope(seed, "try", name), torch.no_grad():
-                with in_one_line(what):
-                    outputs = task.forward(model.to(device).train(mode), batch.inputs)
-                kinds.add(type(outputs))
-                if len(kinds) > 1:  # a loss that fails on what the model always gives is the task's own
-                    with in_one_line(what):
-                        task.loss(model, outputs, batch)
-        model.to("cpu").train()

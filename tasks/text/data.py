@@ -65,6 +65,7 @@ class DataOptions:
         test: Most test texts.
         labels: Training texts whose words the supervised loss reads; None for all.
         unlabelled: Further training texts that only distillation reads; ``rest`` for all that are left.
+        prompt: Words of each text that are given where a model writes the rest.
         batch_size: Texts a batch.
     """
 
@@ -74,6 +75,7 @@ class DataOptions:
     test: PositiveInt | None = None
     labels: PositiveInt | None = None
     unlabelled: NonNegativeInt | Literal["rest"] = 0
+    prompt: NonNegativeInt = 0
     batch_size: PositiveInt = 64
 
 
@@ -116,6 +118,10 @@ class Texts:
         self.grammar = Grammar(**check("data.grammar", Grammar, options.grammar))
         self.words: tuple[str, ...] = WORDS
         self.length = self.grammar.length
+        if options.prompt >= self.length:
+            raise KDBenchError(
+                f"data.prompt={options.prompt}: texts have {self.length} words; expected fewer, so that one is left"
+            )
         self.law = chain(self.grammar)
         learn, test = _made(self.grammar, store)
         names = [f"{place:06d}" for place in range(len(learn))]

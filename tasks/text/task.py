@@ -52,7 +52,9 @@ class Text(Task):
     """
 
     name: ClassVar[str] = "text"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"single_label", "sample_id", "meta", "class_scores"})
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"single_label", "sample_id", "meta", "class_scores", "generates"}
+    )
     primary: ClassVar[str] = "golden_kl"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str | None] = "nats"
@@ -258,8 +260,16 @@ class Text(Task):
     # ---- what people ask for ----------------------------------------------------------------------------------
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
-        """``with_scores``: scores are the raw outputs."""
-        return {"with_scores": lambda outputs, values: values}
+        """``with_scores``: scores are the raw outputs; ``generate``: a model writes texts behind their first words."""
+        return {"with_scores": lambda outputs, values: values, "generate": self._generated}
+
+    def _generated(self, model: nn.Module, batch: Batch, generator: torch.Generator, temperature: float = 1.0) -> Batch:
+        """Returns a batch with texts of the model's own; words of the prompt are not to be predicted."""
+        given = self.texts.options.prompt
+        made = self.written(model, batch.inputs.words[:, : given + 1], generator, temperature)
+        words = made.targets.words.clone()
+        words[:, :given] = NONE
+        return batch.with_inputs(made.inputs, targets=Targets(words, None), supervised=made.supervised)
 
     def export(self, model: nn.Module) -> ExportPlan:
         """The whole model, for any number of texts; a shorter one is filled up behind its end, at which none looks."""

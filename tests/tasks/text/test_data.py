@@ -91,6 +91,7 @@ def test_no_text_is_a_batch():
         ({"labels": 50, "unlabelled": 5}, r"data.unlabelled=5: 4 training texts are left beside the 50 with labels"),
         ({"grammar": {"lenght": 5}}, r"data.grammar.lenght: unknown key: did you mean 'length'"),
         ({"grammar": {"length": 1}}, r"data.grammar.length: found 1; input should be greater than or equal to 2"),
+        ({"prompt": 12}, r"data.prompt=12: texts have 12 words; expected fewer"),
         ({"source": "topics"}, r"data.source: found 'topics'"),
     ],
 )

@@ -110,6 +110,21 @@ def test_own_words_are_scored_by_the_law_of_what_was_written(made, model):
     assert found["own_kl"] == pytest.approx(uniform, rel=0.1)  # it says anything at all
 
 
+def test_what_is_written_goes_on_from_the_prompt(tmp_path, model):
+    made = tiny.task(tmp_path, prompt=3)
+    batch = next(iter(made.data(0).train_dataloader()))
+    write = made.ops()["generate"]
+    found, again = (write(model, batch, rng.generator(0, "write")) for _ in range(2))
+    assert torch.equal(found.inputs.words, again.inputs.words)
+    assert torch.equal(found.inputs.words[:, :4], batch.inputs.words[:, :4])
+    assert not torch.equal(found.inputs.words, batch.inputs.words)
+    assert torch.equal(found.targets.words[:, 3:-1], found.inputs.words[:, 4:])
+    logits: Any = made.describe(torch.zeros(4, 12, 68), {}, found)["logits"]
+    assert logits.mask.tolist() == [[False] * 3 + [True] * 9] * 4
+    assert torch.equal(found.ids, batch.ids)
+    assert not found.supervised.any()
+
+
 def test_how_far_from_the_teacher(made, model):
     loader = made.data(0).test_dataloader()
     found = made.compare({"teacher": model, "student": model}, loader)
