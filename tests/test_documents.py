@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose
 from hydra.errors import HydraException
 from markdown_it import MarkdownIt
+from safetensors.torch import save_file
 
 from kdbench.configuration import config
 from kdbench.errors import KDBenchError
@@ -249,6 +251,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layouts.mnist(folder / "mnist", train=200, test=60)
     write_released(folder / "cad120", **released(videos=48))
     write_cora(folder)
+    save_file({"ids": torch.arange(2500), "outputs": torch.zeros(2500, 6)}, folder / "reader.safetensors")
     test_layouts.camvid(folder / "camvid")
     test_layouts.cityscapes(folder / "cityscapes")
     return folder

@@ -96,6 +96,13 @@ from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
 from kdbench.functional.trg import neighbour_mask, token_context_loss, token_global_loss, token_local_loss
 from kdbench.functional.ttm import ttm_loss
 from kdbench.functional.vid import softplus_inverse, vid_loss
+from kdbench.functional.vqgraph import (
+    code_distances,
+    code_loss,
+    code_perplexity,
+    edge_prediction_loss,
+    quantisation_loss,
+)
 from kdbench.functional.wsld import soft_label_weight, wsld_loss
 
 __all__ = [
@@ -128,6 +135,9 @@ __all__ = [
     "class_similarity",
     "class_sums",
     "class_variation_loss",
+    "code_distances",
+    "code_loss",
+    "code_perplexity",
     "color_affine",
     "contrast_logits",
     "contrast_loss",
@@ -147,6 +157,7 @@ __all__ = [
     "draw_places",
     "edge_attention_loss",
     "edge_distances",
+    "edge_prediction_loss",
     "entropy",
     "factor_loss",
     "focal_attention",
@@ -226,6 +237,7 @@ __all__ = [
     "pruned_loss",
     "quality_focal_loss",
     "quantile_points",
+    "quantisation_loss",
     "quantized_bytes",
     "random_mask",
     "random_points",

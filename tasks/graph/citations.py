@@ -78,6 +78,11 @@ def make(options: Citations) -> Graph:
     )
 
 
+def law(options: Citations, words: sp.csr_matrix) -> np.ndarray:
+    """Returns the probability ``(N, K)`` of each field by the words ``(N, V)`` of papers, for who knows the options."""
+    return _Laws(options).posterior(words)
+
+
 class _Laws:
     """The tables that all papers share: words of fields and topics, prior of fields, who cites whom.
 

@@ -136,6 +136,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
         LOGITS,
         LOGITS,
     ),
+    "code_loss": (lambda s, t: K.code_loss(s, t, torch.eye(3, 8)), VECTORS, VECTORS),
     "high_frequency_loss": (lambda s, t: K.high_frequency_loss(s, t, EDGES), LOGITS, LOGITS),
     "low_frequency_loss": (lambda s, t: K.low_frequency_loss(s, t, EDGES), LOGITS, LOGITS),
     "local_graph_loss": (K.local_graph_loss, (N, 3, 5), (N, 3, 5)),
