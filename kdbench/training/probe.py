@@ -73,7 +73,7 @@ def shares(
         with distiller.at_rest(), torch.no_grad():
             signals = distiller.probe(batch)
             student, teacher = (signals.answer(role).features for role in ("student", "teacher"))
-            for tap in student.keys() & teacher.keys():
+            for tap in [name for name in student if name in teacher]:
                 found.setdefault(tap, {})[name] = explained(student[tap], teacher[tap])
     model.load_state_dict(before)
     return found

@@ -153,7 +153,14 @@ def test_the_task_describes_exports_and_measures_it(made):
 
 
 @pytest.mark.parametrize(
-    "words", [["method=kd"], ["method=fitnet"], ["method=pointdistiller"], ["method=none", "augment=polarmix"]]
+    "words",
+    [
+        ["method=kd"],
+        ["method=fitnet"],
+        ["method=pointdistiller_released"],
+        ["method=pointdistiller", "method.where=neck+stages"],
+        ["method=none", "augment=polarmix"],
+    ],
 )
 @pytest.mark.parametrize("pair", ["second_4x", "second_16x"])
 def test_methods_train_on_the_pairs(words, pair, root, tmp_path):
