@@ -279,7 +279,7 @@ class GraphTask(Task):
         draw = torch.Generator().manual_seed(0)
         words = (torch.rand(count, self.features, generator=draw) < 0.02).float().to(device)
         if not read:
-            return ExportPlan(Alone(model), (words,), ("words",), ("logits",), {"words": {0: "batch"}})
+            return ExportPlan(Alone(model).eval(), (words,), ("words",), ("logits",), {"words": {0: "batch"}})
         ends = torch.randint(count, (2, links), generator=draw).to(device)
         weight = torch.full((links,), count / links, device=device)
         example, names, dynamic = [words], ["words"], {"words": {0: "nodes"}}
@@ -288,7 +288,7 @@ class GraphTask(Task):
                 example.append(value.clone())
                 names.append(f"{view}_{part}")
                 dynamic[names[-1]] = {0: f"{view}_edges"}
-        return ExportPlan(Around(model, read), tuple(example), tuple(names), ("logits",), dynamic)
+        return ExportPlan(Around(model, read).eval(), tuple(example), tuple(names), ("logits",), dynamic)
 
     @torch.no_grad()
     def picture(self, batch: Batch, models: Mapping[str, nn.Module]) -> Image:
