@@ -88,7 +88,11 @@ def test_the_smoke_experiment_is_forty_runs_of_two_tasks() -> None:
 def test_a_classification_table_has_every_method(table: str) -> None:
     batch = jobs(config.folder() / "experiment" / f"{table}.yaml")
     methods = {o.removeprefix("method=") for job in batch for o in job if o.startswith("method=")}
-    assert methods == {c.name for c in cells() if (c.axis, c.task, c.ok) == ("method", "classification", True)}
+    green = {c.name for c in cells() if (c.axis, c.task, c.ok) == ("method", "classification", True)}
+    # A released run in one word is a form of a method that the table has.
+    released = {name for name in green if name.endswith("_released")}
+    assert methods == green - released
+    assert {name.removesuffix("_released") for name in released} <= methods
 
 
 def test_the_command_line_narrows_an_experiment() -> None:
