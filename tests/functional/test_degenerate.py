@@ -137,6 +137,12 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
         LOGITS,
     ),
     "code_loss": (lambda s, t: K.code_loss(s, t, torch.eye(3, 8)), VECTORS, VECTORS),
+    "quantisation_loss": (lambda s, t: K.quantisation_loss(s, t.float()), VECTORS, VECTORS),
+    "edge_prediction_loss": (
+        lambda s, t: K.edge_prediction_loss(s, torch.tensor([[0, 1], [1, 2]]), torch.tensor([[0, 2], [2, 0]])),
+        VECTORS,
+        VECTORS,
+    ),
     "high_frequency_loss": (lambda s, t: K.high_frequency_loss(s, t, EDGES), LOGITS, LOGITS),
     "low_frequency_loss": (lambda s, t: K.low_frequency_loss(s, t, EDGES), LOGITS, LOGITS),
     "local_graph_loss": (K.local_graph_loss, (N, 3, 5), (N, 3, 5)),
@@ -193,7 +199,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
 }
 #: Grow with a power of the features, and so do their gradients.
 GROWS = {"activation_boundary_loss", "class_attention_loss:raw", "fsp_loss", "hierarchical_context_loss", "hint_loss"}
-GROWS |= {"focal_feature_losses", "imitation_loss"}
+GROWS |= {"edge_prediction_loss", "focal_feature_losses", "imitation_loss"}
 GROWS |= {"local_graph_loss", "mgd_loss", "neighbour_product_loss", "partial_distance", "simkd_loss", "srrl_losses"}
 GROWS |= {"vae_losses", "vid_loss"}
 
