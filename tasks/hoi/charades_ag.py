@@ -11,7 +11,6 @@ categories.
 from __future__ import annotations
 
 import csv
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from kdbench.base.pickles import read_pickle
 from kdbench.errors import KDBenchError, absent, nearest, printable, reading
 from tasks.hoi.boxes import BOX, EDGE, edges
 from tasks.hoi.layout import CLIP, HUMAN, OBJECT, UNKNOWN, Fold, Meta, Video
@@ -138,46 +138,8 @@ def _table(path: Path, actions: Mapping[str, str]) -> dict[str, tuple[str, np.nd
     return found
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise KDBenchError(f"asks for bytes as {encoding!r}, which no file of Action Genome does")
-    return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    return b""
-
-
-class _Reader(pickle.Unpickler):
-    """An unpickler that knows arrays of numpy and refuses every other class and function."""
-
-    _known: Mapping[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        # How Python 3 writes bytes in the protocols of Python 2.
-        ("_codecs", "encode"): _encode,
-        ("__builtin__", "bytes"): _no_bytes,
-        **{
-            (f"numpy.{core}.multiarray", name): value.__reduce__()[0]
-            for core in ("core", "_core")
-            for name, value in (("_reconstruct", np.zeros(0)), ("scalar", np.float64(0)))
-        },
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._known:
-            raise KDBenchError(f"asks for {module}.{name}, which no file of Action Genome does; it was not run")
-        return self._known[module, name]
-
-
 def _pickled(path: Path) -> dict[Any, Any]:
-    try:
-        with reading(path), path.open("rb") as stream:
-            held = _Reader(stream, encoding="latin1").load()
-    except KDBenchError as error:
-        raise KDBenchError(f"{printable(path)}: {error}" if "asks for" in str(error) else str(error)) from None
-    except Exception as error:  # a broken pickle fails in many ways
-        raise KDBenchError(f"{printable(path)}: is no pickle of arrays and plain values ({error})") from None
+    held = read_pickle(path, "Action Genome")
     if not isinstance(held, dict):
         raise KDBenchError(f"{printable(path)}: holds {type(held).__name__}, expected a dict of frames")
     return held

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.errors import KDBenchError
+from kdbench.base.pickles import read_pickle
+from kdbench.errors import KDBenchError, printable
 from tasks.classification.sources.base import ImageSet, Split, checked_labels, split_digest
 
 SHAPE = (3, 32, 32)
@@ -126,6 +126,8 @@ def _read_python(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
         shape = images.shape if isinstance(images, np.ndarray) else type(images).__name__
         raise KDBenchError(f"{path}: data of shape {shape}; expected (images, {PIXELS})")
+    if images.dtype != np.uint8:
+        raise KDBenchError(f"{path}: data of {images.dtype}; expected bytes")
     if not isinstance(labels, list) or len(labels) != len(images) or not all(isinstance(v, int) for v in labels):
         found = f"{len(labels)} labels" if isinstance(labels, list) else type(labels).__name__
         raise KDBenchError(f"{path}: {found} for {len(images)} images; expected an integer for each")
@@ -142,78 +144,14 @@ def _class_names(folder: Path, layout: Layout) -> tuple[str, ...]:
     return tuple(names) if len(names) == layout.classes else tuple(str(i) for i in range(layout.classes))
 
 
-# ---- python batches -------------------------------------------------------------------------------------------------
-
-
-def read_batch(path: Path) -> dict[Any, Any]:
-    """Reads a python batch without running anything that it names: what it holds is plain, or an array of bytes.
+def read_batch(path: Path) -> dict[bytes, Any]:
+    """Reads a python batch without running anything that it names.
 
     Raises:
-        KDBenchError: The pickle is broken, or it names something that no official batch does.
+        KDBenchError: The pickle is broken, is no dict, or names something that no official batch does.
     """
-    try:
-        with path.open("rb") as stream:
-            content = _Reader(stream, encoding="bytes").load()
-            return dict(_plain(content))
-    except KDBenchError as error:
-        raise KDBenchError(f"{path}: {error}") from None
-    except OSError:
-        raise
-    # A broken stream makes the unpickler raise nearly anything.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise KDBenchError(f"{path}: not a whole python batch ({path.stat().st_size} bytes; {reason})") from None
-
-
-class _Array:
-    """Stands in for a pickled array, so that not even NumPy's constructors are called with what a file says."""
-
-    def __init__(self, *_: Any) -> None:
-        self.array = np.empty(0, dtype=np.uint8)
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, content = state
-        if not isinstance(dtype, _Dtype) or dtype.name not in (b"u1", "u1") or not isinstance(content, bytes):
-            raise KDBenchError("holds an array of something else than unsigned bytes; no official batch does")
-        self.array = np.frombuffer(content, dtype=np.uint8).reshape(shape, order="F" if fortran else "C")
-
-
-class _Dtype:
-    def __init__(self, name: Any, *_: Any) -> None:
-        self.name = name
-
-    def __setstate__(self, state: Any) -> None:
-        pass  # byte order, which single bytes have none of
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", b"latin1"):
-        raise KDBenchError(f"encodes bytes as {encoding!r}; no official batch does")
-    return text.encode("latin1")
-
-
-class _Reader(pickle.Unpickler):
-    """An unpickler that knows arrays of bytes and refuses every other class and function."""
-
-    _known: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("_codecs", "encode"): _encode,  # how Python 3 writes bytes in the protocols of Python 2
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._known:
-            raise KDBenchError(f"asks for {module}.{name}, which no official batch does; it was not run")
-        return self._known[module, name]
-
-
-def _plain(value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise KDBenchError(f"holds {type(value).__name__}; expected a dict")
+    held = read_pickle(path, "a python batch", encoding="bytes")
+    if not isinstance(held, dict):
+        raise KDBenchError(f"{printable(path)}: holds {type(held).__name__}; expected a dict")
     # Written by Python 3 its keys are text.
-    return {
-        key.encode() if isinstance(key, str) else key: item.array if isinstance(item, _Array) else item
-        for key, item in value.items()
-    }
+    return {key.encode() if isinstance(key, str) else key: item for key, item in held.items()}

@@ -178,7 +178,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
         planetoid.read(tmp_path, "mini")
     assert not (tmp_path / "made").exists()
     (tmp_path / "ind.mini.graph").write_bytes(b"\x80\x02half")
-    with pytest.raises(KDBenchError, match="not a whole file of Planetoid"):
+    with pytest.raises(KDBenchError, match="not a whole file, expected Planetoid"):
         planetoid.read(tmp_path, "mini")
     (tmp_path / "ind.mini.graph").unlink()
     with pytest.raises(KDBenchError, match=r"there is no 'ind\.mini\.graph'"):

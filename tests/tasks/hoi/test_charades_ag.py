@@ -104,7 +104,7 @@ def changed(**change: Any) -> tuple[Any, Any]:
         (
             None,
             ({"a": Evil()}, {}),
-            "person_bbox.pkl: asks for .*, which no file of Action Genome does; it was not run",
+            "person_bbox.pkl: asks for .*, which is no part of Action Genome; it was not run",
         ),
         (None, ([], {}), "person_bbox.pkl: holds list, expected a dict of frames"),
         (None, ({"x": 1}, {"x": 1}), "'x' names no frame"),
@@ -125,7 +125,7 @@ def test_what_is_not_as_released_is_one_line(tmp_path, monkeypatch, rows, pickle
 def test_broken_and_missing_files_are_named(tmp_path):
     root = folder(tmp_path)
     (root / "annotations" / charades_ag.OBJECTS).write_bytes(b"\x80\x02}q\x00(")
-    with pytest.raises(KDBenchError, match="is no pickle of arrays and plain values"):
+    with pytest.raises(KDBenchError, match="not a whole file, expected Action Genome"):
         charades_ag.convert(root)
     (root / charades_ag.CLASSES).write_text("Holding a cup\n")
     with pytest.raises(KDBenchError, match="expected lines such as 'c000 Holding some clothes'"):
