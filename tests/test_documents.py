@@ -276,8 +276,11 @@ def test_a_command_runs(arguments, shelf, tmp_path):
         few = [f"data.root={shelf}"] if composed["data"]["name"] == "cora" else ["data.citations.papers=250"]
         small = [*small[:3], *few]
     elif composed["task"]["name"] == "text":
-        few = ["data.grammar.texts=2400", "data.grammar.test=8", "data.grammar.length=12", "data.labels=64"]
-        small = [*small[:3], "data.batch_size=64", *few]
+        texts = {
+            "grammar": ["data.grammar.texts=2400", "data.grammar.test=8", "data.grammar.length=12", "data.labels=64"],
+            "topics": ["data.topics.texts=2400", "data.topics.test=40", "data.labels=64"],
+        }
+        small = [*small[:3], "data.batch_size=64", *texts[composed["data"]["name"]]]
     elif composed["task"]["name"] == "detection":
         few = ["data.render.train=12", "data.render.test=3", "data.train=12", "data.render.size=[64,96]"]
         small = [*small[:3], "data.batch_size=4", *few]

@@ -1,29 +1,26 @@
-"""Texts of a source, cut into splits, with labels for some of the training texts, loaded a batch at a time."""
+"""Texts for language models: of a known law, cut into splits, a batch at a time with the word that follows each."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from kdbench.base import rng
 from kdbench.base.digest import digest, source_digest
 from kdbench.base.instantiate import check
 from kdbench.base.store import Store
-from kdbench.data import Key, SeededLoader
 from kdbench.errors import KDBenchError
-from kdbench.splits import cut, limited
+from kdbench.splits import limited
 from kdbench.task import Batch
 from tasks.text.grammar import WORDS, Grammar, chain, make
+from tasks.text.loading import TextData, content, cuts
+from tasks.text.options import Options
 
 #: In :attr:`Targets.words`: no word to predict.
 NONE = -1
@@ -34,7 +31,7 @@ class Inputs(NamedTuple):
     """What a model reads of B texts, padded behind their ends to L words.
 
     Attributes:
-        words: ``(B, L)`` int64, of a text the full stop in front of it and all words but the last.
+        words: ``(B, L)`` int64; of a language model the full stop in front of a text and all its words but the last.
         mask: ``(B, L)`` bool, words that are there.
     """
 
@@ -55,32 +52,22 @@ class Targets(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """Options of ``data``.
 
     Attributes:
         source: ``grammar``.
         grammar: Of the made-up texts, options of :class:`~tasks.text.grammar.Grammar`.
-        train: Most texts to learn from, validation included.
-        test: Most test texts.
-        labels: Training texts whose words the supervised loss reads; None for all.
-        unlabelled: Further training texts that only distillation reads; ``rest`` for all that are left.
         prompt: Words of each text that are given where a model writes the rest.
-        batch_size: Texts a batch.
     """
 
     source: Literal["grammar"] = "grammar"
     grammar: dict[str, Any] = field(default_factory=dict)
-    train: PositiveInt | None = None
-    test: PositiveInt | None = None
-    labels: PositiveInt | None = None
-    unlabelled: NonNegativeInt | Literal["rest"] = 0
     prompt: NonNegativeInt = 0
-    batch_size: PositiveInt = 64
 
 
 @dataclass(frozen=True)
-class Split:
+class Said:
     """Texts of one split.
 
     Attributes:
@@ -97,6 +84,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Makes a batch of the texts at ``rows`` ``(B,)``."""
+        law = None if self.law is None else torch.from_numpy(self.law[rows])
+        known = None if self.supervised is None else torch.from_numpy(self.supervised[rows])
+        return collate(torch.from_numpy(self.texts[rows]), torch.from_numpy(rows + self.first), law, known)
 
 
 class Texts:
@@ -124,46 +117,15 @@ class Texts:
             )
         self.law = chain(self.grammar)
         learn, test = _made(self.grammar, store)
-        names = [f"{place:06d}" for place in range(len(learn))]
-        if len(learn) < 2 or (options.train or 2) < 2:
-            raise KDBenchError(
-                f"data.train={options.train}, data.grammar.texts={len(learn)}: expected two texts at least, as "
-                "validation is cut from them"
-            )
-        pool = limited(names, options.train, "train")
-        held_out = cut([names[place] for place in pool])
-        rest = np.delete(np.array(pool), held_out)
-        train, supervised = self._chosen(rest, names)
-        val = learn[[pool[place] for place in held_out]]
+        found = cuts(options, [f"{place:06d}" for place in range(len(learn))])
+        val = learn[found.val]
         test = test[limited([f"{place:06d}" for place in range(len(test))], options.test, "test")]
-        self.train = Split(learn[train], 0, supervised)
-        self.val = Split(val, len(train), law=self._law(val))
-        self.test = Split(test, len(train) + len(val), law=self._law(test))
-        known = [] if supervised is None else supervised.tolist()
-        self.learned = digest([_hash(self.train.texts), known, _hash(val), _hash(self.law.emission)])
-        self.digest = digest([self.learned, _hash(test)])
-
-    def _chosen(self, rest: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns which texts are trained on, and whose words the supervised loss reads."""
-        options = self.options
-        if options.labels is not None and options.labels > len(rest):
-            raise KDBenchError(
-                f"data.labels={options.labels}: {len(rest)} training texts are left beside validation; expected at "
-                "most as many"
-            )
-        labelled = np.array(limited([names[place] for place in rest], options.labels, "labels"))
-        others = np.setdiff1d(np.arange(len(rest)), labelled)
-        wanted = len(others) if options.unlabelled == "rest" else options.unlabelled
-        if wanted > len(others):
-            raise KDBenchError(
-                f"data.unlabelled={wanted}: {len(others)} training texts are left beside the {len(labelled)} with "
-                f"labels; expected at most {len(others)}" + ("" if options.labels else ", after fewer data.labels")
-            )
-        joined = (
-            others[limited([names[rest[place]] for place in others], wanted, "unlabelled")] if wanted else others[:0]
-        )
-        train = rest[np.concatenate([labelled, joined])]
-        return train, np.arange(len(train)) < len(labelled) if wanted else None
+        self.train = Said(learn[found.train], 0, found.supervised)
+        self.val = Said(val, len(found.train), law=self._law(val))
+        self.test = Said(test, len(found.train) + len(val), law=self._law(test))
+        known = [] if found.supervised is None else found.supervised.tolist()
+        self.learned = digest([content(self.train.texts), known, content(val), content(self.law.emission)])
+        self.digest = digest([self.learned, content(test)])
 
     def _law(self, texts: np.ndarray) -> np.ndarray:
         return self.law.law(texts).astype(np.float32)
@@ -171,10 +133,6 @@ class Texts:
     def module(self, seed: int) -> TextData:
         """Returns the loaders; the order follows ``seed``."""
         return TextData(self, seed)
-
-
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _made(grammar: Grammar, store: Store) -> tuple[np.ndarray, np.ndarray]:
@@ -206,72 +164,6 @@ def collate(
     words = torch.cat([texts.new_full((len(texts), 1), stop), texts[:, :-1]], 1)
     inputs = Inputs(words, torch.ones_like(words, dtype=torch.bool))
     return Batch(inputs, Targets(texts, law), ids, supervised)
-
-
-class Samples(Dataset[Batch]):
-    """Batches by the keys of their samples.
-
-    Args:
-        split: The texts.
-        positions: Which of them, whose ids they keep; None for all.
-    """
-
-    def __init__(self, split: Split, positions: np.ndarray | None = None) -> None:
-        self.chosen = np.arange(len(split)) if positions is None else positions
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, key: Key) -> Batch:
-        return self.__getitems__([key])
-
-    def __getitems__(self, keys: list[Key]) -> Batch:
-        """Fetches a whole batch."""
-        rows, split = self.chosen[[key.sample for key in keys]], self.split
-        law = None if split.law is None else torch.from_numpy(split.law[rows])
-        known = None if split.supervised is None else torch.from_numpy(split.supervised[rows])
-        return collate(torch.from_numpy(split.texts[rows]), torch.from_numpy(rows + split.first), law, known)
-
-
-class TextData(LightningDataModule):
-    """Loaders of an opened data set.
-
-    Args:
-        texts: The data set.
-        seed: Of the order.
-    """
-
-    def __init__(self, texts: Texts, seed: int) -> None:
-        super().__init__()
-        self.texts = texts
-        self.seed = seed
-
-    def _loader(self, samples: Samples, seed: int = 0, train: bool = False) -> SeededLoader:
-        return SeededLoader(samples, self.texts.options.batch_size, seed, None, train)
-
-    def _meta(self) -> np.ndarray:
-        train = self.texts.train
-        known = np.arange(len(train)) if train.supervised is None else np.flatnonzero(train.supervised)
-        return known[cut([str(place) for place in known], purpose="meta")]
-
-    def train_dataloader(self, without_meta: bool = False) -> SeededLoader:
-        """Returns training texts in the order of the seed, ``without_meta`` the rest of that cut."""
-        train = self.texts.train
-        rest = np.setdiff1d(np.arange(len(train)), self._meta()) if without_meta else None
-        return self._loader(Samples(train, rest), self.seed, train=True)
-
-    def meta_dataloader(self) -> SeededLoader:
-        """Returns the further cut of the training texts with labels that bilevel methods use."""
-        return self._loader(Samples(self.texts.train, self._meta()), rng.derive(self.seed, "meta"), train=True)
-
-    def val_dataloader(self) -> SeededLoader:
-        """Returns the validation texts."""
-        return self._loader(Samples(self.texts.val))
-
-    def test_dataloader(self) -> SeededLoader:
-        """Returns the test texts."""
-        return self._loader(Samples(self.texts.test))
 
 
 def open_texts(options: Mapping[str, Any], store: Store) -> Texts:

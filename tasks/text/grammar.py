@@ -93,19 +93,34 @@ class Grammar:
 def chain(options: Grammar) -> Chain:
     """Returns the law of the texts: states are counted by topic, then slot, then number (one, many)."""
     topics, slots, numbers = len(TOPICS), len(SLOTS), 2
+    same = np.eye(topics)
+    shifted = options.stays * same + (1 - options.stays) * (1 - same) / (topics - 1)
+    start = np.zeros((topics, slots, numbers))
+    start[:, SLOTS.index("determiner")] = 1 / (topics * numbers)
+    emission = _emission(options).reshape(-1, len(WORDS))
+    return Chain(start.reshape(-1), moves(shifted), emission)
+
+
+def moves(shifted: np.ndarray) -> np.ndarray:
+    """Returns the law of the next state, with states counted by topic, then slot, then number (one, many).
+
+    Args:
+        shifted: ``(T, T)`` law of the next sentence's topic, by that of the last one.
+
+    Returns:
+        ``(T * 34, T * 34)``.
+    """
+    topics, slots, numbers = len(shifted), len(SLOTS), 2
     move = np.zeros((topics, slots, numbers, topics, slots, numbers))
     place = {name: index for index, name in enumerate(SLOTS)}
-    same = np.eye(topics)
     for name, following in FOLLOWS.items():
         for after, share in following.items():
             if name != "stop":
-                move[:, place[name], :, :, place[after], :] = share * np.einsum("st,nm->sntm", same, np.eye(numbers))
-    shifted = options.stays * same + (1 - options.stays) * (1 - same) / (topics - 1)
+                kept = np.einsum("st,nm->sntm", np.eye(topics), np.eye(numbers))
+                move[:, place[name], :, :, place[after], :] = share * kept
     move[:, place["stop"], :, :, place["determiner"], :] = shifted[:, None, :, None] / numbers
-    start = np.zeros((topics, slots, numbers))
-    start[:, place["determiner"]] = 1 / (topics * numbers)
     states = topics * slots * numbers
-    return Chain(start.reshape(-1), move.reshape(states, states), _emission(options).reshape(states, len(WORDS)))
+    return move.reshape(states, states)
 
 
 def _emission(options: Grammar) -> np.ndarray:

@@ -63,6 +63,24 @@ class Chain:
             belief = (seen / seen.sum(1, keepdims=True)) @ self.transition
         return laws
 
+    def likelihood(self, words: np.ndarray) -> np.ndarray:
+        """Returns the logarithm of the probability of texts, by the forward filter.
+
+        Args:
+            words: ``(N, L)`` integers from 0 to V - 1.
+
+        Returns:
+            ``(N,)`` float64, in nats.
+        """
+        total = np.zeros(len(words))
+        belief = np.broadcast_to(self.start, (len(words), len(self.start)))
+        for step in range(words.shape[1]):
+            seen = belief * self.emission.T[words[:, step]]
+            share = seen.sum(1)
+            total += np.log(share)
+            belief = (seen / share[:, None]) @ self.transition
+        return total
+
 
 def _pick(cumulated: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Returns which entry of each row of cumulated laws ``(N, K)`` a number ``(N,)`` in [0, 1) falls into."""

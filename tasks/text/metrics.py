@@ -1,4 +1,4 @@
-"""What a language model is worth: against the true law of the next word, against the words, and in what it writes."""
+"""What a model of texts is worth: against the true law of what it tells, against what was there, and its teacher."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ def divergence(first: Tensor, log_second: Tensor) -> Tensor:
     return (torch.special.xlogy(first, first) - first * log_second).sum(-1)
 
 
-class NextWord(Metric):
-    """Scores of the next word at every place of the texts.
+class Told(Metric):
+    """Scores of one class a row: what is said of it against its true law, and against what it was.
 
-    ``compute`` returns ``golden_kl``, the mean of ``KL(truth || model)`` over places whose true law is known; ``nll``,
-    the mean negative log-likelihood of the words, both in nats; ``perplexity``, ``exp(nll)`` of all words together;
-    ``accuracy`` of the most probable word, and ``ece``, the expected calibration error of its probability in 15 equal
-    bins, in percent.
+    ``compute`` returns ``golden_kl``, the mean of ``KL(truth || model)`` over rows whose true law is known; ``nll``,
+    the mean negative log-likelihood, both in nats; ``accuracy`` of the most probable class, and ``ece``, the expected
+    calibration error of its probability in 15 equal bins, in percent.
 
     Args:
         kwargs: As for ``torchmetrics.Metric``.
@@ -37,51 +36,94 @@ class NextWord(Metric):
     lawful: Tensor
     log_loss: Tensor
     correct: Tensor
-    words: Tensor
+    rows: Tensor
     binned: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("golden", "lawful", "log_loss", "correct", "words"):
+        for name in ("golden", "lawful", "log_loss", "correct", "rows"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("binned", torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, words: Tensor, law: Tensor | None) -> None:
+    def update(self, logits: Tensor, classes: Tensor, law: Tensor | None) -> None:
         """Adds a batch.
 
         Args:
-            logits: ``(B, L, words)``.
-            words: ``(B, L)`` next words, negative where there is none.
-            law: ``(B, L, words)`` their true law, or None.
+            logits: ``(…, C)``.
+            classes: ``(…)``, negative where there is none.
+            law: ``(…, C)`` their true law, or None.
         """
-        there = words >= 0
-        log_probs, words = F.log_softmax(upcast(logits[there]), 1), words[there]
+        there = classes >= 0
+        log_probs, classes = F.log_softmax(upcast(logits[there]), 1), classes[there]
         if law is not None:
             self.golden += divergence(law[there].to(log_probs.dtype), log_probs).double().sum()
-            self.lawful += len(words)
+            self.lawful += len(classes)
         confidence, said = log_probs.max(1)
-        hit = said == words
-        self.log_loss += F.nll_loss(log_probs, words, reduction="sum").double()
+        hit = said == classes
+        self.log_loss += F.nll_loss(log_probs, classes, reduction="sum").double()
         self.correct += hit.sum()
-        self.words += len(words)
+        self.rows += len(classes)
         edges = torch.linspace(0, 1, BINS + 1, device=logits.device)[1:-1]
         confidence = confidence.exp()
         self.binned.index_add_(0, torch.bucketize(confidence, edges), (confidence - hit.to(confidence.dtype)).double())
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns the scores of all words so far."""
-        nll = self.log_loss / self.words
+        """Returns the scores of all rows so far."""
         return {
             "golden_kl": self.golden / self.lawful,
-            "nll": nll,
-            "perplexity": nll.exp(),
-            "accuracy": 100 * self.correct / self.words,
-            "ece": 100 * self.binned.abs().sum() / self.words,
+            "nll": self.log_loss / self.rows,
+            "accuracy": 100 * self.correct / self.rows,
+            "ece": 100 * self.binned.abs().sum() / self.rows,
         }
 
 
+class NextWord(Told):
+    """Scores of the next word at every place of the texts.
+
+    Beside those of :class:`Told`, ``compute`` returns ``perplexity``, ``exp(nll)`` of all words together.
+    """
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the scores of all words so far."""
+        scores = super().compute()
+        return scores | {"perplexity": scores["nll"].exp()}
+
+
+class OfTexts(Told):
+    """Scores of the class of each text.
+
+    Beside those of :class:`Told`, ``compute`` returns ``worst_class``, the lowest accuracy of a class that has texts.
+
+    Args:
+        classes: How many there are.
+        kwargs: As for ``torchmetrics.Metric``.
+    """
+
+    seen: Tensor
+    hits: Tensor
+
+    def __init__(self, classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.classes = classes
+        for name in ("seen", "hits"):
+            self.add_state(name, torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, classes: Tensor, law: Tensor | None) -> None:
+        """Adds a batch, as :class:`Told` does, of logits ``(B, C)``."""
+        super().update(logits, classes, law)
+        known = classes >= 0
+        self.seen += classes[known].bincount(minlength=self.classes)
+        self.hits += classes[known & (logits.argmax(1) == classes)].bincount(minlength=self.classes)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the scores of all texts so far."""
+        by_class = (self.hits / self.seen)[self.seen > 0]
+        worst = by_class.min() if len(by_class) else self.golden * torch.nan
+        return super().compute() | {"worst_class": 100 * worst}
+
+
 class Proxy:
-    """How far models are from their teacher at every place of the texts.
+    """How far models are from their teacher, at every place of texts or in the class of each.
 
     Args:
         names: Of the models.
@@ -94,7 +136,7 @@ class Proxy:
         self.places = 0
 
     def add(self, teacher: Tensor, logits: dict[str, Tensor], there: Tensor) -> None:
-        """Adds a batch: scores ``(B, L, words)`` of the teacher and of each model, and what places count ``(B, L)``."""
+        """Adds a batch: scores ``(…, C)`` of the teacher and of each model, and what rows count ``(…)``."""
         law = upcast(teacher[there]).softmax(1)
         self.places += len(law)
         for name in self.names:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning import LightningDataModule
 from PIL.Image import Image
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kdbench.base import rng
 from kdbench.base.collectives import normalizer
-from kdbench.base.instantiate import instantiate, locate
-from kdbench.base.store import Store
-from kdbench.errors import KDBenchError, nearest
-from kdbench.features import Feature, Kind, Logits, Tokens, Vector
+from kdbench.errors import KDBenchError
+from kdbench.features import Feature, Logits
 from kdbench.functional.numerics import upcast
-from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task
+from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan
+from tasks.text.base import TextTask, spelled
 from tasks.text.data import NONE, Inputs, Targets, Texts, collate, open_texts
 from tasks.text.generate import generate
 from tasks.text.grammar import Grammar, chain
@@ -32,54 +28,27 @@ from tasks.text.hmm import Chain
 from tasks.text.metrics import NextWord, Proxy, divergence
 from tasks.text.picture import Read, render
 
-#: Keys of ``data`` that the engine and the presets read.
-ENGINE = ("name", "task", "protocol")
-#: Tap that becomes one vector a text.
-POOLED = "pooled"
 #: Texts that a model writes for ``own_kl``, and how many at a time.
 WRITTEN, AT_ONCE = 1000, 250
 #: Test texts that are drawn; sentences that a prediction draws, and words whose probability it says.
 SHOWN, DRAWN, NAMED = 3, 3, 5
 
 
-class Text(Task):
-    """Predicts the next word.
+class Text(TextTask):
+    """Predicts the next word; the options of ``data`` are those of :class:`~tasks.text.data.DataOptions`."""
 
-    Args:
-        data: Options of :class:`~tasks.text.data.DataOptions`.
-        store: Where made-up texts lie.
-        noise: Nats of the golden divergence that two runs differ by through chance; the engine reads it.
-    """
-
-    name: ClassVar[str] = "text"
     capabilities: ClassVar[frozenset[str]] = frozenset(
         {"single_label", "sample_id", "meta", "class_scores", "generates"}
     )
     primary: ClassVar[str] = "golden_kl"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str | None] = "nats"
-    suffixes: ClassVar[tuple[str, ...]] = (".txt",)
-
-    def __init__(self, data: Mapping[str, Any], store: Store, noise: float = 0.0) -> None:
-        self.options = {name: value for name, value in data.items() if name not in ENGINE}
-        self.store = store
-        self.restored: DatasetInfo | None = None
-
-    @classmethod
-    def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
-        """Taps are tokens, ``pooled`` their mean over a text; then the scores of the next word."""
-        return {name: Vector if name == POOLED else Tokens for name in side.get("taps") or {}} | {"logits": Logits}
-
     # ---- data -------------------------------------------------------------------------------------------------
 
     @cached_property
     def texts(self) -> Texts:
         """The data set."""
         return open_texts(self.options, self.store)
-
-    def prepare(self, progress: bool = True) -> None:
-        """Makes the texts, once."""
-        _ = self.texts
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -113,7 +82,7 @@ class Text(Task):
 
     def restore(self, info: DatasetInfo) -> None:
         """Takes words, length and law of a record."""
-        self.restored = info
+        super().restore(info)
         self.__dict__.pop("truth", None)
 
     def example(self) -> Batch:
@@ -130,23 +99,11 @@ class Text(Task):
             found[name] = Counts(len(split), {"next word": known * self.texts.length}, unit="words")
         return found
 
-    def data(self, seed: int) -> LightningDataModule:
-        """Returns the loaders."""
-        return self.texts.module(seed)
-
-    def augmented(self) -> bool:
-        """Texts are read as they are."""
-        return False
-
     # ---- models -----------------------------------------------------------------------------------------------
 
-    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
-        """Creates a model; ``words`` and ``length`` come from the data, where it asks for them."""
-        asked = inspect.signature(locate(architecture["_target_"])).parameters
-        facts = {"words": len(self.words), "length": self.length}
-        given = {name: value for name, value in facts.items() if name in asked}
-        model: nn.Module = instantiate("architecture", {**given, **architecture})
-        return model
+    def facts(self) -> dict[str, int]:
+        """How many words there are, and of a text."""
+        return {"words": len(self.words), "length": self.length}
 
     def forward(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Runs a model on texts."""
@@ -163,19 +120,7 @@ class Text(Task):
 
     def describe(self, outputs: Tensor, taps: Mapping[str, Tensor], batch: Batch) -> dict[str, Feature]:
         """Tapped tensors are tokens; scores at a place are of the word that follows, so that no method shifts any."""
-        features: dict[str, Feature] = {}
-        for name, value in taps.items():
-            mask = batch.inputs.mask
-            if value.shape[:-1] != mask.shape:
-                raise KDBenchError(
-                    f"tap {name!r} has shape {tuple(value.shape)}, expected tokens "
-                    f"({', '.join(map(str, mask.shape))}, D): tap another module"
-                )
-            if name == POOLED:
-                there = mask[..., None].to(value.dtype)
-                features[name] = Vector((value * there).sum(1) / there.sum(1).clamp(min=1))
-            else:
-                features[name] = Tokens(value, mask=mask)
+        features = self.tapped(taps, batch.inputs.mask)
         features["logits"] = self.mark(Logits(outputs, -1), batch)
         return features
 
@@ -307,25 +252,13 @@ class Text(Task):
         Raises:
             KDBenchError: A word is not in the vocabulary, or there are more than the model reads.
         """
-        place = {word: index for index, word in enumerate(self.words)}
-        said = text.lower().replace(".", " . ").split()
-        for word in said:
-            if word not in place:
-                raise KDBenchError(f"{word!r} is no word of {self.dataset().name}: {nearest(word, place)}")
+        said = spelled(text)
+        numbers = self.numbers(said, self.words)
         if len(said) >= self.length:
             raise KDBenchError(f"found a text of {len(said)} words, expected at most {self.length - 1}: shorten it")
-        words = torch.tensor([[0, *(place[word] for word in said)]])
+        words = torch.tensor([[0, *numbers]])
         inputs = Inputs(words, torch.ones_like(words, dtype=torch.bool))
         return Batch(inputs, Targets(torch.full_like(words, NONE), None), torch.tensor([0]))
-
-    def read(self, path: Path) -> Batch:
-        """Reads a file of one text, in UTF-8."""
-        try:
-            return self.parse(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise KDBenchError(f"{path}: cannot be read as text: {' '.join(str(error).split())}") from None
-        except KDBenchError as error:
-            raise KDBenchError(f"{path}: {error}") from None
 
     @torch.no_grad()
     def predictions(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ import torch
 from kdbench.base.store import Store
 from kdbench.data import Key
 from kdbench.errors import KDBenchError
-from tasks.text.data import Samples, collate, open_texts
+from tasks.text.data import collate, open_texts
+from tasks.text.loading import Samples
 from tests.tasks.text import tiny
 
 
@@ -86,7 +87,7 @@ def test_no_text_is_a_batch():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"train": 1}, r"data.train=1, data.grammar.texts=60: expected two texts at least"),
+        ({"train": 1}, r"data.train=1: found 1 texts to learn from, expected two at least"),
         ({"labels": 60}, r"data.labels=60: 54 training texts are left beside validation"),
         ({"labels": 50, "unlabelled": 5}, r"data.unlabelled=5: 4 training texts are left beside the 50 with labels"),
         ({"grammar": {"lenght": 5}}, r"data.grammar.lenght: unknown key: did you mean 'length'"),

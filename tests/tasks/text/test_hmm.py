@@ -47,6 +47,15 @@ def test_the_filter_is_the_enumeration(seed):
     np.testing.assert_allclose(laws.sum(2), 1, atol=1e-12)
 
 
+def test_the_probability_of_a_text_is_the_enumeration():
+    chain = random_chain(3, 4)
+    texts = np.array([*product(range(4), repeat=3)])
+    found = chain.likelihood(texts)
+    np.testing.assert_allclose(np.exp(found), [probability(chain, tuple(text)) for text in texts], rtol=1e-12)
+    assert np.exp(found).sum() == pytest.approx(1, abs=1e-12)
+    assert np.isfinite(chain.likelihood(chain.sample(2, 2000, rng.numpy(0, "long")))).all()
+
+
 def test_a_long_text_keeps_its_precision():
     chain = random_chain(5, 6)
     laws = chain.law(chain.sample(2, 2000, rng.numpy(0, "long")))
@@ -70,4 +79,5 @@ def test_the_first_texts_do_not_depend_on_how_many_there_are():
 
 def test_no_text_has_no_law():
     assert random_chain(3, 4).law(np.zeros((0, 5), dtype=int)).shape == (0, 5, 4)
+    assert random_chain(3, 4).likelihood(np.zeros((2, 0), dtype=int)).tolist() == [0, 0]
     assert random_chain(3, 4).sample(0, 5, rng.numpy(0)).shape == (0, 5)

@@ -9,7 +9,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from kdbench.base import rng
-from tasks.text.metrics import NextWord, Proxy
+from tasks.text.metrics import NextWord, OfTexts, Proxy
 
 
 def drawn(name: str, *shape: int) -> torch.Tensor:
@@ -57,6 +57,22 @@ def test_without_a_law_there_is_no_golden_divergence():
     found = metric.compute()
     assert found["golden_kl"].isnan()
     assert found["perplexity"].item() == pytest.approx(4)
+
+
+def test_scores_of_texts():
+    logits, classes = drawn("of texts", 30, 4), torch.arange(30) % 3
+    classes[:2] = -1
+    metric = OfTexts(4)
+    for part in (slice(0, 13), slice(13, 30)):
+        metric.update(logits[part], classes[part], logits[part].softmax(1))
+    found = metric.compute()
+    right = (logits.argmax(1) == classes)[2:]
+    by_class = [float(right[classes[2:] == number].double().mean()) for number in range(3)]  # none is of the fourth
+    assert found["accuracy"].item() == pytest.approx(100 * right.double().mean().item())
+    assert found["worst_class"].item() == pytest.approx(100 * min(by_class), rel=1e-6)
+    assert found["golden_kl"].item() == pytest.approx(0, abs=1e-9)
+    assert "perplexity" not in found
+    assert OfTexts(4).compute()["worst_class"].isnan()
 
 
 def test_how_far_from_the_teacher():

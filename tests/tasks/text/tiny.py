@@ -1,4 +1,4 @@
-"""A grammar of a few short texts, and a decoder for it."""
+"""A grammar of a few short texts and a decoder for it; texts about four topics and an encoder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.base.store import Store
+from tasks.text.classes import TextClassification
 from tasks.text.task import Text
 
 GRAMMAR = {"texts": 60, "test": 8, "length": 12}
@@ -17,3 +18,14 @@ def task(folder: Path, **options: Any) -> Text:
     """The task on it."""
     given = {"name": "grammar", "task": "text", "source": "grammar", "grammar": GRAMMAR, "batch_size": 4}
     return Text({**given, **options}, Store(folder))
+
+
+TOPICS = {"texts": 60, "test": 20, "length": 9, "topics": 4}
+ENCODER: dict[str, Any] = {"_target_": "tasks.text.models.Encoder", "width": 8, "layers": 2, "heads": 2, "dropout": 0.0}
+ENCODER_TAPS = {"first": "blocks[0]", "last": "norm", "pooled": "head:input"}
+
+
+def classification(folder: Path, **options: Any) -> TextClassification:
+    """The task on texts about topics."""
+    given = {"name": "topics", "task": "text", "source": "topics", "topics": TOPICS, "batch_size": 4}
+    return TextClassification({**given, **options}, Store(folder), None)
