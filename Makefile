@@ -78,9 +78,10 @@ $(PY):
 	done; \
 	echo "No Python 3.11 or newer on PATH (python3: $$(python3 -V 2>/dev/null || echo none)). Install one, or name it:  make setup PYTHON=/path/to/python3.11" >&2; exit 1
 
+# Bytecode of twenty thousand files would be compiled else; what is imported is, on first use.
 $(STAMP): $(PY)
 	rm -f $(VENV)/installed-*
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip
-	$(PY) -m pip install -c constraints.txt -e '.[$(EXTRAS)]'
+	$(PY) -m pip install --no-compile -c constraints.txt -e '.[$(EXTRAS)]'
 	$(PY) -m pip check
 	touch $@
