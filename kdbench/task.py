@@ -215,6 +215,9 @@ class Task:
         selection: Metric that picks epochs and factors on validation, of the same direction; the primary one by
             default. A task whose primary metric needs a large set names one that does not.
         unit: Of the primary metric: ``%`` where it goes to 100; None where it has none.
+        metric_law: How the primary metric is made of the sums of what samples contribute, one of
+            :data:`kdbench.base.outcomes.LAWS`; then a run keeps :meth:`contributions` beside its record. Empty where it
+            cannot be told from sums.
         suffixes: Lower-case endings of the files in a folder that :meth:`read` reads; empty for all of them.
         renamed: Keys of ``data`` in earlier records by their names of today, so that those are still read.
     """
@@ -225,6 +228,7 @@ class Task:
     higher_is_better: ClassVar[bool] = True
     selection: ClassVar[str] = ""
     unit: ClassVar[str | None] = None
+    metric_law: ClassVar[str] = ""
     no_twin: str = ""
     suffixes: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -331,6 +335,13 @@ class Task:
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Any, batch: Batch) -> None:
         """Feeds one batch to the metrics."""
         raise self._lacks("score")
+
+    def contributions(self, outputs: Any, batch: Batch) -> Tensor:
+        """Returns what each sample of a test batch contributes to the primary metric, as :attr:`metric_law` says.
+
+        Rows are those of the batch that count, in its order; their last numbers say what is true, whatever the model.
+        """
+        raise self._lacks("contributions")
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Returns what ``mix``, ``warp``, ``noise_labels``, … mean in this domain, by capability."""

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from kdbench.base.outcomes import OUTCOMES, unpack
 from kdbench.configuration import config
+from kdbench.records.record import read_record
 from kdbench.runs.run import Run
 from kdbench.task import Task
 from tests import tiny
@@ -34,14 +36,20 @@ def run(request, tmp_path, monkeypatch) -> Run:
 def test_a_run_leaves_a_record_with_a_picture(run):
     outcome = run.execute()
     task: Task = run.task
-    record = outcome.record
-    assert outcome.status == "ok", record.reason
+    assert outcome.status == "ok", outcome.record.reason
+    record = read_record(outcome.path)
     assert record.dataset is not None
     assert record.primary is not None
     for scores in (record.scores["teacher"], record.scores["student"]):
         assert scores is not None
         assert np.isfinite(scores.test[task.primary])
         assert task.selection in scores.test
+    assert (record.files is not None and OUTCOMES in record.files) == bool(task.metric_law)
+    if task.metric_law:
+        found = unpack((Path(outcome.path) / OUTCOMES).read_bytes())
+        assert {"scratch", "student"} <= found.values.keys() <= record.scores.keys()
+        for name in found.values:
+            assert found.score(name) == pytest.approx(record.scores[name].test[task.primary], rel=1e-4)
     with Image.open(Path(outcome.path) / "preview.png") as picture:
         assert min(picture.size) > 1
     _check_loaders(task, dict(record.dataset.sizes))

@@ -93,6 +93,7 @@ class Toy(Task):
     name = "toy"
     capabilities = frozenset({"toy", "sample_id", "single_label", "differentiable_input", "meta"})
     primary = "accuracy"
+    metric_law = "mean"
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, type[Feature]]:
@@ -123,6 +124,9 @@ class Toy(Task):
 
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Tensor, batch: Batch) -> None:
         metrics.update(outputs, batch.targets)
+
+    def contributions(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return torch.stack([outputs.argmax(1) == batch.targets, torch.ones_like(batch.targets)], 1)
 
     def export(self, model: nn.Module) -> ExportPlan:
         return ExportPlan(model, (torch.zeros(1, 3, 8, 8),), ("images",), dynamic={"images": {0: "batch"}})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, WrapValidator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$")]
 Whole = Annotated[int, Field(strict=True)]
@@ -78,13 +79,23 @@ class ScratchConfig(_Strict):
     matched: bool = False
 
 
+def _one_or_several(value: Any, check: Callable[[Any], int]) -> Any:
+    """Takes a seed, or several different ones."""
+    if not isinstance(value, list | tuple):
+        return check(value)
+    seeds = [check(one) for one in value]
+    if len(set(seeds)) < max(2, len(seeds)):
+        raise ValueError("expected one seed, or several different ones in brackets")
+    return seeds
+
+
 class TuningConfig(_Strict):
     """``tuning``."""
 
     trials: Whole = Field(ge=0)
     factors: list[Annotated[Real, Field(gt=0)]] = Field(min_length=1)
     length: Real = Field(gt=0, le=1)
-    seed: Seed
+    seed: Annotated[Seed, WrapValidator(_one_or_several)]
 
 
 class TaskConfig(BaseModel):

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdbench.base.digest import digest, digest_json, drop_nonfinite, without, without_nulls
+from kdbench.base.outcomes import OUTCOMES
 from kdbench.base.store import full_disk_is_one_line, write_atomic
 from kdbench.errors import KDBenchError, absent
 from kdbench.records.schema import SCHEMA_VERSION, Record, Teacher
@@ -164,7 +165,7 @@ def write_record(
         raise KDBenchError(f"the record {final} has no {CONFIG}: expected one among its files ({', '.join(files)})")
     if final.exists() and not replace:
         raise KDBenchError(f"the record {final} exists: choose another results=DIR or rerun=true")
-    digests = {name: _sha256(files[name]) for name in (CURVES,) if name in files}
+    digests = {name: _sha256(files[name]) for name in (CURVES, OUTCOMES) if name in files}
     record = _finite(record.model_copy(update={"files": digests or None}))
     record = record.model_copy(update={"content_hash": content_hash(record)})
     aside, old = (final.with_name(f".{record.run_id}.{os.getpid()}.{end}") for end in ("tmp", "old"))

@@ -106,12 +106,16 @@ class Term(_Model):
 
 
 class Tuning(_Model):
-    """Trials of a factor on the method's weights: the factor used, and the validation score that each one had."""
+    """Trials of a factor on the method's weights: the factor used, and the validation score that each one had.
+
+    Under several seeds ``scores`` are means over them, and ``by_seed`` has each, in the order of ``seed``.
+    """
 
     trials: int = 0
     factor: float = 1.0
-    seed: int | None = None
+    seed: int | list[int] | None = None
     scores: Values = {}
+    by_seed: dict[str, list[float | None]] | None = None
 
 
 class Teacher(_Model):
@@ -191,7 +195,9 @@ class Record(_Model):
     models: dict[Name, Model] = Field(default={}, description="Named as scores are.")
     terms: dict[str, Term] = {}
     files: dict[str, str] | None = Field(
-        default=None, description="SHA-256 of what lies beside the record and is checked with it: metrics.csv."
+        default=None,
+        description="SHA-256 of what lies beside the record and is checked with it: metrics.csv and "
+        "outcomes.safetensors, what each test sample contributed to the primary metric (kdbench.base.outcomes).",
     )
     provenance: Provenance
 

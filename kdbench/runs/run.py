@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.text import Text
 
-from kdbench.base import endings
+from kdbench.base import endings, outcomes
 from kdbench.base.digest import digest, source_digest
 from kdbench.base.store import Product
 from kdbench.base.terminal import decimals, terminal
@@ -30,6 +30,7 @@ from kdbench.records.record import PREVIEW, RUN, read_record, spec_hash, teacher
 from kdbench.records.schema import TAUGHT, Cost, Dataset, Model, Primary, Record, RoleScores, Term, Tuning
 from kdbench.runs.report import show
 from kdbench.runs.trainings import Trainings
+from kdbench.runs.tuning import tune
 from kdbench.training.recipe import DEPLOYED, MODEL, PACKED, Recipe
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Run:
         beside: Mapping[str, Product] = {}
         if role != "teacher":
             beside = trainings.scored()
-            scratch, tuning = trainings.scratch(), trainings.tune()
+            scratch, tuning = trainings.scratch(), tune(trainings)
             student = scratch if not trainings.distils else trainings.student(tuning.factor if tuning else 1.0)
             made |= {"scratch": scratch, "student": student}
         products = {name: product for name, product in made.items() if product is not None}
@@ -233,6 +234,9 @@ class Run:
             PREVIEW: preview,
             **{name: main.path / name for name in main.manifest["pictures"]},
         }
+        scored = {name: product.manifest.get("outcomes") for name, product in {**products, **matched}.items()}
+        contributed = outcomes.of_files(scored, "teacher" if role == "teacher" else "student")
+        files |= {outcomes.OUTCOMES: contributed} if contributed else {}
         if role is None:
             left = [name for name in (DEPLOYED, PACKED) if (main.path / name).is_file()]
             left += [f"{name}.safetensors" for name in main.manifest["beside"]]

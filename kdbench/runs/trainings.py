@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.base import rng
 from kdbench.base.digest import digest, source_digest
+from kdbench.base.outcomes import OUTCOMES
 from kdbench.base.store import Product, Store
 from kdbench.configuration.resolved import PluginSpec, Resolved, make_task
 from kdbench.errors import KDBenchError, nearest
-from kdbench.records.schema import Tuning
 from kdbench.training.recipe import MODEL, Answers, Recipe, Replay, start_digest, start_of, trained
 
 if TYPE_CHECKING:
@@ -373,36 +373,6 @@ class Trainings:
         found = ((asked.scored, self._asked(spec, asked)) for spec, asked in self._all_asked() if asked.scored)
         return {name: self.tested(recipe) for name, recipe in found}
 
-    def tune(self) -> Tuning | None:
-        """Chooses the factor on the method's weights on validation, with the same trials for every method."""
-        tuning = self.config["tuning"]
-        factors = tuning["factors"][: tuning["trials"]]
-        if not factors or not self.distils:
-            return None
-        from kdbench.training.history import Diverged
-
-        scores: dict[float, float | None] = {}
-        # Seeds that run side by side begin at different ends instead of waiting for each other.
-        for factor in factors if self.config["seed"] % 2 == 0 else reversed(factors):
-            recipe = self.student_recipe().trial(factor, tuning["seed"], tuning["length"])
-            try:
-                product = self.make(recipe)
-            except Diverged:
-                scores[factor] = None
-                continue
-            score = product.manifest["scores"]["val"].get(self.task.selection)
-            if score is None:
-                raise KDBenchError(f"tuning needs {self.task.selection} on validation, which holds nothing to score")
-            scores[factor] = score
-        sign = 1.0 if self.task.higher_is_better else -1.0
-        finite = {f: sign * s for f in factors if (s := scores[f]) is not None}
-        if not finite:
-            raise Diverged("every tuning trial diverged: lower trainer.optimizer.lr or the factors")
-        best = max(finite, key=finite.__getitem__)
-        return Tuning(
-            trials=len(factors), factor=best, seed=tuning["seed"], scores={f"{f:g}": scores[f] for f in factors}
-        )
-
     def make(self, recipe: Recipe, main: bool = False) -> Product:
         """Returns the product of a recipe, made with what it takes if it is not there.
 
@@ -430,21 +400,24 @@ class Trainings:
     def tested(self, recipe: Recipe, main: bool = False) -> Product:
         """Returns the product of a recipe as :meth:`make` does, with its scores on the test set.
 
-        These are a product of their own: where the test set alone has changed, it is scored anew.
+        The manifest's ``outcomes`` is the file of what each sample contributed, where there is one. These are a product
+        of their own: where the test set alone has changed, it is scored anew.
         """
         made, task = self.make(recipe, main), self.task_of(recipe)
 
         def job(work: Path) -> dict[str, Any]:
             from kdbench.training.trained import score
 
-            return score(recipe, task, made.path, made.manifest["beside"])
+            return score(recipe, task, made.path, made.manifest["beside"], work)
 
         code = source_digest(["kdbench.training.trained"])
         key = digest([recipe.key, made.manifest["created"], task.dataset().digest, code])
-        found = self.store.product("scores", key, job, wait_message=f"the scores of the {recipe.name}").manifest
+        product = self.store.product("scores", key, job, wait_message=f"the scores of the {recipe.name}")
+        found, outcomes = product.manifest, product.path / OUTCOMES
         scores = {**made.manifest["scores"], "test": found["test"], "best_on_val": found["best_on_val"]}
         beside = {name: {**facts, "test": found["beside"][name]} for name, facts in made.manifest["beside"].items()}
-        return replace(made, manifest={**made.manifest, "scores": scores, "beside": beside})
+        kept = {"outcomes": outcomes} if outcomes.is_file() else {}
+        return replace(made, manifest={**made.manifest, "scores": scores, "beside": beside, **kept})
 
     def answers(self, replay: Replay, features: Iterable[str]) -> dict[str, Path]:
         """Returns the folders of a network's stored features; those that are not there are made in one pass."""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from kdbench.base.outcomes import OUTCOMES, Outcomes, named, pack
 from kdbench.base.weights import load_weights
+from kdbench.errors import KDBenchError
 from kdbench.needs import Artifact
 from kdbench.plugin import Plugin, artifacts
-from kdbench.task import Batch, Task
+from kdbench.task import Batch, Task, move
 from kdbench.training.fit import Training, pick_device
 from kdbench.training.history import Diverged
 from kdbench.training.models import build_side
 from kdbench.training.recipe import BEST, DEPLOYED, MODEL, Recipe
+
+#: How far sums in single precision may be from each other.
+NEAR = 1e-4
 
 
 def load_artifact(
@@ -60,7 +67,9 @@ def load_artifacts(
     return found
 
 
-def score(recipe: Recipe, task: Task, folder: Path, beside: Iterable[str] = ()) -> dict[str, Any]:
+def score(
+    recipe: Recipe, task: Task, folder: Path, beside: Iterable[str] = (), work: Path | None = None
+) -> dict[str, Any]:
     """Scores what a training left on the test set.
 
     Args:
@@ -68,6 +77,7 @@ def score(recipe: Recipe, task: Task, folder: Path, beside: Iterable[str] = ()) 
         task: The task on its data.
         folder: Holds the weights.
         beside: Names of the artifacts that stand beside the model.
+        work: Where :data:`~kdbench.base.outcomes.OUTCOMES` of the model goes, of a task whose metric is told from them.
 
     Returns:
         Metrics of the model (``test``), of its epoch that was best on validation (``best_on_val``), and by name those
@@ -75,6 +85,7 @@ def score(recipe: Recipe, task: Task, folder: Path, beside: Iterable[str] = ()) 
 
     Raises:
         Diverged: The primary metric is undefined.
+        KDBenchError: It is not what the contributions of the samples make.
     """
     data, device = task.data(recipe.seed), pick_device(recipe.trainer["accelerator"])
     batch = next(iter(data.test_dataloader()), None)
@@ -89,8 +100,29 @@ def score(recipe: Recipe, task: Task, folder: Path, beside: Iterable[str] = ()) 
     test = on_val = scored(main)
     if task.primary not in test:
         raise Diverged(f"{task.primary} is undefined: the test set holds nothing to score")
+    if work is not None and task.metric_law:
+        found = outcomes(task, main, data.test_dataloader(), torch.device(main.device or device))
+        own = found.score("model")
+        if not math.isclose(own, test[task.primary], rel_tol=NEAR, abs_tol=NEAR):
+            said = f"task {task.name}: its metric_law {task.metric_law!r} makes {own:.6g} of what samples contribute"
+            raise KDBenchError(f"{said}, {task.primary} is {test[task.primary]:.6g}")
+        content = pack(found)
+        if content is not None:
+            (work / OUTCOMES).write_bytes(content)
     others = {name: scored(found) for name, found in left.items()}
     if (folder / BEST).is_file():
         load_weights(main.module, folder / BEST)
         on_val = scored(main)
     return {"test": test, "best_on_val": on_val, "beside": others}
+
+
+@torch.no_grad()
+def outcomes(task: Task, found: Artifact, loader: Iterable[Batch], device: torch.device) -> Outcomes:
+    """Returns what each sample of a loader contributes to the primary metric of a model, called ``model``."""
+    values, ids = [], []
+    model = found.module.to(device).eval()
+    for batch in found.reads(loader):
+        batch = move(batch, device)
+        values.append(task.contributions(task.forward(model, batch.inputs), batch).double().cpu().numpy())
+        ids += batch.ids.tolist()
+    return Outcomes(task.metric_law, named(ids), {"model": np.concatenate(values)})

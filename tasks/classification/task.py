@@ -90,6 +90,7 @@ class Classification(Task):
     )
     primary: ClassVar[str] = "top1"
     unit: ClassVar[str | None] = "%"
+    metric_law: ClassVar[str] = "percent"
     suffixes: ClassVar[tuple[str, ...]] = EXTENSIONS
     renamed: ClassVar[Mapping[str, str]] = {"augment": "transforms"}
 
@@ -287,6 +288,12 @@ class Classification(Task):
         """Feeds the labelled samples of a batch to the metrics."""
         labelled = batch.targets >= 0
         metrics.update(_outputs(outputs).logits[labelled], batch.targets[labelled])
+
+    def contributions(self, outputs: Outputs | Tensor, batch: Batch) -> Tensor:
+        """Returns for each labelled sample whether its class is found, and one."""
+        labelled = batch.targets >= 0
+        hit = _outputs(outputs).logits.argmax(1)[labelled] == batch.targets[labelled]
+        return torch.stack([hit, torch.ones_like(hit)], 1)
 
     def beside(self, data: Any) -> Mapping[str, Iterable[Batch]]:
         """Returns validation and, where there is one, the second test set."""

@@ -53,6 +53,7 @@ class GraphTask(Task):
     capabilities: ClassVar[frozenset[str]] = frozenset({"single_label", "sample_id", "node_scores"})
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str | None] = "%"
+    metric_law: ClassVar[str] = "percent"
     suffixes: ClassVar[tuple[str, ...]] = (".npz",)
 
     def __init__(self, data: Mapping[str, Any], store: Store, noise: float = 0.0) -> None:
@@ -233,6 +234,13 @@ class GraphTask(Task):
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Tensor, batch: Batch) -> None:
         """Feeds a graph to the metrics."""
         metrics.update(outputs, batch.targets.labels, batch.targets.sets)
+
+    def contributions(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Returns for each scored node whether its class is found, and one; graphs for other metrics have none."""
+        sets, labels = batch.targets.sets, batch.targets.labels
+        rows = sets["scored"] if "scored" in sets else torch.zeros_like(labels, dtype=torch.bool)
+        hit = outputs.argmax(1)[rows] == labels[rows]
+        return torch.stack([hit, torch.ones_like(hit)], 1)
 
     @torch.no_grad()
     def compare(self, models: Mapping[str, nn.Module], loader: Iterable[Batch]) -> Mapping[str, Mapping[str, float]]:

@@ -31,6 +31,7 @@ from tasks.hoi.metrics import Scores, segments
 from tasks.hoi.models import TARGETS
 from tasks.hoi.models.attention import attended
 from tasks.hoi.picture import Row, Track, render
+from tasks.overlap import overlaps
 
 #: Keys of ``data`` that the engine and the presets read.
 ENGINE = ("name", "task", "protocol")
@@ -56,6 +57,7 @@ class HOI(Task):
     capabilities: ClassVar[frozenset[str]] = frozenset({"single_label", "sample_id", "meta"})
     primary: ClassVar[str] = "macro_f1"
     unit: ClassVar[str | None] = "%"
+    metric_law: ClassVar[str] = "f1"
     suffixes: ClassVar[tuple[str, ...]] = (".npz",)
 
     def __init__(
@@ -297,6 +299,14 @@ class HOI(Task):
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Outputs, batch: Batch) -> None:
         """Feeds what is said of one batch to the metrics."""
         metrics.update(outputs, batch.targets)
+
+    def contributions(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Returns for each video by class the labelled steps of people, or the clips, that are met, said and true."""
+        if CLIP in outputs:
+            said, true = outputs[CLIP] > 0, batch.targets[CLIP] > 0
+            return torch.stack([said & true, said, true], -1)
+        logits = outputs[HUMAN]
+        return overlaps(logits.argmax(-1), batch.targets[HUMAN], logits.shape[-1], UNKNOWN)
 
     @torch.no_grad()
     def compare(self, models: Mapping[str, nn.Module], loader: Iterable[Batch]) -> Mapping[str, Mapping[str, float]]:

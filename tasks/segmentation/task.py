@@ -29,6 +29,7 @@ from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task
 from tasks import warping
 from tasks.mixing import mixed
+from tasks.overlap import overlaps
 from tasks.segmentation import networks, picture
 from tasks.segmentation.data import Part, Scenes, open_scenes
 from tasks.segmentation.metrics import Boundary, Overlap
@@ -76,6 +77,7 @@ class Segmentation(Task):
     )
     primary: ClassVar[str] = "miou"
     unit: ClassVar[str | None] = "%"
+    metric_law: ClassVar[str] = "iou"
     suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
     renamed: ClassVar[Mapping[str, str]] = {"augment": "transforms"}
 
@@ -292,6 +294,11 @@ class Segmentation(Task):
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Outputs | Tensor, batch: Batch) -> None:
         """Feeds the most probable class of every pixel to the metrics."""
         metrics.update(enlarged(_outputs(outputs).logits, batch.targets).argmax(1), batch.targets)
+
+    def contributions(self, outputs: Outputs | Tensor, batch: Batch) -> Tensor:
+        """Returns for each image by class the pixels that are met, said and true, of those that have a class."""
+        said = enlarged(_outputs(outputs).logits, batch.targets).argmax(1)
+        return overlaps(said, batch.targets, len(self.preprocess.classes), IGNORED)
 
     @torch.no_grad()
     def compare(self, models: Mapping[str, nn.Module], loader: Iterable[Batch]) -> Mapping[str, Mapping[str, float]]:

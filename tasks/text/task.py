@@ -43,6 +43,7 @@ class Text(TextTask):
     primary: ClassVar[str] = "golden_kl"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str | None] = "nats"
+    metric_law: ClassVar[str] = "mean"
     # ---- data -------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -151,6 +152,13 @@ class Text(TextTask):
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Tensor, batch: Batch) -> None:
         """Feeds what is said of one batch to the metrics."""
         metrics.update(outputs, batch.targets.words, batch.targets.law)
+
+    def contributions(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Returns for each text the sum of ``KL(truth || model)`` over its places, and how many these are."""
+        there = batch.targets.words >= 0
+        law = batch.targets.law
+        apart = divergence(law, F.log_softmax(upcast(outputs), -1).to(law.dtype))
+        return torch.stack([torch.where(there, apart, 0.0).sum(1), there.sum(1)], 1)
 
     @torch.no_grad()
     def evaluate(

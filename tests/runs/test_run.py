@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
+from kdbench.base.outcomes import OUTCOMES, unpack
 from kdbench.base.store import Product
 from kdbench.configuration import config
 from kdbench.mirror.wandb_run import STEP
@@ -241,10 +243,50 @@ def test_tuning_reads_validation_alone_and_its_factor_is_used(kdbench, monkeypat
         "factor": 0.5,
         "seed": 1000,
         "scores": {"1": 0.1, "0.5": 0.9, "3": 0.1},
+        "by_seed": None,
     }
     weights = config.load(["method=kd", "task=toy", "preset=smoke"])["method"]["weights"]
     assert record.terms["kd"].weight == pytest.approx(0.5 * weights["kd"])
     assert record.terms["task"].weight == weights["task"]
+
+
+def test_under_several_seeds_a_factor_is_judged_by_the_mean(kdbench, monkeypatch):
+    trained = fit.train
+    scores = {(1, 1000): 0.5, (1, 1001): 0.5, (0.5, 1000): 0.9, (0.5, 1001): 0.0, (3, 1000): 0.4, (3, 1001): 0.8}
+
+    def train(recipe, *arguments):
+        manifest = trained(recipe, *arguments)
+        if recipe.name.startswith("trial"):
+            manifest["scores"]["val"]["accuracy"] = scores[recipe.factor, recipe.seed]
+        return manifest
+
+    monkeypatch.setattr(fit, "train", train)
+    assert kdbench("method=kd", "tuning.trials=3", "tuning.factors=[1, 0.5, 3]", "tuning.seed=[1000, 1001]").code == 0
+    (record,) = kdbench.records()
+    assert record.tuning is not None
+    assert (record.tuning.factor, record.tuning.seed) == (3, [1000, 1001])
+    assert record.tuning.scores == pytest.approx({"1": 0.5, "0.5": 0.45, "3": 0.6})
+    assert record.tuning.by_seed == {"1": [0.5, 0.5], "0.5": [0.9, 0.0], "3": [0.4, 0.8]}
+    for wrong in ("[1000]", "[1000, 1000]"):
+        assert "expected one seed, or several different ones" in kdbench("method=kd", f"tuning.seed={wrong}").error
+
+
+def test_a_record_keeps_what_each_test_sample_contributed(kdbench):
+    assert kdbench("method=kd").code == 0
+    (record,), (path,) = kdbench.records(), find_records(kdbench.results)
+    content = (path / OUTCOMES).read_bytes()
+    assert record.files is not None
+    assert record.files[OUTCOMES] == sha256(content).hexdigest()
+    found = unpack(content)
+    assert found.values.keys() == {"teacher", "scratch", "student"}
+    for role, values in found.values.items():
+        assert values.shape == (40, 2)
+        assert found.score(role) == pytest.approx(record.scores[role].test["accuracy"])
+
+
+def test_what_samples_contribute_makes_the_metric_or_the_run_ends(kdbench, monkeypatch):
+    monkeypatch.setattr(toy.Toy, "contributions", lambda *_: torch.ones(16, 2))
+    assert "its metric_law 'mean' makes 1 of what samples contribute, accuracy is" in kdbench("method=kd").error
 
 
 def test_a_trial_that_diverges_has_no_score_and_another_factor_wins(kdbench):

@@ -99,6 +99,7 @@ class Diabetes(Task):
     capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id", "differentiable_input"})
     primary: ClassVar[str] = "mae"
     higher_is_better: ClassVar[bool] = False
+    metric_law: ClassVar[str] = "mean"
 
     def __init__(self, data: Mapping[str, Any], store: Store, law: ValueLaw = "gaussian", noise: float = 0.0) -> None:
         self.batch_size = int(data["batch_size"])
@@ -167,6 +168,11 @@ class Diabetes(Task):
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Tensor, batch: Batch) -> None:
         """Adds one batch."""
         metrics.update(self._progression(outputs), batch.targets)
+
+    def contributions(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Returns the absolute error of each patient, and one."""
+        error = (self._progression(outputs) - batch.targets).abs()
+        return torch.stack([error, torch.ones_like(error)], 1)
 
     def export(self, model: nn.Module) -> ExportPlan:
         """Returns the whole network and one patient."""
