@@ -17,8 +17,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from leaderboard.boards import BASELINE, Board, Boards
-from leaderboard.groups import Group, gains
+from leaderboard.groups import Group
 from leaderboard.stats import (
+    Cell,
     CriticalDifference,
     Estimate,
     critical_difference,
@@ -170,9 +171,9 @@ def _method(
     p: float | None,
     cells: int,
 ) -> Method:
-    strata = {i: gains(g.scored, len(g.teachers)) for i, g in groups.items() if g.gap is not None}
+    strata = {i: g.cell for i, g in groups.items() if g.gap is not None}
     missing = tuple(i for i in usable if i not in strata)
-    nothing = ([0.0], [1.0])
+    nothing = Cell([0.0], [1.0])
     return Method(
         name=name,
         groups=groups,

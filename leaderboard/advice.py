@@ -21,8 +21,8 @@ from kdbench.errors import KDBenchError, nearest
 from leaderboard.across import common, representatives
 from leaderboard.boards import BASELINE, TRIALS, Board, Boards
 from leaderboard.costs import passes
-from leaderboard.groups import Group, gains
-from leaderboard.stats import RESAMPLES, Estimate, Floats, draws, mean_ratio
+from leaderboard.groups import Group
+from leaderboard.stats import RESAMPLES, Cell, Estimate, Floats, drawn_means, draws, mean_ratio
 
 #: Fewest methods of a setting from which one can be chosen.
 CHOICE = 3
@@ -132,7 +132,7 @@ def advise(boards: Sequence[Board], among: Sequence[str] | None = None) -> list[
     methods = [name for name in names if shared and all(name in chosen[i] for i in shared)]
     if not methods:
         return []
-    pairs = {name: [gains(g.scored, len(g.teachers)) for i in shared for g in [chosen[i][name]]] for name in methods}
+    pairs = {name: [chosen[i][name].cell for i in shared] for name in methods}
     drawn = np.stack([_draws(pairs[name]) for name in methods])
     wins = Counter(drawn.argmax(axis=0).tolist())
     found = []
@@ -147,13 +147,14 @@ def advise(boards: Sequence[Board], among: Sequence[str] | None = None) -> list[
     return sorted(found, key=lambda a: (-a.gap.mean, a.method))
 
 
-def _draws(cells: Sequence[tuple[Floats, Floats]]) -> Floats:
-    """Draws seeds and teachers within each cell; methods of equal ones get the same, as their twins are the same."""
+def _draws(cells: Sequence[Cell]) -> Floats:
+    """Draws within each cell as :func:`mean_ratio` does; methods of equal ones get the same, as their twins are."""
     rng = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
-    for above, below in cells:
-        places = draws(above.shape, RESAMPLES, rng)
-        total += above[places].mean(axis=(1, 2)) / below[places].mean(axis=(1, 2))
+    for cell in cells:
+        pair = np.asarray(cell.above, dtype=float), np.asarray(cell.below, dtype=float)
+        above, below = drawn_means(cell, pair, draws(pair[0].shape, RESAMPLES, rng))
+        total += above / below
     return total / len(cells)
 
 

@@ -19,12 +19,15 @@ from typing import Any
 import yaml
 
 from kdbench.base.digest import digest, without
+from kdbench.base.outcomes import LIMIT, OUTCOMES, unpack
 from kdbench.errors import KDBenchError
 from kdbench.records.record import CONFIG, CURVES, RUN, SPEC_EXCLUDE, TEACHER_SEED
 from kdbench.records.schema import Record
+from kdbench.runs.tuning import mean
 from leaderboard.groups import setting_of
 from leaderboard.row import Row
 from leaderboard.rows import Problem
+from leaderboard.samples import agrees
 
 #: Why a newer run of a seed differs, by the older run's content hash, and why a row vanished, by its spec hash: a
 #: mapping to a sentence, beside the records.
@@ -46,6 +49,7 @@ def of_itself(row: Row, record: Record) -> Iterator[str]:
     yield from _possible(row, record)
     yield from _tuned(row, record)
     yield from _curves(path.with_name(CURVES), record)
+    yield from _outcomes(path.with_name(OUTCOMES), record)
 
 
 def _possible(row: Row, record: Record) -> Iterator[str]:
@@ -65,6 +69,11 @@ def _tuned(row: Row, record: Record) -> Iterator[str]:
         return
     if len(tuning.scores) != tuning.trials:
         yield f"tuning.trials is {tuning.trials}, tuning.scores has {len(tuning.scores)}"
+    for factor, scores in (tuning.by_seed or {}).items():
+        own, known = tuning.scores.get(factor), mean(scores)
+        close = own is not None and known is not None and math.isclose(own, known, rel_tol=1e-9, abs_tol=1e-9)
+        if own != known and not close:
+            yield f"tuning.scores.{factor} is {own}, the mean of tuning.by_seed is {known}"
     sign = 1 if row.higher_is_better else -1
     found = {factor: sign * value for factor, value in tuning.scores.items() if value is not None}
     if found and str(tuning.factor) not in found and format(tuning.factor, "g") not in found:
@@ -98,6 +107,31 @@ def _curves(path: Path, record: Record) -> Iterator[str]:
         last = _number(found[-1])
         if not math.isclose(last, term.last, rel_tol=CLOSE, abs_tol=CLOSE):
             yield f"terms.{name}.last is {term.last:g}, {CURVES} ends at {last:g}"
+
+
+def _outcomes(path: Path, record: Record) -> Iterator[str]:
+    expected = (record.files or {}).get(OUTCOMES)
+    if expected is None or record.primary is None:
+        return
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(LIMIT + 1)
+        if sha256(content).hexdigest() != expected:
+            yield f"{OUTCOMES} beside it is not that of the run: it was edited"
+            return
+        found = unpack(content)
+    except OSError:
+        yield f"{OUTCOMES} is not beside it, its digest is in the record"
+        return
+    except KDBenchError as error:
+        yield str(error)
+        return
+    for name in found.values:
+        own, said = found.score(name), record.scores.get(name)
+        value = said.test.get(record.primary.name) if said else None
+        if not agrees(own, value):
+            score = "null" if value is None else f"{value:g}"
+            yield f"scores.{name}.test.{record.primary.name} is {score}, {OUTCOMES} gives {own:g}"
 
 
 def _number(text: str) -> float:

@@ -36,9 +36,9 @@ from itertools import groupby
 import numpy as np
 
 from leaderboard.costs import student_passes
-from leaderboard.crossed import largest
-from leaderboard.families import Families, cells_of, scores
-from leaderboard.groups import MATCHED, MINIMUM, Difference, Group, Setting, Verdict, gains, group, summarise
+from leaderboard.crossed import Draws, largest, together
+from leaderboard.families import Families, cells_of, draws, scores
+from leaderboard.groups import MATCHED, MINIMUM, Difference, Group, Setting, Verdict, group, summarise
 from leaderboard.row import Row
 from leaderboard.stats import LEVEL, Contrast, Estimate, Floats, estimate, grid, holm, paired, paired_p
 
@@ -245,7 +245,7 @@ def _with_gap(g: Group, missing: str | None) -> Group:
         return g
     if missing is None:
         # A teacher of the method's own may be worse than the student, whatever the setting has.
-        room = gains(g.scored, len(g.teachers))[1].sum()
+        room = np.sum(g.cell.below)
         missing = None if (room > 0) == g.higher_is_better else "its own teacher is not above the scratch student"
     return g if missing is None else replace(g, gap=None, gap_reason=missing)
 
@@ -280,7 +280,10 @@ def _versus_matched(groups: Sequence[Group]) -> list[Difference]:
 
     These twins are other ones for every method, so that there is no family over shared ones.
     """
-    found = [paired(g.over(lambda row: row.score), g.over(lambda row: row.of(MATCHED))) for g in groups]
+    found = []
+    for g in groups:
+        drawn = together((g.drawn(), g.drawn(MATCHED)))
+        found.append(paired(g.over(lambda row: row.score), g.over(lambda row: row.of(MATCHED)), drawn=drawn))
     p = [None if one is None else paired_p(one) for one in found]
     family = sum(value is not None for value in p)
     done = []
@@ -312,8 +315,8 @@ def _versus_scratch(families: Families, index: int) -> Difference:
     cells = cells_of(families.twins[index])
     if not cells:
         return Difference(reason="no scratch twin")
-    pair = scores(g, cells), scores(g, cells, "scratch")
-    return _difference(*pair, families.to_scratch(index), g.higher_is_better)
+    pair, drawn = (scores(g, cells), scores(g, cells, "scratch")), (draws(g, cells), draws(g, cells, "scratch"))
+    return _difference(*pair, drawn, families.to_scratch(index), g.higher_is_better)
 
 
 def _versus(families: Families, index: int, baselines: Sequence[int]) -> Difference:
@@ -337,21 +340,26 @@ def _versus(families: Families, index: int, baselines: Sequence[int]) -> Differe
             return Difference(reason=f"no seed in common with {name}")
         met = any(set(g.teachers) & set(families.groups[i].teachers) for i in baselines)
         return Difference(reason=f"no {name} with the same scratch twins" if met else f"no {name} of the same teachers")
-    pair = scores(g, cells), scores(partner, cells)
-    found = _difference(*pair, families.between(index, chosen), g.higher_is_better)
+    pair, drawn = (scores(g, cells), scores(partner, cells)), (draws(g, cells), draws(partner, cells))
+    found = _difference(*pair, drawn, families.between(index, chosen), g.higher_is_better)
     return replace(found, partner=partner.spec_hash)
 
 
 def _difference(
-    first: Floats, second: Floats, contrast: tuple[Contrast, int] | None, higher_is_better: bool
+    first: Floats,
+    second: Floats,
+    drawn: tuple[Draws | None, Draws | None],
+    contrast: tuple[Contrast, int] | None,
+    higher_is_better: bool,
 ) -> Difference:
-    found = paired(first, second)
+    found = paired(first, second, drawn=together(drawn))
     if found is None:
         return Difference(reason="no seed with both scores")
     if contrast is None:  # a single seed
         return Difference(found, "open")
     corrected, family = contrast
     verdict: Verdict = "open"
-    if corrected.resolved:
+    # Where some methods of a table lack the outcomes of samples, the correction is over seeds alone.
+    if corrected.resolved and (not found.samples or found.excludes(0.0)):
         verdict = "better" if (found.mean > 0) == higher_is_better else "worse"
     return Difference(found, verdict, p=paired_p(found), corrected=corrected.p, family=family)

@@ -17,7 +17,7 @@ from kdbench.records.schema import SCHEMA_VERSION
 from leaderboard.row import FIELDS, Interner, Metrics, Row, values_of
 
 #: Raised whenever rows of the same records would come out otherwise.
-VERSION = 7
+VERSION = 8
 
 State = tuple[int, int]
 

@@ -15,7 +15,8 @@ from rich.table import Table
 from kdbench.base.terminal import decimals
 from kdbench.errors import KDBenchError, nearest
 from leaderboard.boards import Board
-from leaderboard.families import scores
+from leaderboard.crossed import together
+from leaderboard.families import draws, scores
 from leaderboard.groups import Group
 from leaderboard.stats import Contrast, Estimate, dunnett, grid, ratio
 
@@ -84,8 +85,11 @@ def _grids(control: Group) -> list[_Cells]:
 
 def _compared(board: Board, groups: Sequence[Group], own: Group, cells: _Cells, left_out: dict[str, str]) -> Comparison:
     values = np.array([scores(g, cells) for g in groups])
-    found = dunnett(values, groups.index(own))
-    means = [grid(one) for one in values]
+    drawn = [draws(g, cells) for g in groups]
+    every = together(drawn)
+    joined = every and every[0]._replace(values=np.stack([one.values for one in every], axis=1))
+    found = dunnett(values, groups.index(own), joined or None)
+    means = [grid(one, drawn=draw) for one, draw in zip(values, drawn, strict=True)]
     rows = [(g, e, c) for g, e, c in zip(groups, means, found, strict=True) if e is not None]
     rows.sort(key=lambda row: row[1].mean, reverse=board.higher_is_better)
     newest = max(groups, key=lambda g: g.newest.finished)

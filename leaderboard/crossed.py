@@ -8,6 +8,11 @@ mean + seed + teacher + rest, and the mean over S seeds and T teachers varies by
 with the mean squares MS of the analysis of variance. A component that comes out below zero counts as zero, which makes
 intervals wider, never narrower. Degrees of freedom are Satterthwaite's (Biometrics Bulletin 1946): with three teachers
 they may be as few as two, which is what three teachers tell.
+
+Test samples are a third axis where they were kept: all runs have the same ones. How much the mean over the grid varies
+when samples are drawn anew is found by a bootstrap (:mod:`leaderboard.samples`), which serves any metric. What is left
+of a single run and sample is in that and in the variance of the grid; the bootstrap tells it too, by how much larger
+the variance of the grid becomes in a draw, and it counts once.
 """
 
 from __future__ import annotations
@@ -35,19 +40,67 @@ class Variance(NamedTuple):
     df: float
 
 
-def variance(values: ArrayLike, pooled: float = 1.0, each: float | None = None) -> Variance:
+class Draws(NamedTuple):
+    """The scores of a grid under draws of the test samples.
+
+    Attributes:
+        values: ``(draws, seeds, teachers)``, or ``(draws, grids, seeds, teachers)``.
+        samples: How many samples there are.
+        key: Which samples they are, and of what metric: draws of one key are of the same samples.
+    """
+
+    values: Floats
+    samples: int
+    key: tuple[str, ...] = ()
+
+    def minus(self, other: Draws) -> Draws:
+        """Returns the differences, draw by draw."""
+        return self._replace(values=self.values - other.values)
+
+
+def together(drawn: Iterable[Draws | None]) -> tuple[Draws, ...] | None:
+    """Returns draws that can be paired: all there, of the same samples; else None."""
+    found: list[Draws] = []
+    for one in drawn:
+        if one is None or (found and one.key != found[0].key):
+            return None
+        found.append(one)
+    return tuple(found)
+
+
+def variance(values: ArrayLike, pooled: float = 1.0, each: float | None = None, drawn: Draws | None = None) -> Variance:
     """Returns the variance of the mean of a grid, of several grids the mean of their variances.
 
     Args:
         values: ``(seeds, teachers)``, or ``(grids, seeds, teachers)``; two seeds at least.
         pooled: How many times the degrees of freedom of one grid those of all are.
         each: By what the sums of squares of all grids are divided; ``pooled`` by default.
+        drawn: The same values under draws of the test samples; without them the variance is for these samples alone.
     """
     x = np.asarray(values, dtype=float)
     x = x if x.ndim == 3 else x[None]
-    _, seeds, teachers = x.shape
     divisor = pooled if each is None else each
-    sums = (float(np.trace(s)) for s in _sums(x))
+    found = _variance(x, pooled, divisor)
+    return found if drawn is None else _over_samples(found, drawn, x.shape, divisor)
+
+
+def _over_samples(found: Variance, drawn: Draws, shape: tuple[int, ...], divisor: float) -> Variance:
+    """Adds what test samples make of the variance of a mean."""
+    values = drawn.values.reshape(-1, *shape)
+    draws, df = len(values), drawn.samples - 1
+    by_sample = float(values.mean(axis=(2, 3)).var(axis=0, ddof=1).sum()) / divisor * drawn.samples / df
+    again = _variance(values.reshape(-1, *shape[1:]), 1.0, draws * divisor).value
+    added = by_sample - min(max(again - found.value, 0.0), found.value, by_sample)
+    if not added:
+        return found
+    value = found.value + added
+    return Variance(value, max(1.0, value**2 / (found.value**2 / found.df + added**2 / df)))
+
+
+def _variance(x: Floats, pooled: float, divisor: float) -> Variance:
+    """Returns that of ``(grids, seeds, teachers)`` for the test samples as they are."""
+    _, seeds, teachers = x.shape
+    sums = (float(weight * np.vdot(part, part)) for weight, part in _parts(x))
     counts = (seeds - 1, teachers - 1, (seeds - 1) * (teachers - 1))
     by_seed, by_teacher, rest = (
         Square(s / (divisor * n), pooled * n) if n else Square(0.0, 0.0) for s, n in zip(sums, counts, strict=True)
@@ -97,13 +150,18 @@ def largest(cells: Iterable[tuple[int, int]], minimum: int = 1) -> tuple[tuple[i
 
 def _sums(x: Floats) -> tuple[Floats, Floats, Floats]:
     """Returns the sums of squares and products of seeds, teachers and rest, each ``(quantities, quantities)``."""
+    by_seed, by_teacher, rest = (weight * part @ part.T for weight, part in _parts(x))
+    return by_seed, by_teacher, rest
+
+
+def _parts(x: Floats) -> tuple[tuple[int, Floats], ...]:
+    """Returns the deviations of seeds, teachers and rest, ``(quantities, …)``, and how often each of them counts."""
     _, seeds, teachers = x.shape
     mean = x.mean(axis=(1, 2), keepdims=True)
     by_seed = x.mean(axis=2, keepdims=True) - mean
     by_teacher = x.mean(axis=1, keepdims=True) - mean
     rest = (x - mean - by_seed - by_teacher).reshape(len(x), -1)
-    s, t = by_seed[:, :, 0], by_teacher[:, 0]
-    return teachers * s @ s.T, seeds * t @ t.T, rest @ rest.T
+    return (teachers, by_seed[:, :, 0]), (seeds, by_teacher[:, 0]), (1, rest)
 
 
 def _combined(seeds: Square, teachers: Square, rest: Square) -> Variance:

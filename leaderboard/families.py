@@ -16,11 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leaderboard.crossed import largest
+from leaderboard import samples
+from leaderboard.crossed import Draws, largest, together
 from leaderboard.groups import Group
 from leaderboard.row import Row
 from leaderboard.stats import Blocks, Contrast, Floats
 
+#: Numbers that the draws of a family hold at most, and the draws that are kept all the same.
+LARGEST, LEAST = 20_000_000, 100
 #: Seed and teacher with the score of the scratch twin; groups of equal ones were run by the same recipe on the same
 #: kind of machine.
 Twins = frozenset[tuple[int, int, float]]
@@ -43,6 +46,15 @@ def scores(group: Group, cells: Sequence[tuple[int, int]], role: str | None = No
     rows: dict[tuple[int, int], Row] = {(row.seed, row.teacher_seed): row for row in group.scored}
     found = [rows[cell].score if role is None else rows[cell].of(role) for cell in cells]
     return np.array(found, dtype=float).reshape(len({seed for seed, _ in cells}), -1)
+
+
+def draws(
+    group: Group, cells: Sequence[tuple[int, int]], role: str | None = None, most: int | None = None
+) -> Draws | None:
+    """Returns what :func:`scores` does under the first draws of the test samples; None where they are not kept."""
+    rows: dict[tuple[int, int], Row] = {(row.seed, row.teacher_seed): row for row in group.scored}
+    found = samples.drawn([rows[cell] for cell in cells], len({teacher for _, teacher in cells}), role)
+    return found and found._replace(values=found.values[:most])
 
 
 @dataclass(frozen=True)
@@ -91,11 +103,27 @@ class Families:
         own = [scores(self.groups[i], cells) for i in members]
         alone = np.array([twin for *_, twin in sorted(twins)]).reshape(own[0].shape)
         places = {i: place for place, i in enumerate(members)}
+        drawn = self._draws(members, cells)
         if own[0].shape[1] == 1:
-            together = Blocks.of(np.array([*own, alone]))
+            together = Blocks.of(np.array([*own, alone]), drawn)
             return Family(together, together, places)
-        between = Blocks.of(np.array(own)) if len(own) > 1 else None
-        return Family(between, Blocks.of_gains(np.array(own) - alone), places)
+        methods = gains = None
+        if drawn is not None:
+            methods = drawn._replace(values=drawn.values[:, :-1])
+            gains = methods._replace(values=drawn.values[:, :-1] - drawn.values[:, -1:])
+        between = Blocks.of(np.array(own), methods) if len(own) > 1 else None
+        return Family(between, Blocks.of_gains(np.array(own) - alone, gains), places)
+
+    def _draws(self, members: Sequence[int], cells: Sequence[tuple[int, int]]) -> Draws | None:
+        """Returns the draws of all members and, as the last, of their scratch student; None where one has none."""
+        groups = [self.groups[i] for i in members]
+        # A variance that is pooled over many methods needs fewer draws of each.
+        most = max(LEAST, LARGEST // ((len(groups) + 1) * len(cells)))
+        asked = ((groups[0], "scratch"), *((group, None) for group in groups))
+        found = together(draws(group, cells, role, most) for group, role in asked)
+        if found is None:
+            return None
+        return found[0]._replace(values=np.stack([one.values for one in (*found[1:], found[0])], axis=1))
 
     def to_scratch(self, index: int) -> tuple[Contrast, int] | None:
         """Compares a group with its scratch twins; returns also how many were compared with them."""

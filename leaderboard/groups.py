@@ -2,9 +2,10 @@
 
 Seeds of the student are one axis of a group and teachers (``teacher.seed``) the other. What counts is a full grid of
 both, and intervals are for a fresh draw of both (:mod:`leaderboard.crossed`); of one teacher they are over seeds alone,
-conditional on it. Differences are taken within a cell of the grid: one seed, one teacher. Teachers may have been added
-by a later revision of the code or on another machine, which then is part of how much they differ; the seeds of one
-teacher may not.
+conditional on it. Where every run kept what each test sample contributed to its score, intervals are over the test
+samples too (:mod:`leaderboard.samples`), else for the test set as it is. Differences are taken within a cell of the
+grid: one seed, one teacher. Teachers may have been added by a later revision of the code or on another machine, which
+then is part of how much they differ; the seeds of one teacher may not.
 
 :mod:`leaderboard.boards` puts groups that can be compared beside each other; its docstring shows the whole API.
 """
@@ -19,9 +20,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from leaderboard.crossed import largest
+from leaderboard import samples
+from leaderboard.crossed import Draws, largest, together
 from leaderboard.row import Metrics, Row
-from leaderboard.stats import Estimate, Floats, columns, grid, ratio
+from leaderboard.stats import Cell, Estimate, Floats, columns, grid, ratio
 
 #: Fewest seeds that a row needs to be ranked.
 MINIMUM = 3
@@ -174,6 +176,15 @@ class Group:
         """Returns a number of every run behind the score, ``(seeds, teachers)``; nan where it has none."""
         return _over(self.scored, len(self.teachers), take)
 
+    def drawn(self, role: str | None = None) -> Draws | None:
+        """Returns the score of every run, or of a role beside it, under draws of the test samples, where it is kept."""
+        return samples.drawn(self.scored, len(self.teachers), role)
+
+    @property
+    def cell(self) -> Cell:
+        """Student - scratch and teacher - scratch of every seed that has all three: what the gap closed is of."""
+        return cell_of(self.scored, len(self.teachers))
+
 
 def setting_of(row: Row) -> Setting:
     """Returns the setting of a row; a run without a score knows only the names of its configuration."""
@@ -214,10 +225,14 @@ def _group(rows: list[Row], minimum: int) -> Group:
     many = len(teachers)
 
     def of(name: str) -> Estimate | None:
-        return grid(_over(scored, many, lambda row: row.of(name)))
+        return grid(_over(scored, many, lambda row: row.of(name)), drawn=samples.drawn(scored, many, name))
 
     gap, gap_reason = gap_of(scored, many, newest)
     counts = Counter(row.status for row in chosen)
+    metrics = summarise([row.main for row in scored], many)
+    own = grid(_over(scored, many, lambda row: row.score), drawn=samples.drawn(scored, many))
+    if own is not None and own.samples and newest.primary:
+        metrics[newest.primary] = own
     note = _note(scored, len(seeds), minimum)
     return Group(
         setting=setting_of(newest),
@@ -235,7 +250,7 @@ def _group(rows: list[Row], minimum: int) -> Group:
         diverged=counts["diverged"],
         primary=newest.primary,
         higher_is_better=bool(newest.higher_is_better),
-        metrics=summarise([row.main for row in scored], many),
+        metrics=metrics,
         best_on_val=grid(_over(scored, many, lambda row: row.best_on_val)),
         teacher=of("teacher"),
         scratch=of("scratch"),
@@ -272,18 +287,19 @@ def gap_of(scored: Sequence[Row], teachers: int, model: Row) -> tuple[Estimate |
     """
     if model.reference:
         return None, "the student was trained alone"
-    above, below = gains(scored, teachers)
-    if not len(above):
+    cell = cell_of(scored, teachers)
+    count = len(np.asarray(cell.above))
+    if not count:
         return None, "no scratch twin" if any(row.of("teacher") is not None for row in scored) else "no teacher"
-    found = ratio(above, below)
-    missing = len(scored) // max(1, teachers) - len(above)
+    found = ratio(cell.above, cell.below, drawn=cell.drawn)
+    missing = len(scored) // max(1, teachers) - count
     if found is None:
         return None, "teacher and scratch student score alike"
-    seeds = missing + len(above)
+    seeds = missing + count
     return found, f"{missing} of {seeds} seeds have no scratch twin or no teacher" if missing else None
 
 
-def gains(scored: Sequence[Row], teachers: int = 1) -> tuple[Floats, Floats]:
+def cell_of(scored: Sequence[Row], teachers: int = 1) -> Cell:
     """Returns student - scratch and teacher - scratch, ``(seeds, teachers)``, of every seed that has all three."""
     own, alone, teacher = (
         _over(scored, teachers, take)
@@ -291,7 +307,11 @@ def gains(scored: Sequence[Row], teachers: int = 1) -> tuple[Floats, Floats]:
     )
     above, below = own - alone, teacher - alone
     kept = (np.isfinite(above) & np.isfinite(below)).all(axis=1)
-    return above[kept], below[kept]
+    drawn = together(samples.drawn(scored, teachers, role) for role in (None, "scratch", "teacher"))
+    if drawn is None or not kept.all():
+        return Cell(above[kept], below[kept])
+    student, scratch, taught = drawn
+    return Cell(above, below, (student.minus(scratch), taught.minus(scratch)))
 
 
 def summarise(found: Sequence[Metrics | None], teachers: int = 1) -> dict[str, Estimate]:

@@ -122,7 +122,7 @@ def _run(row: Row, work: Path, current: bool) -> tuple[Record | None, str, str |
     found = find_records(results)
     if not found:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return None, CONTROL.sub(" ", last)[:400], None
+        return None, CONTROL.sub(" ", last)[:400], row.commit if own else None
     made = read_record(found[0])
     return made, "", made.provenance.commit if own is None else row.commit
 

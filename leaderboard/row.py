@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from kdbench.base.digest import digest
+from kdbench.base.outcomes import OUTCOMES
 from kdbench.configuration.network import identity
 from kdbench.errors import KDBenchError
 from kdbench.records.schema import Record, RoleScores, Sizes
@@ -94,6 +95,7 @@ class Row:
         teacher_seed: Of the teacher's own training.
         teacher_options: How the teacher is made, alike for equal ones; empty where nothing tells. ``teaching`` is what
             that is called over the rows of a setting.
+        outcomes: SHA-256 of what each test sample contributed, in a file beside the record; empty where there is none.
     """
 
     path: str
@@ -154,6 +156,7 @@ class Row:
     teacher_seed: int = 0
     teacher_options: str = ""
     teaching: str = ""
+    outcomes: str = ""
 
     @property
     def ok(self) -> bool:
@@ -346,6 +349,7 @@ def flatten(
         quant_options=sys.intern(_options(axes.get("quant", {}))),
         tuning=intern(tuning.scores, tuning.scores.values()) if tuning else NO_METRICS,
         teacher_seed=record.teacher.seed if record.teacher else 0,
+        outcomes=label("files", found) if (found := (record.files or {}).get(OUTCOMES)) else "",
         teacher_options=sys.intern(_options(_without_nulls(record.teacher.options))) if record.teacher else "",
     )
     for name in _NUMBERS:

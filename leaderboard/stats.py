@@ -6,12 +6,13 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from leaderboard.crossed import covariance, variance
+from leaderboard.crossed import Draws, Variance, covariance, variance
 
 #: Confidence of every interval.
 LEVEL = 0.95
@@ -34,6 +35,7 @@ class Estimate:
         low: Lower end of the 95% interval; None for one value.
         high: Upper end.
         df: Degrees of freedom of a t-interval, else None.
+        samples: Test samples that the interval is over too; 0 where it is for the test set as it is.
     """
 
     n: int
@@ -42,6 +44,7 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     df: float | None = field(default=None, compare=False)
+    samples: int = 0
 
     def excludes(self, value: float) -> bool:
         """Whether the interval lies wholly on one side of ``value``; False without an interval."""
@@ -115,32 +118,42 @@ def estimate(values: ArrayLike, level: float = LEVEL) -> Estimate | None:
     return columns(np.asarray(values, dtype=float).reshape(-1, 1), level)[0]
 
 
-def grid(values: ArrayLike, level: float = LEVEL) -> Estimate | None:
-    """Returns mean, standard deviation of a single value and t-interval of seeds crossed with teachers.
+def grid(values: ArrayLike, level: float = LEVEL, drawn: Draws | None = None) -> Estimate | None:
+    """Returns mean, standard deviation of a single value and t-interval of seeds crossed with teachers and samples.
 
-    The interval is for a fresh draw of both, see :mod:`leaderboard.crossed`; of one teacher it is over the seeds alone,
+    The interval is for a fresh draw of all, see :mod:`leaderboard.crossed`; of one teacher it is over the seeds alone,
     conditional on that teacher. A single seed gives no interval.
 
     Args:
         values: ``(seeds, teachers)``; a seed of which one is not finite does not count.
         level: Of the interval.
+        drawn: The same values under draws of the test samples; they do not count where a seed does not.
     """
     x = np.asarray(values, dtype=float)
-    x = x[np.isfinite(x).all(axis=1)]
-    if not len(x) or x.shape[1] < 2:
+    kept = np.isfinite(x).all(axis=1)
+    drawn = drawn if kept.all() else None
+    x = x[kept]
+    if not len(x) or (x.shape[1] < 2 and drawn is None):
         return estimate(x, level)
     mean = float(x.mean())
     if len(x) < 2:
         return Estimate(1, mean)
-    found = variance(x)
+    found = variance(x, drawn=drawn)
     half = float(special.stdtrit(found.df, (1 + level) / 2)) * math.sqrt(found.value)
-    return Estimate(len(x), mean, float(x.std(ddof=1)), mean - half, mean + half, found.df)
+    samples = drawn.samples if drawn is not None else 0
+    return Estimate(len(x), mean, float(x.std(ddof=1)), mean - half, mean + half, found.df, samples)
 
 
-def paired(first: ArrayLike, second: ArrayLike, level: float = LEVEL) -> Estimate | None:
-    """Returns the estimate of ``first - second``, values of the same seeds (and teachers) in the same order."""
+def paired(
+    first: ArrayLike, second: ArrayLike, level: float = LEVEL, drawn: tuple[Draws, ...] | None = None
+) -> Estimate | None:
+    """Returns the estimate of ``first - second``, values of the same seeds (and teachers) in the same order.
+
+    ``drawn`` are both under the same draws of the test samples.
+    """
     difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
-    return grid(difference if difference.ndim == 2 else difference[:, None], level)
+    difference = difference if difference.ndim == 2 else difference[:, None]
+    return grid(difference, level, None if drawn is None else drawn[0].minus(drawn[1]))
 
 
 def paired_p(found: Estimate) -> float | None:
@@ -153,13 +166,16 @@ def paired_p(found: Estimate) -> float | None:
     return float(2 * special.stdtr(found.df, -abs(found.mean) * special.stdtrit(found.df, (1 + LEVEL) / 2) / half))
 
 
-def ratio(above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Estimate | None:
+def ratio(
+    above: ArrayLike, below: ArrayLike, level: float = LEVEL, drawn: tuple[Draws, Draws] | None = None
+) -> Estimate | None:
     """Returns the ratio of two means of paired values, its interval by Fieller (J. R. Stat. Soc. B 1954).
 
     Args:
         above: Values of the numerator: of seeds, or ``(seeds, teachers)``.
         below: Those of the denominator, of the same seeds in the same order.
         level: Of the interval.
+        drawn: Both under the same draws of the test samples; they do not count where a seed does not.
 
     Returns:
         None where nothing is paired or the denominator is zero; an estimate without an interval for one seed and where
@@ -167,19 +183,39 @@ def ratio(above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Estimate 
     """
     x, y = _paired(above, below)
     n = len(x)
+    drawn = drawn if n == len(np.asarray(above)) else None
     if not n or not y.mean():
         return None
     top, bottom = float(x.mean()), float(y.mean())
     if n < 2:
         return Estimate(n, top / bottom)
     # The degrees of freedom are those of what the ratio is tested by.
-    t = special.stdtrit(variance(x - top / bottom * y).df, (1 + level) / 2)
-    xx, xy, yy = (float(v) * t**2 for v in covariance(np.stack([x, y]))[[0, 0, 1], [0, 1, 1]])
+    t = special.stdtrit(_linear(x, y, -top / bottom, drawn).df, (1 + level) / 2)
+    xx, xy, yy = (v * t**2 for v in _covariances(x, y, drawn))
     a, b, c = bottom**2 - yy, top * bottom - xy, top**2 - xx
     if a <= 0:
         return Estimate(n, top / bottom)
     half = math.sqrt(max(0.0, b * b - a * c))
-    return Estimate(n, top / bottom, None, float((b - half) / a), float((b + half) / a))
+    samples = drawn[0].samples if drawn is not None else 0
+    return Estimate(n, top / bottom, None, float((b - half) / a), float((b + half) / a), samples=samples)
+
+
+def _linear(x: Floats, y: Floats, weight: float, drawn: tuple[Draws, Draws] | None) -> Variance:
+    """Returns the variance of the mean of ``x + weight y``."""
+    if drawn is None:
+        return variance(x + weight * y)
+    first, second = drawn
+    return variance(x + weight * y, drawn=first._replace(values=first.values + weight * second.values))
+
+
+def _covariances(x: Floats, y: Floats, drawn: tuple[Draws, Draws] | None) -> tuple[float, float, float]:
+    """Returns what two means vary and covary by."""
+    if drawn is None:
+        xx, xy, yy = covariance(np.stack([x, y]))[[0, 0, 1], [0, 1, 1]].tolist()
+        return xx, xy, yy
+    plus, minus = (_linear(x, y, weight, drawn).value for weight in (1.0, -1.0))
+    xx, yy = (variance(v, drawn=d).value for v, d in zip((x, y), drawn, strict=True))
+    return xx, (plus - minus) / 4, yy
 
 
 def _paired(above: ArrayLike, below: ArrayLike) -> tuple[Floats, Floats]:
@@ -197,13 +233,37 @@ def draws(shape: tuple[int, ...], resamples: int, rng: np.random.Generator) -> t
     return drawn[:, :, None], others[:, None, :]
 
 
+class Cell(NamedTuple):
+    """What a ratio of means is of: values above and below (see :func:`ratio`), and both under draws of the samples."""
+
+    above: ArrayLike
+    below: ArrayLike
+    drawn: tuple[Draws, Draws] | None = None
+
+
+def drawn_means(cell: Cell, pair: tuple[Floats, Floats], places: tuple[Places, Places]) -> tuple[Floats, Floats]:
+    """Returns the means of both values of a cell over each draw, every one of other test samples where they are kept.
+
+    Args:
+        cell: The cell.
+        pair: Its values without the seeds of which something is missing.
+        places: Of seeds and teachers, see :func:`draws`.
+    """
+    if cell.drawn is None or len(pair[0]) < len(np.asarray(cell.above)):
+        first, second = (values[places].mean(axis=(1, 2)) for values in pair)
+        return first, second
+    turns = np.arange(len(places[0]))[:, None, None]
+    above, below = (one.values[(turns % len(one.values), *places)].mean(axis=(1, 2)) for one in cell.drawn)
+    return above, below
+
+
 def mean_ratio(
-    cells: Sequence[tuple[ArrayLike, ArrayLike]], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+    cells: Sequence[Cell], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate | None:
     """Returns the mean over cells of the ratio of means of each, with a percentile interval by stratified bootstrap.
 
     Args:
-        cells: Values above and below of each cell, see :func:`ratio`; seeds and teachers are drawn within their cell.
+        cells: Of one test set each; seeds, teachers and, where they are kept, test samples are drawn within their cell.
         level: Of the interval.
         resamples: How often to draw.
         seed: Of the draws.
@@ -211,7 +271,7 @@ def mean_ratio(
     Returns:
         None without cells; no interval where no cell has two pairs.
     """
-    pairs = [_paired(*cell) for cell in cells]
+    pairs = [_paired(cell.above, cell.below) for cell in cells]
     if not pairs:
         return None
     found = float(np.mean([x.mean() / y.mean() for x, y in pairs]))
@@ -220,9 +280,8 @@ def mean_ratio(
         return Estimate(count, found)
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
-    for x, y in pairs:
-        places = draws(x.shape, resamples, rng)
-        above, below = (values[places].mean(axis=(1, 2)) for values in (x, y))
+    for cell, (x, y) in zip(cells, pairs, strict=True):
+        above, below = drawn_means(cell, (x, y), draws(x.shape, resamples, rng))
         # A draw may have a denominator of zero; it says nothing.
         total += np.divide(above, below, out=np.full(resamples, np.nan), where=below != 0)
     low, high = np.nanquantile(total / len(pairs), [(1 - level) / 2, (1 + level) / 2])
@@ -278,38 +337,44 @@ class Blocks:
         error: Standard error of a difference.
         half: Half of the simultaneous interval of a difference.
         df: Degrees of freedom of the error.
+        samples: Test samples that the error is of too; 0 where it is for the test set as it is.
     """
 
     means: Floats
     error: float
     half: float
     df: float
+    samples: int = 0
 
     @classmethod
-    def of(cls, scores: ArrayLike) -> Blocks:
+    def of(cls, scores: ArrayLike, drawn: Draws | None = None) -> Blocks:
         """Takes scores ``(methods, seeds)`` or ``(methods, seeds, teachers)``, nothing missing, two methods and seeds.
 
         Of several teachers the error is that of a fresh draw of seeds and teachers: how much the methods differ from
-        seed to seed and from teacher to teacher, pooled over them.
+        seed to seed and from teacher to teacher, pooled over them; of ``drawn`` ``(draws, *scores)`` also from test
+        sample to test sample.
         """
         x = _grids(scores)
         methods = len(x)
-        found = variance(x - x.mean(axis=0), methods - 1.0)
+        if drawn is not None:
+            drawn = drawn._replace(values=drawn.values - drawn.values.mean(axis=1, keepdims=True))
+        found = variance(x - x.mean(axis=0), methods - 1.0, drawn=drawn)
         error = math.sqrt(2 * found.value)
-        return cls(x.mean(axis=(1, 2)), error, error * _dunnett_quantile(methods - 1, found.df), found.df)
+        half = error * _dunnett_quantile(methods - 1, found.df)
+        return cls(x.mean(axis=(1, 2)), error, half, found.df, drawn.samples if drawn else 0)
 
     @classmethod
-    def of_gains(cls, gains: ArrayLike) -> Blocks:
+    def of_gains(cls, gains: ArrayLike, drawn: Draws | None = None) -> Blocks:
         """Takes differences to one control in the shape of :meth:`of`; the control comes out as the last method.
 
         What a teacher is worth, its students have in common: it is in all of these differences and in none between
         two methods. So their error is their own, the mean over the methods, with the degrees of freedom of one.
         """
         x = _grids(gains)
-        found = variance(x, 1.0, float(len(x)))
+        found = variance(x, 1.0, float(len(x)), drawn)
         error = math.sqrt(found.value)
         half = error * _dunnett_quantile(len(x), found.df)
-        return cls(np.append(x.mean(axis=(1, 2)), 0.0), error, half, found.df)
+        return cls(np.append(x.mean(axis=(1, 2)), 0.0), error, half, found.df, drawn.samples if drawn else 0)
 
     def contrast(self, method: int, control: int) -> Contrast:
         """Compares two methods, corrected for the differences of all to the control."""
@@ -324,17 +389,18 @@ def _grids(values: ArrayLike) -> Floats:
     return x if x.ndim == 3 else x[:, :, None]
 
 
-def dunnett(scores: ArrayLike, control: int) -> list[Contrast | None]:
+def dunnett(scores: ArrayLike, control: int, drawn: Draws | None = None) -> list[Contrast | None]:
     """Compares every method with one control (Dunnett, JASA 1955), the seeds as blocks, see :class:`Blocks`.
 
     Args:
         scores: ``(methods, seeds)`` or ``(methods, seeds, teachers)``, nothing missing, two methods and seeds at least.
         control: Row that the others are compared with.
+        drawn: The scores under draws of the test samples.
 
     Returns:
         A contrast for each method; None for the control.
     """
-    found = Blocks.of(scores)
+    found = Blocks.of(scores, drawn)
     return [None if i == control else found.contrast(i, control) for i in range(len(found.means))]
 
 

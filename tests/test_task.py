@@ -42,7 +42,9 @@ def test_a_run_leaves_a_record_with_a_picture(run):
     assert record.primary is not None
     for scores in (record.scores["teacher"], record.scores["student"]):
         assert scores is not None
-        assert np.isfinite(scores.test[task.primary])
+        value = scores.test[task.primary]
+        assert value is not None
+        assert np.isfinite(value)
         assert task.selection in scores.test
     assert (record.files is not None and OUTCOMES in record.files) == bool(task.metric_law)
     if task.metric_law:

@@ -8,6 +8,7 @@ from leaderboard.across import PAIRS, headline
 from leaderboard.boards import BASELINE
 from leaderboard.exports import Cell, Column, Table
 from leaderboard.pages import common
+from leaderboard.samples import DRAWS
 from leaderboard.site import Site
 from leaderboard.stats import MIN_CELLS, MIN_METHODS, RESAMPLES
 
@@ -27,6 +28,7 @@ def write(site: Site) -> None:
         refused=refused,
         baseline=BASELINE,
         resamples=RESAMPLES,
+        draws=DRAWS,
         pairs=PAIRS,
         min_methods=MIN_METHODS,
         min_cells=MIN_CELLS,

@@ -297,6 +297,14 @@ def grid(group: Group) -> str:
     return f"{said} × {teachers} teachers" if teachers > 1 else said
 
 
+def over(found: Estimate | None, teachers: int = 1) -> str:
+    """Says what an interval is over."""
+    if found is None or found.low is None:
+        return NONE
+    axes = ["seeds", *["teachers"] * (teachers > 1), *[f"{found.samples} test samples"] * (found.samples > 0)]
+    return " × ".join(axes)
+
+
 def one_of_each_teacher(group: Group) -> list[Row]:
     """Returns a run of each teacher: under one all seeds have the same trials."""
     return list({row.teacher_seed: row for row in group.scored}.values())

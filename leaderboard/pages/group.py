@@ -78,6 +78,7 @@ def _page(site: Site, group: Group, board: Any) -> None:
         idle=common.idle(group),
         mixed=common.mixed(group),
         grid=common.grid(group),
+        over=common.over(group.score, len(group.teachers)),
         verified=common.verified(site.verified(group)),
         foreign=foreign(group.newest.command),
         state=common.state(group.newest),
@@ -156,9 +157,12 @@ def _score(row: Row, role: Column) -> float | None:
 
 
 def _metrics(group: Group, board: Any) -> Table:
+    over = common.grid(group)
+    if group.score is not None and group.score.samples:
+        over += f", of {group.primary} also over {group.score.samples} test samples"
     columns = (
         Column("metric", "Metric"),
-        Column("student", group.role.capitalize(), f"Mean and 95% t-interval over {common.grid(group)}.", "estimate"),
+        Column("student", group.role.capitalize(), f"Mean and 95% interval over {over}.", "estimate"),
         Column("sd", "sd", kind="number"),
         Column("scratch", "Scratch", "The same student and seeds without a teacher.", "estimate"),
         Column("teacher", "Teacher", kind="number"),

@@ -166,7 +166,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
     metrics = _metrics(boards)
     many = len(boards) > 1
     high: Direction = "high" if boards[0].higher_is_better else "low"
-    seeds = "mean and 95% t-interval over seeds, and over teachers where there are several"
+    seeds = "mean and 95% interval over what the column Intervals over says"
     stored = Column("converted", "Converted", f"The student as it is stored and run: {seeds}.", "estimate", high)
     converted = [stored] if any(g.converted is not None for g in groups) else []
     beside = _MATCHED if any(g.matched is not None for g in groups) else ()
@@ -189,6 +189,11 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
         *(replace(column, better=high) for column in beside),
         Column("seeds", "Seeds", "Seeds that came to a score.", "number", "high"),
         Column("teachers", "Teachers", "Each with all seeds; of one the row is conditional on it.", "number", "high"),
+        Column(
+            "over",
+            "Intervals over",
+            "Seeds; teachers where there are several; test samples where the records have what each contributed.",
+        ),
         *common.COST[:FIRST_COSTS],
         Column("setting", "Setting", "Pair, preset, data set, augment, quant, teacher.", shown=many, facet=many),
         Column("overrides", "Options", "What else the command sets.", shown=any(words.values()), code=True),
@@ -230,6 +235,7 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
                 *_matched(group, main, same)[: len(beside)],
                 common.count(len(group.seeds)),
                 common.count(len(group.teachers)),
+                Cell(common.over(group.score, len(group.teachers))),
                 *(costs := common.cost_cells(group, board))[:FIRST_COSTS],
                 Cell(setting),
                 Cell(charts.clip(words[id(group)], 340) or NONE, note=words[id(group)] or None),
@@ -247,7 +253,9 @@ def group_table(site: Site, table_name: str, task: str, boards: Sequence[Board])
                 *(common.estimate(group.metrics.get(m), places[m]) for m in metrics),
                 grey=not group.enough,
             )
-    _collapse(table, ("seeds", "teachers", "params", "macs", "latency_ms", "student_cost", "teacher_cost", "verified"))
+    _collapse(
+        table, ("seeds", "teachers", "over", "params", "macs", "latency_ms", "student_cost", "teacher_cost", "verified")
+    )
     return table
 
 

@@ -40,6 +40,7 @@ class TextClassification(TextTask):
     capabilities: ClassVar[frozenset[str]] = frozenset({"single_label", "sample_id", "meta", "class_scores"})
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str | None] = "%"
+    metric_law: ClassVar[str] = "percent"
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -141,6 +142,12 @@ class TextClassification(TextTask):
     def score(self, metrics: MetricCollection, model: nn.Module, outputs: Tensor, batch: Batch) -> None:
         """Feeds what is said of one batch to the metrics."""
         metrics.update(outputs, batch.targets.classes, batch.targets.law)
+
+    def contributions(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Returns for each text that has a class whether it is found, and one."""
+        known = batch.targets.classes >= 0
+        hit = outputs.argmax(1)[known] == batch.targets.classes[known]
+        return torch.stack([hit, torch.ones_like(hit)], 1)
 
     def standard_error(self, first: float, second: float) -> float:
         """Returns that of the difference of two accuracies, in points, as of two independent samples."""

@@ -44,6 +44,7 @@ class Text(TextTask):
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str | None] = "nats"
     metric_law: ClassVar[str] = "mean"
+
     # ---- data -------------------------------------------------------------------------------------------------
 
     @cached_property

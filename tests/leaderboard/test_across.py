@@ -8,7 +8,6 @@ import scipy.stats
 
 from leaderboard.across import across, common, representatives
 from leaderboard.boards import Boards, build
-from leaderboard.groups import gains
 from leaderboard.stats import mean_ratio
 from tests.leaderboard.rows import Row, in_order, row, scored
 
@@ -42,7 +41,7 @@ def test_methods_over_all_cells() -> None:
     assert [m.name for m in found.methods] == ["at", "kd", "sp"]
     at, kd, sp = found.methods
     assert found.common == tuple(range(8))
-    assert at.gap == mean_ratio([gains(g.scored) for g in at.groups.values()])
+    assert at.gap == mean_ratio([g.cell for g in at.groups.values()])
     assert (at.imputed, at.missing) == (at.gap, ())
     assert at.gap is not None
     assert at.gap.n == 24

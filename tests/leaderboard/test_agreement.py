@@ -8,8 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from kdbench.base.outcomes import OUTCOMES, Outcomes, pack
 from kdbench.configuration import config
 from kdbench.records.record import content_hash, write_record
 from kdbench.records.schema import Record
@@ -185,3 +187,37 @@ def test_a_seed_that_was_run_until_it_fitted_needs_a_reason(tree: Path) -> None:
     assert problems(tree) == {}
     (tree / "changes.yaml").write_text(f"{older}:\n")
     assert "expected lines of the form" in problems(tree)[str(tree / "changes.yaml")]
+
+
+def test_outcomes_are_those_of_the_run_and_make_its_scores(tree: Path) -> None:
+    def write(**right: int) -> None:
+        values = {
+            name: np.stack([np.arange(500) < count, np.ones(500)], 1).astype(np.float64)
+            for name, count in right.items()
+        }
+        content = pack(Outcomes("percent", "ids", values)) or b""
+        path.with_name(OUTCOMES).write_bytes(content)
+        edit(path, lambda data: data.update(files={OUTCOMES: sha256(content).hexdigest()}))
+
+    path = run(tree, "kd", 0)
+    scores = {role: part["test"]["top1"] for role, part in json.loads(path.read_text())["scores"].items()}
+    right = {role: round(5 * score) for role, score in scores.items() if role != "teacher"}
+    write(**right)
+    assert problems(tree) == {}
+    write(**right | {"student": right["student"] - 1})
+    told = problems(tree)[str(path)]
+    assert told == f"scores.student.test.top1 is {scores['student']:g}, {OUTCOMES} gives {scores['student'] - 0.2:g}"
+    path.with_name(OUTCOMES).write_bytes(b"x")
+    assert problems(tree)[str(path)] == f"{OUTCOMES} beside it is not that of the run: it was edited"
+    path.with_name(OUTCOMES).unlink()
+    assert problems(tree)[str(path)] == f"{OUTCOMES} is not beside it, its digest is in the record"
+
+
+def test_a_factor_under_several_seeds_is_judged_by_their_mean(tree: Path) -> None:
+    path = run(tree, "kd", 0)
+    own = json.loads(path.read_text())["tuning"]["scores"]
+    by_seed = {factor: [score - 1, score + 1] for factor, score in own.items()}
+    edit(path, at("tuning", "by_seed", value=by_seed))
+    assert problems(tree) == {}
+    edit(path, at("tuning", "by_seed", value=by_seed | {"1": [50.0, 52.0]}))
+    assert problems(tree)[str(path)] == "tuning.scores.1 is 50.0, the mean of tuning.by_seed is 51.0"

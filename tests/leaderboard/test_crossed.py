@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from leaderboard.crossed import covariance, largest, variance
-from leaderboard.stats import Blocks, Estimate, dunnett_cdf, estimate, grid, mean_ratio, paired, paired_p, ratio
+from leaderboard.stats import Blocks, Cell, Estimate, dunnett_cdf, estimate, grid, mean_ratio, paired, paired_p, ratio
 
 RNG = np.random.default_rng(0)
 
@@ -96,7 +96,7 @@ def test_the_ends_of_a_ratio_are_where_its_test_decides() -> None:
 
 def test_a_bootstrap_draws_teachers_too() -> None:
     above = np.array([[1.0, 5.0, 9.0]] * 4)  # teachers alone make a difference
-    found = mean_ratio([(above, np.full((4, 3), 10.0))])
+    found = mean_ratio([Cell(above, np.full((4, 3), 10.0))])
     assert found is not None
     assert found.mean == pytest.approx(0.5)
     assert found.low is not None

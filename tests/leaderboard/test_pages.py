@@ -298,7 +298,10 @@ def test_what_all_rows_share_is_said_once_on_top(tmp_path: Path) -> None:
     page = (site / "tasks/classification.html").read_text()
     facts = "Teacher 80.00, on which everything here is conditional; student trained alone 60.00 ± 0.00 over 3 seeds"
     assert f"a_b · quick · shapes: {facts}; 900 samples to train on, 100 to choose by, 500 to test." in page
-    assert "classification: every specification; alike in every row: seeds 3, teachers 1, params 10" in page
+    assert (
+        "classification: every specification; alike in every row: seeds 3, teachers 1, intervals over seeds, params 10"
+        in page
+    )
     assert re.search('data-key="seeds"[^>]* data-hidden', page)
     assert table(site, "task-classification")["kd"]["seeds"] == "3", "a file has all columns"
     uneven = made_of(tmp_path / "uneven", *KD, *(row("sp", seed, 66.0) for seed in range(4)))

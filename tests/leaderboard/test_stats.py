@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 from leaderboard.stats import (
+    Cell,
     Estimate,
     columns,
     critical_difference,
@@ -110,7 +111,7 @@ def test_a_ratio_over_what_may_be_nothing_has_no_interval() -> None:
 
 def test_the_mean_of_ratios_draws_seeds_within_their_cell() -> None:
     cells = [(RNG.normal(2, 0.5, n), RNG.normal(4, 0.3, n)) for n in (5, 4, 7)]
-    found = mean_ratio(cells, resamples=8000)
+    found = mean_ratio([Cell(*cell) for cell in cells], resamples=8000)
     assert found is not None
     assert (found.n, found.mean) == (16, pytest.approx(np.mean([x.mean() / y.mean() for x, y in cells])))
     draw = random.Random(5)
@@ -124,8 +125,8 @@ def test_the_mean_of_ratios_draws_seeds_within_their_cell() -> None:
     means.sort()
     assert (found.low, found.high) == pytest.approx((means[200], means[7800]), abs=0.01)
     assert mean_ratio([]) is None
-    assert mean_ratio([([1.0], [4.0]), ([3.0], [4.0])]) == Estimate(2, 0.5)
-    assert mean_ratio([([1.0, 1.0], [2.0, 2.0]), ([0.0], [1.0])]) == Estimate(3, 0.25, None, 0.25, 0.25)
+    assert mean_ratio([Cell([1.0], [4.0]), Cell([3.0], [4.0])]) == Estimate(2, 0.5)
+    assert mean_ratio([Cell([1.0, 1.0], [2.0, 2.0]), Cell([0.0], [1.0])]) == Estimate(3, 0.25, None, 0.25, 0.25)
 
 
 @pytest.mark.parametrize("n", [3, 6, 12, 25])
