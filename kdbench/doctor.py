@@ -116,7 +116,7 @@ def run(overrides: list[str], console: Console, steps: int, probe: bool = False)
     from kdbench.training.diagnosis import overfit, precisions, reach
     from kdbench.training.fit import Training
     from kdbench.training.promises import check_promises
-    from kdbench.training.recipe import trained
+    from kdbench.training.recipe import CORPUS, trained
 
     resolved = resolve(configuration.load(overrides))
     resolved.task.prepare()
@@ -125,7 +125,8 @@ def run(overrides: list[str], console: Console, steps: int, probe: bool = False)
     trainings = Trainings(resolved)
     trainings.check_data()
     recipe = trainings.student_recipe()
-    sources = {role: source for role, given in recipe.inputs.items() if (source := trained(given))}
+    given = {role: source for role, source in recipe.inputs.items() if role != CORPUS}
+    sources = {role: source for role, found in given.items() if (source := trained(found))}
     found = {role: resolved.store.find("model", source.key) for role, source in sources.items()}
     for role, product in found.items():
         console.print(

@@ -43,6 +43,7 @@ class Plugin(nn.Module):
         fidelity: ``equations`` or ``approximate``.
         over_batch: Whether a term relates rows to each other, so is no mean over rows of their own losses: then every
             process of a training is given the features of the whole batch.
+        corpus: Whether it learns from what the teacher writes before the student is trained (``teacher.corpus``).
         built: Whether :meth:`build` has run; the engine sets it.
     """
 
@@ -57,6 +58,7 @@ class Plugin(nn.Module):
     no_twin: ClassVar[str] = ""
     fidelity: ClassVar[Literal["equations", "approximate"]] = "equations"
     over_batch: ClassVar[bool] = False
+    corpus: ClassVar[bool] = False
     built: bool = False
 
     @classmethod
@@ -82,6 +84,19 @@ class Plugin(nn.Module):
             task: Knows what its networks can be made of (:meth:`kdbench.task.Task.ops`).
         """
         return pair
+
+    def chosen(self, corpus: Mapping[str, Tensor], task: Task, seed: int) -> Tensor | None:
+        """Chooses what the student reads of what the teacher wrote for it (``teacher.corpus``), before it is trained.
+
+        Args:
+            corpus: What the task's op ``write`` gave: tensors, one row a sample.
+            task: Knows what a sample is worth.
+            seed: Of the corpus.
+
+        Returns:
+            ``(N,)`` bool; None for all.
+        """
+        return None
 
     def build(self, probe: Signals) -> None:
         """Makes projectors, once, from the shapes seen on one real batch.

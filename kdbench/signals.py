@@ -122,7 +122,7 @@ class Signals:
         """Returns a batch that a role writes itself, behind what is given of each sample (capability ``generates``).
 
         It runs in eval mode and without gradient, whatever the role is, with its weights of this step; each sample
-        counts as one pass. Any role can then be asked about it.
+        counts as one pass, and what was written as so many tokens. Any role can then be asked about it.
 
         Args:
             role: Who writes.
@@ -140,6 +140,7 @@ class Signals:
         finally:
             for module, mode in modes:
                 module.training = mode
+        self.cast.tokens[role] = self.cast.tokens.get(role, 0) + share()[1] * int(written.memo["tokens"])
         return written
 
     def params(self, role: str = "student") -> Mapping[str, Tensor]:

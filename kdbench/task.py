@@ -207,7 +207,13 @@ class Task:
               box that the detector's own assigner gives it, ``(B, A)`` integers into the M of ``boxes``, -1 for none.
             * ``generates``: :meth:`ops` has ``generate(model, batch, generator, temperature=1.0)``: the batch whose
               samples the model writes itself behind what is given of each, drawn from a generator; none of them is
-              supervised. A plugin calls it by :meth:`kdbench.signals.Signals.generate`.
+              supervised, and its memo says under ``tokens`` how many were written. A plugin calls it by
+              :meth:`kdbench.signals.Signals.generate`;
+            * ``writes``: :meth:`ops` has ``write(model, count, generator, temperature)``: ``count`` samples that the
+              model writes, drawn from a generator, or the most probable ones where the temperature is None: tensors by
+              name, one row a sample, among them ``tokens`` ``(N,)``, how many were written of each. With
+              ``data.corpus=DIR``, where they lie as ``corpus.safetensors``, the task's training samples are these, all
+              supervised; ``data.beside=true`` leaves its own beside them (``teacher.corpus``).
 
             Others are between a task and the plugins that know them.
         primary: Key of the primary metric in :meth:`metrics`.

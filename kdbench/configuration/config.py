@@ -29,6 +29,7 @@ from kdbench.base.instantiate import locate
 from kdbench.configuration.keys import (
     ChoiceConfig,
     Config,
+    CorpusConfig,
     OwnerConfig,
     SideConfig,
     StudentConfig,
@@ -285,6 +286,7 @@ def check(composed: DictConfig) -> dict[str, Any]:
         twin = _validated(TwinConfig, config["pair"]["twin"], "pair.twin.")["trainer"]
         of_student = {**config["trainer"], **config["student"]["trainer"]}
         config["pair"]["twin"] = {"trainer": _own_trainer("pair.twin.trainer", of_student, twin)}
+    config["teacher"]["corpus"] = _corpus(config["teacher"]["corpus"])
     if config["teacher"]["data"]:
         config["teacher"]["data"] = _merged(config["data"], config["teacher"]["data"])
     own: dict[str, dict[str, Any]] = {}
@@ -340,6 +342,11 @@ def _validated(model: type[BaseModel], values: Mapping[str, Any], prefix: str = 
         if found["type"] == "extra_forbidden":
             raise KDBenchError(f"{where}: unknown key: {nearest(str(found['loc'][-1]), model.model_fields)}") from None
         raise KDBenchError(f"{where}={found['input']}: {message}") from None
+
+
+def _corpus(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes what the teacher is to write; nothing stays nothing."""
+    return _validated(CorpusConfig, given, "teacher.corpus.") if given else {}
 
 
 def _check_taught(teacher: Mapping[str, Any]) -> None:

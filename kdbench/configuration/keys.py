@@ -46,6 +46,15 @@ class TrainerConfig(_Strict):
     manual: bool
 
 
+class CorpusConfig(_Strict):
+    """``teacher.corpus``: what the teacher writes before the student is trained."""
+
+    texts: Whole = Field(ge=1)
+    temperature: Real | None = Field(1.0, gt=0)
+    seed: Seed = 0
+    beside: bool = False
+
+
 class TeacherConfig(BaseModel):
     """``teacher``; options of a network of the user's own stand beside."""
 
@@ -57,6 +66,7 @@ class TeacherConfig(BaseModel):
     replay: Whole | None = Field(ge=1)
     replay_limit: Real = Field(gt=0)
     replay_dtype: Literal["float32", "float16"]
+    corpus: dict[str, Any] = {}
     expect: Real | None
     tolerance: Real = Field(ge=0)
     trainer: dict[str, Any]

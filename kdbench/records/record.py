@@ -39,10 +39,12 @@ SPEC_EXCLUDE = (
     "rerun",
     "data.root",
     "data.table",
+    "data.corpus",
     "data.protocol",
     "data.workers",
     "teacher.data.root",
     "teacher.data.table",
+    "teacher.data.corpus",
     "teacher.data.protocol",
     "teacher.data.workers",
     "teacher.replay_limit",
@@ -53,9 +55,9 @@ SPEC_EXCLUDE = (
 #: The seed of the teacher, dotted: with another one it is the same specification, :func:`spec_hash` takes it for 0.
 TEACHER_SEED = "teacher.seed"
 #: Keys of the teacher that decide nothing about it.
-_NOT_TAUGHT = ("seed", "expect", "tolerance", "replay_limit", "data", "augment", "replay_dtype")
+_NOT_TAUGHT = ("seed", "expect", "tolerance", "replay_limit", "data", "augment", "replay_dtype", "corpus")
 #: Those of its data.
-_NOT_DATA = ("root", "table", "protocol", "workers", "task")
+_NOT_DATA = ("root", "table", "corpus", "protocol", "workers", "task")
 
 #: Fields that differ between two equal runs, dotted, ``*`` for any key; what :func:`content_hash` leaves out. Two
 #: records of one content hash therefore hold the same result, made twice or copied.
@@ -109,8 +111,10 @@ def spec_hash(config: Mapping[str, Any], exclude: tuple[str, ...] = SPEC_EXCLUDE
         exclude: Dotted keys that do not change the number.
     """
     teacher = config.get("teacher")
-    if isinstance(teacher, Mapping) and teacher.get("seed"):
-        config = {**config, "teacher": {**teacher, "seed": 0}}
+    if isinstance(teacher, Mapping):
+        # No corpus is as none was before there were any.
+        kept = {key: value for key, value in teacher.items() if key != "corpus" or value}
+        config = {**config, "teacher": {**kept, "seed": 0} if kept.get("seed") else kept}
     return digest(without(config, exclude))
 
 

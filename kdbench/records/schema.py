@@ -58,12 +58,18 @@ class RoleScores(_Model):
 
 
 class Cost(_Model):
-    """Cost of the student stage alone. Passes are forward passes per training sample."""
+    """Cost of the student stage alone. Passes are forward passes per training sample.
+
+    Tokens are those that a network wrote, one at a time, all in all: the student in training, the teacher in training
+    or before it for the student to learn from (``teacher.corpus``). A written sample is one pass, whatever its length.
+    """
 
     epochs: int
     samples_seen: int
     teacher_passes: float | None = None
     student_passes: float | None = None
+    teacher_tokens: int | None = None
+    student_tokens: int | None = None
     wall_s: float | None = None
     peak_rss_mb: float | None = None
     added_params: int = 0

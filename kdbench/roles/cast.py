@@ -24,6 +24,7 @@ class Cast:
         parts: Path of each part, by role and part name (from the pair's configuration).
         seed: Names the random streams of the forwards (dropout, stochastic depth).
         passes: Samples that each network has been run on in all processes, since it was last cleared.
+        tokens: Likewise, tokens that each has written.
     """
 
     task: Task
@@ -32,6 +33,7 @@ class Cast:
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seed: int = 0
     passes: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
 
     def models(self) -> dict[str, nn.Module]:
         """Returns the plain model of every role that has one."""

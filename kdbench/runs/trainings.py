@@ -8,7 +8,7 @@ its product is made once and kept in the store.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,9 @@ from kdbench.base.outcomes import OUTCOMES
 from kdbench.base.store import Product, Store
 from kdbench.configuration.resolved import PluginSpec, Resolved, make_task
 from kdbench.errors import KDBenchError, nearest
-from kdbench.training.recipe import MODEL, Answers, Recipe, Replay, start_digest, start_of, trained
+from kdbench.runs import stored
+from kdbench.training import recipe as recipes
+from kdbench.training.recipe import CORPUS, MODEL, Answers, Recipe, Replay, Source, Written, trained
 
 if TYPE_CHECKING:
     from kdbench.needs import Asked, Role
@@ -92,7 +94,7 @@ class Trainings:
         answers = self.config["teacher"]["answers"]
         if answers:
             _check_file("teacher.answers", Path(answers))
-            return Answers(Path(answers), start_digest(answers))
+            return Answers(Path(answers), recipes.start_digest(answers))
         return self._alone("teacher", "teacher")
 
     @functools.cached_property
@@ -157,6 +159,7 @@ class Trainings:
         """The distilled student, or where nothing is distilled the scratch student."""
         if self.distils:
             return self._with_inputs(replace(self._alone("student", "student"), factor=factor))
+        stored.asked(self.config, self.task, (), self.distils)
         if self.no_twin:
             raise KDBenchError(f"method=none trains the student alone, which cannot be: {self.no_twin}")
         return self.scratch_recipe
@@ -209,8 +212,8 @@ class Trainings:
         info = (self.teacher_task if taught else self.task).dataset()
         recipe = Recipe(name, side, config, self._taking_part(side), seed, info.learned or info.digest)
         for start in recipe.starts:
-            _check_file(f"{side}.init_from", start_of(start)[0])
-        digests = [start_digest(start) for start in recipe.starts]
+            _check_file(f"{side}.init_from", recipes.start_of(start)[0])
+        digests = [recipes.start_digest(start) for start in recipe.starts]
         given = bool(digests) and side != "student"
         pooled = side == "student" and self.views is not None and self.task.augmented()
         return replace(
@@ -219,7 +222,7 @@ class Trainings:
 
     def _with_inputs(self, recipe: Recipe, float_only: bool = False) -> Recipe:
         """Returns a recipe with the trainings whose products its plugins take."""
-        inputs: dict[str, Recipe | Answers | Replay] = {
+        inputs: dict[str, Source] = {
             name: self._source(recipe, spec, role, float_only)
             for spec in recipe.plugins.values()
             for name, role in spec.plugin.roles.items()
@@ -231,6 +234,10 @@ class Trainings:
             for name, source in inputs.items():
                 if isinstance(source, Recipe) and source.name != "float":  # that is another one for every seed
                     inputs[name] = Replay(source, config, recipe.dataset, recipe.views or 1, half)
+        reads = recipe.side == "student" and not float_only
+        if reads and stored.asked(self.config, self.task, self.resolved.plugins.values(), self.distils):
+            assert isinstance(self.teacher_recipe, Recipe)
+            inputs[CORPUS] = Written(self.teacher_recipe, recipe.config, recipe.dataset)
         return replace(recipe, inputs=inputs)
 
     def _source(self, recipe: Recipe, spec: PluginSpec, role: Role, float_only: bool) -> Recipe | Answers:
@@ -386,16 +393,26 @@ class Trainings:
             from kdbench.training.fit import train
 
             products: dict[str, Path | Mapping[str, Path]] = {}
+            task = self.task_of(recipe)
             for role, source in recipe.inputs.items():
                 if isinstance(source, Recipe):
-                    products[role] = self.make(source).path / MODEL
+                    products[role] = self._weights(source)
                 elif isinstance(source, Replay):
-                    products[role] = self.answers(source, recipe.reads(self.task, role))
+                    given, limit = self._weights(source.source), self.config["teacher"]["replay_limit"]
+                    read = recipe.reads(self.task, role)
+                    products[role] = stored.answers(self.store, self.task, source, given, read, limit)
+                elif isinstance(source, Written):
+                    folder = stored.corpus(self.store, self.task, source, self._weights, recipe)
+                    products[role] = folder
+                    task = stored.reading(recipe.config, self.store, folder, recipe.beside)
             callbacks, loggers = self.follow(recipe.name, int(recipe.trainer["epochs"]))
-            return train(recipe, self.task_of(recipe), work, products, callbacks, loggers)
+            return train(recipe, task, work, products, callbacks, loggers)
 
         message = f"the {recipe.name} of {self.config['task']['name']}"
         return self.store.product("model", recipe.key, job, wait_message=message, since=since)
+
+    def _weights(self, recipe: Recipe) -> Path:
+        return self.make(recipe).path / MODEL
 
     def tested(self, recipe: Recipe, main: bool = False) -> Product:
         """Returns the product of a recipe as :meth:`make` does, with its scores on the test set.
@@ -418,36 +435,6 @@ class Trainings:
         beside = {name: {**facts, "test": found["beside"][name]} for name, facts in made.manifest["beside"].items()}
         kept = {"outcomes": outcomes} if outcomes.is_file() else {}
         return replace(made, manifest={**made.manifest, "scores": scores, "beside": beside, **kept})
-
-    def answers(self, replay: Replay, features: Iterable[str]) -> dict[str, Path]:
-        """Returns the folders of a network's stored features; those that are not there are made in one pass."""
-        weights = self.make(replay.source).path / MODEL
-        keys = {name: replay.of(name) for name in features}
-
-        def make(left: Sequence[str], folders: dict[str, Path], manifests: dict[str, dict[str, Any]]) -> None:
-            """Locks what is absent one after another, in an order that all processes keep, and fills it together."""
-            if not left:
-                from kdbench.training.answering import answer
-
-                data: Any = self.task.data(0).train_dataloader()
-                manifests |= answer(replay, self.task, weights, data, folders, self.config["teacher"]["replay_limit"])
-                return
-            name, *others = left
-
-            def job(work: Path) -> dict[str, Any]:
-                make(others, {**folders, name: work}, manifests)
-                return manifests[name]
-
-            message = f"the answers of the {replay.source.name} of {self.config['task']['name']}"
-            self.store.product("answers", keys[name], job, wait_message=message)
-
-        def found() -> dict[str, Path]:
-            made = {name: self.store.find("answers", key) for name, key in keys.items()}
-            return {name: product.path for name, product in made.items() if product is not None}
-
-        while absent := sorted(keys.keys() - found().keys(), key=keys.__getitem__):
-            make(absent, {}, {})
-        return found()
 
 
 def _with_sources(recipe: Recipe) -> Iterator[Recipe]:

@@ -180,16 +180,16 @@ class Distiller(LightningModule):
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Puts everything into eval mode for a block; random streams and pass counts are as before after it."""
+        """Puts everything into eval mode for a block; random streams and counts are as before after it."""
         modes = [(m, m.training) for s in (*self.cast.sources.values(), self.plugins) for m in s.modules()]
-        passes = dict(self.cast.passes)
+        passes, tokens = dict(self.cast.passes), dict(self.cast.tokens)
         for module, _ in modes:
             module.training = False
         try:
             with rng.scope(self.seed, "rehearsal"):
                 yield
         finally:
-            self.cast.passes = passes
+            self.cast.passes, self.cast.tokens = passes, tokens
             for module, mode in modes:
                 module.training = mode
 
@@ -267,6 +267,7 @@ class Distiller(LightningModule):
         """Moves what is not registered to the device, and to double precision where the run has it."""
         check_same(self._named.items())
         self.cast.passes.clear()
+        self.cast.tokens.clear()
         dtype = torch.float64 if self.trainer.precision == "64-true" else None
         for source in self.cast.sources.values():
             source.to(self.device, dtype)

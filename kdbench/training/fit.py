@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import logging
 import shutil
 import warnings
@@ -21,6 +22,7 @@ from torch import nn
 
 from kdbench.base import rng
 from kdbench.base.memory import keep_freed
+from kdbench.base.store import MANIFEST
 from kdbench.base.weights import load_plain, load_weights, plain, save_weights
 from kdbench.data import SeededLoader
 from kdbench.errors import KDBenchError
@@ -37,7 +39,7 @@ from kdbench.training.measure import PeakMemory, count_params
 from kdbench.training.models import build_side
 from kdbench.training.plan import merge_roles, merge_stages, of_owner
 from kdbench.training.processes import Place, Shared, group, helped, threads
-from kdbench.training.recipe import BEST, DEPLOYED, MODEL, PACKED, Answers, Recipe, Replay, start_of, trained
+from kdbench.training.recipe import BEST, CORPUS, DEPLOYED, MODEL, PACKED, Answers, Recipe, Replay, start_of, trained
 
 #: What a training takes for a role: weights, or folders by feature.
 Given: TypeAlias = Path | Mapping[str, Path]
@@ -310,6 +312,10 @@ class Training:
         history.write(work / "metrics.csv")
         pictures = self._draw(work, history, device)
         seen = max(1, history.samples)
+        written = self._corpus()
+        tokens = {"student": 0, "teacher": written.get("tokens", 0)}
+        for role, count in history.tokens.items():
+            tokens["student" if role == "student" else "teacher"] += count
         return {
             "role": self.recipe.side,
             "name": self.recipe.name,
@@ -321,12 +327,18 @@ class Training:
             "pictures": pictures,
             "best_epoch": history.best_epoch,
             "terms": history.terms(),
-            "flags": [*self._replayed(), *history.idle(), *(n for p in self.plugins.values() for n in p.notes())],
+            "flags": [
+                *self._replayed(),
+                *_kept(written),
+                *history.idle(),
+                *(n for p in self.plugins.values() for n in p.notes()),
+            ],
             "cost": {
                 "epochs": history.epochs,
                 "samples_seen": history.samples,
                 "student_passes": history.passes.get("student", 0) / seen,
                 "teacher_passes": sum(n for r, n in history.passes.items() if r != "student") / seen,
+                **{f"{role}_tokens": count for role, count in tokens.items() if count},
                 "wall_s": history.wall,
                 "added_params": sum(count_params(p) for p in self.plugins.values()),
             },
@@ -354,6 +366,12 @@ class Training:
         lost = f", float16 (largest error {error:.1g} of the largest value)" if error else ""
         return [] if views is None else [f"replay:{views}{lost}"]
 
+    def _corpus(self) -> Mapping[str, Any]:
+        """Returns the manifest of what was written for this training; nothing where there is none."""
+        folder = self.products.get(CORPUS)
+        found: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text()) if isinstance(folder, Path) else {}
+        return found
+
     def _save(self, model: nn.Module, work: Path) -> None:
         """Writes the student under its plain names; what is deployed too, where that is more than the student."""
         if model.state_dict().keys() == self._plain:
@@ -378,6 +396,11 @@ def train(
 def _help(recipe: Recipe, task: Task, products: Mapping[str, Given], work: Path, place: Place) -> None:
     """Trains beside another process, which makes the product."""
     Training(recipe, task, products).fit(work, place)
+
+
+def _kept(written: Mapping[str, Any]) -> list[str]:
+    """Returns the flag of a corpus: how many samples of it were read."""
+    return [f"corpus:{written['samples']} of {written['written']} written samples"] if written else []
 
 
 def _pack(found: Artifact, path: Path) -> dict[str, float]:

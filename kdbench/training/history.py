@@ -51,6 +51,7 @@ class History(Callback):
         self.sign = 1.0 if higher_is_better else -1.0
         self.rows: list[dict[str, float]] = list(before.rows) if before else []
         self.passes: dict[str, int] = dict(before.passes) if before else {}
+        self.tokens: dict[str, int] = dict(before.tokens) if before else {}
         self.samples: int = before.samples if before else 0
         self.wall: float = before.wall if before else 0.0
         self.moving: list[str] = list(before.moving) if before else []
@@ -115,6 +116,7 @@ class History(Callback):
         return {
             "rows": self.rows,
             "passes": self.passes,
+            "tokens": self.tokens,
             "samples": self.samples,
             "wall": self.wall + time.monotonic() - self._started,
             "best": self.best,
@@ -167,9 +169,10 @@ class History(Callback):
         self.rows.append(row)
         for logger in trainer.loggers:
             logger.log_metrics(row, int(row["step"]))
-        for role, count in distiller.cast.passes.items():
-            self.passes[role] = self.passes.get(role, 0) + count
-        distiller.cast.passes.clear()
+        for counted, seen in ((self.passes, distiller.cast.passes), (self.tokens, distiller.cast.tokens)):
+            for role, count in seen.items():
+                counted[role] = counted.get(role, 0) + count
+            seen.clear()
         self.samples += distiller.samples
         distiller.samples = 0
         aside = self.folder / f".last.{os.getpid()}.tmp"

@@ -434,9 +434,23 @@ def _generates(seen: Seen) -> str | None:
         return f"ops()['generate'] gives a {type(first).__name__} for a batch of {len(batch)}"
     if first.supervised is None or bool(first.supervised.any()):
         return "ops()['generate'] gives a batch whose samples are supervised"
+    if "tokens" not in first.memo:
+        return "ops()['generate'] does not say in the batch's memo how many 'tokens' were written"
     pairs = zip(tree_leaves(first.inputs), tree_leaves(again.inputs), strict=True)
     if not all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs):
         return "ops()['generate'] writes two texts for one state of its generator"
+    return None
+
+
+def _writes(seen: Seen) -> str | None:
+    write, model = seen.task.ops().get("write"), seen.signals.cast.model("student")
+    if write is None:
+        return "ops() has no 'write'"
+    first, again = (write(model, 2, rng.generator(0, "promises"), 1.0) for _ in range(2))
+    if not isinstance(first, dict) or "tokens" not in first or any(len(value) != 2 for value in first.values()):
+        return "ops()['write'] does not give tensors of one row a sample, 'tokens' among them"
+    if not all(torch.equal(first[name], again[name]) for name in first):
+        return "ops()['write'] writes two samples for one state of its generator"
     return None
 
 
@@ -467,4 +481,5 @@ CHECKS: dict[str, Callable[[Seen], str | None]] = {
     "assigned": _assigned,
     "node_scores": _node_scores,
     "generates": _generates,
+    "writes": _writes,
 }

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kdbench.base.digest import digest, source_digest
 from kdbench.configuration.resolved import PluginSpec
@@ -21,11 +21,14 @@ MODEL = "model.safetensors"
 DEPLOYED = "deployed.safetensors"
 BEST = "best.safetensors"
 PACKED = "packed.safetensors"
+#: Among the inputs of a recipe, what was written for it; its file.
+CORPUS = "corpus"
+WRITTEN = "corpus.safetensors"
 
 #: Keys of ``trainer`` that change how a training is run but not what comes out.
 _RUNNING = ("accelerator", "threads")
 #: Those of ``data``; what lies there is in the digest of the data, and what the preset reads is in the trainer.
-_READING = ("root", "table", "protocol", "workers")
+_READING = ("root", "table", "corpus", "protocol", "workers")
 #: Those of ``task``: what is made of the scores.
 _JUDGING = ("noise",)
 
@@ -89,6 +92,46 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Written:
+    """Samples that a trained network writes before the training that reads them.
+
+    Attributes:
+        source: The training whose product writes.
+        config: Configuration of the training that reads them; ``teacher.corpus`` says how they are written.
+        dataset: Digest of its data, of which a sample may be given the beginning.
+    """
+
+    source: Recipe
+    config: Mapping[str, Any]
+    dataset: str
+
+    @functools.cached_property
+    def key(self) -> str:
+        """What recipes that read it are keyed by."""
+        options = {key: value for key, value in self.options.items() if key != "beside"}
+        return digest(
+            {
+                "source": self.source.key,
+                "dataset": self.dataset,
+                "data": {k: v for k, v in self.config["data"].items() if k not in _READING},
+                "task": {k: v for k, v in self.config["task"].items() if k not in _JUDGING},
+                "written": options,
+                "code": source_digest(self.source.modules),
+            }
+        )
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """How many there are, and how they are written."""
+        found: Mapping[str, Any] = self.config["teacher"]["corpus"]
+        return found
+
+
+#: What answers or writes for a training.
+Source: TypeAlias = "Recipe | Answers | Replay | Written"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training: whose weights come out, and from what.
 
@@ -99,7 +142,8 @@ class Recipe:
         plugins: Those that take part, by owner; none when the role is trained alone.
         seed: Of weights, order and augmentation.
         dataset: Digest of the data that it reads.
-        inputs: By role, the training whose product answers for it, or stored answers.
+        inputs: By role, the training whose product answers for it, or stored answers; as :data:`CORPUS` what was
+            written for it.
         views: Of each training sample where they are a pool (``teacher.replay``); None draws anew in every epoch.
         factor: On the weights of the plugin that is tuned.
         length: Share of the configured epochs (tuning trials may be shorter).
@@ -113,7 +157,7 @@ class Recipe:
     plugins: Mapping[str, PluginSpec]
     seed: int
     dataset: str
-    inputs: Mapping[str, Recipe | Answers | Replay] = field(default_factory=dict)
+    inputs: Mapping[str, Source] = field(default_factory=dict)
     views: int | None = None
     factor: float = 1.0
     length: float = 1.0
@@ -162,6 +206,11 @@ class Recipe:
         return frozenset(names)
 
     @property
+    def beside(self) -> bool:
+        """Whether what was written stands beside the samples of the data set, not in their place."""
+        return bool(self.config["teacher"]["corpus"]["beside"])
+
+    @property
     def trainer(self) -> dict[str, Any]:
         """Trainer configuration of this role: the common one under the role's own overrides."""
         trainer = {**self.config["trainer"], **(self.own.get("trainer") or {})}
@@ -199,6 +248,7 @@ class Recipe:
                 "trainer": {k: v for k, v in self.trainer.items() if k not in _RUNNING},
                 "seed": self.seed,
                 "inputs": {role: source.key for role, source in self.inputs.items()},
+                **({"beside": self.beside} if CORPUS in self.inputs else {}),
                 "views": self.views,
                 "factor": self.factor,
                 "given": self.given,
@@ -211,9 +261,9 @@ class Recipe:
         return replace(self, name=f"trial ×{factor:g}", factor=factor, seed=seed, length=length)
 
 
-def trained(source: Recipe | Answers | Replay | None) -> Recipe | None:
-    """Returns the training behind what answers for a role, if there is one."""
-    return source.source if isinstance(source, Replay) else source if isinstance(source, Recipe) else None
+def trained(source: Source | None) -> Recipe | None:
+    """Returns the training behind what answers or writes, if there is one."""
+    return source.source if isinstance(source, Replay | Written) else source if isinstance(source, Recipe) else None
 
 
 def start_of(init_from: str) -> tuple[Path, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 from kdbench.splits import limited
 from kdbench.task import Batch
+from tasks.text import corpus
 from tasks.text.grammar import WORDS, Grammar, chain, make
 from tasks.text.loading import TextData, content, cuts
 from tasks.text.options import Options
@@ -59,11 +60,15 @@ class DataOptions(Options):
         source: ``grammar``.
         grammar: Of the made-up texts, options of :class:`~tasks.text.grammar.Grammar`.
         prompt: Words of each text that are given where a model writes the rest.
+        corpus: Folder of texts that a model wrote, ``corpus.safetensors``, which take the place of the training texts.
+        beside: Leaves the training texts beside them.
     """
 
     source: Literal["grammar"] = "grammar"
     grammar: dict[str, Any] = field(default_factory=dict)
     prompt: NonNegativeInt = 0
+    corpus: str | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,14 @@ class Said:
         first: Id of the first; ids count on from there.
         supervised: ``(N,)`` bool texts whose words the supervised loss reads, or None for all.
         law: ``(N, L, words)`` float32, the true law of each word, or None.
+        given: ``(N,)`` words of each that are not to be predicted, or None for none.
     """
 
     texts: np.ndarray
     first: int = 0
     supervised: np.ndarray | None = None
     law: np.ndarray | None = None
+    given: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -89,7 +96,8 @@ class Said:
         """Makes a batch of the texts at ``rows`` ``(B,)``."""
         law = None if self.law is None else torch.from_numpy(self.law[rows])
         known = None if self.supervised is None else torch.from_numpy(self.supervised[rows])
-        return collate(torch.from_numpy(self.texts[rows]), torch.from_numpy(rows + self.first), law, known)
+        batch = collate(torch.from_numpy(self.texts[rows]), torch.from_numpy(rows + self.first), law, known)
+        return batch if self.given is None else behind(batch, torch.from_numpy(self.given[rows]))
 
 
 class Texts:
@@ -104,6 +112,7 @@ class Texts:
         test: Test texts.
         digest: Of content and cuts.
         learned: Of what is not test.
+        notes: What a record says of texts that a model wrote.
     """
 
     def __init__(self, options: DataOptions, store: Store) -> None:
@@ -121,9 +130,14 @@ class Texts:
         val = learn[found.val]
         test = test[limited([f"{place:06d}" for place in range(len(test))], options.test, "test")]
         self.train = Said(learn[found.train], 0, found.supervised)
-        self.val = Said(val, len(found.train), law=self._law(val))
-        self.test = Said(test, len(found.train) + len(val), law=self._law(test))
-        known = [] if found.supervised is None else found.supervised.tolist()
+        self.notes: tuple[str, ...] = ()
+        if options.corpus is not None:
+            written = corpus.read(Path(options.corpus), len(self.words), self.length)
+            self.train, self.notes = _joined(self.train if options.beside else None, written), (written.note,)
+        self.val = Said(val, len(self.train), law=self._law(val))
+        self.test = Said(test, len(self.train) + len(val), law=self._law(test))
+        known = [] if self.train.supervised is None else self.train.supervised.tolist()
+        known += [] if self.train.given is None else self.train.given.tolist()
         self.learned = digest([content(self.train.texts), known, content(val), content(self.law.emission)])
         self.digest = digest([self.learned, content(test)])
 
@@ -147,6 +161,25 @@ def _made(grammar: Grammar, store: Store) -> tuple[np.ndarray, np.ndarray]:
     folder = store.product("text-grammar", key, fill, wait_message="the texts of the grammar").path
     learn, test = (np.load(folder / name, allow_pickle=False).astype(np.int64) for name in FILES)
     return learn, test
+
+
+def _joined(own: Said | None, written: corpus.Corpus) -> Said:
+    """Returns the texts of a corpus, all to learn from, behind those that there are."""
+    if own is None:
+        return Said(written.texts, given=written.given)
+    texts = np.concatenate([own.texts, written.texts])
+    given = np.concatenate([np.zeros(len(own), dtype=np.int64), written.given])
+    supervised = own.supervised
+    if supervised is not None:
+        supervised = np.concatenate([supervised, np.ones(len(written.texts), dtype=bool)])
+    return Said(texts, 0, supervised, given=given)
+
+
+def behind(batch: Batch, given: Tensor) -> Batch:
+    """Returns a batch in which the first words of each text, ``(B,)``, are not to be predicted."""
+    words = batch.targets.words
+    places = torch.arange(words.shape[1], device=words.device)
+    return replace(batch, targets=batch.targets._replace(words=torch.where(places < given[:, None], NONE, words)))
 
 
 def collate(

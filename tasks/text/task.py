@@ -21,7 +21,7 @@ from kdbench.features import Feature, Logits
 from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan
 from tasks.text.base import TextTask, spelled
-from tasks.text.data import NONE, Inputs, Targets, Texts, collate, open_texts
+from tasks.text.data import NONE, Inputs, Targets, Texts, behind, collate, open_texts
 from tasks.text.generate import generate
 from tasks.text.grammar import Grammar, chain
 from tasks.text.hmm import Chain
@@ -38,7 +38,7 @@ class Text(TextTask):
     """Predicts the next word; the options of ``data`` are those of :class:`~tasks.text.data.DataOptions`."""
 
     capabilities: ClassVar[frozenset[str]] = frozenset(
-        {"single_label", "sample_id", "meta", "class_scores", "generates"}
+        {"single_label", "sample_id", "meta", "class_scores", "generates", "writes"}
     )
     primary: ClassVar[str] = "golden_kl"
     higher_is_better: ClassVar[bool] = False
@@ -80,6 +80,7 @@ class Text(TextTask):
             learned=texts.learned,
             classes=texts.words,
             inputs={"length": texts.length, "grammar": vars(texts.grammar)},
+            notes=texts.notes,
         )
 
     def restore(self, info: DatasetInfo) -> None:
@@ -214,16 +215,49 @@ class Text(TextTask):
     # ---- what people ask for ----------------------------------------------------------------------------------
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
-        """``with_scores``: scores are the raw outputs; ``generate``: a model writes texts behind their first words."""
-        return {"with_scores": lambda outputs, values: values, "generate": self._generated}
+        """``with_scores``: scores are the raw outputs; ``generate`` and ``write``: a model writes texts."""
+        scores = {"with_scores": lambda outputs, values: values}
+        return {**scores, "generate": self._generated, "write": self._write}
 
     def _generated(self, model: nn.Module, batch: Batch, generator: torch.Generator, temperature: float = 1.0) -> Batch:
         """Returns a batch with texts of the model's own; words of the prompt are not to be predicted."""
         given = self.texts.options.prompt
         made = self.written(model, batch.inputs.words[:, : given + 1], generator, temperature)
-        words = made.targets.words.clone()
-        words[:, :given] = NONE
-        return batch.with_inputs(made.inputs, targets=Targets(words, None), supervised=made.supervised)
+        told = behind(made, torch.full((len(batch),), given, device=made.ids.device))
+        memo = {"tokens": len(batch) * (self.length - given)}
+        return batch.with_inputs(made.inputs, targets=told.targets, supervised=made.supervised, memo=memo)
+
+    @torch.no_grad()
+    def _write(
+        self, model: nn.Module, count: int, generator: torch.Generator, temperature: float | None
+    ) -> dict[str, Tensor]:
+        """Returns texts that a model writes behind the first words of training texts, and what it says of each.
+
+        Args:
+            model: In eval mode.
+            count: N texts.
+            generator: Where words are drawn from.
+            temperature: At which; None takes the most probable word.
+
+        Returns:
+            ``texts`` ``(N, L)``; ``given`` ``(N,)``, how many words of each were given; ``tokens`` ``(N,)``, how many
+            were written; ``log_probs`` ``(N,)`` float32, their log-probability under the model, in nats.
+        """
+        device = next(model.parameters()).device
+        given, learn = self.texts.options.prompt, self.texts.train
+        order = np.arange(count) % len(learn)
+        parts = []
+        for rows in np.array_split(order, -(-count // AT_ONCE)):
+            prompts = learn.batch(rows).inputs.words[:, : given + 1].to(device)
+            draw = None if temperature is None else generator
+            texts = generate(model, prompts, self.length + 1, draw, temperature or 1.0, window=self.length)[:, 1:]
+            batch = collate(texts, texts.new_zeros(len(texts)))
+            log_probs = F.log_softmax(upcast(self.forward(model, batch.inputs)), 2)
+            said = log_probs.gather(2, texts[..., None])[..., 0][:, given:].sum(1)
+            parts.append((texts.cpu(), said.float().cpu()))
+        texts, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
+        told = {"given": given, "tokens": self.length - given}
+        return {name: torch.full((count,), n) for name, n in told.items()} | {"texts": texts, "log_probs": log_probs}
 
     def export(self, model: nn.Module) -> ExportPlan:
         """The whole model, for any number of texts; a shorter one is filled up behind its end, at which none looks."""

@@ -115,7 +115,8 @@ def test_the_file_has_the_fields_of_the_protocol(tmp_path: Path) -> None:
     assert set(data) == set(top.split())
     assert (data["schema_version"], data["protocol"]) == (3, "1")
     assert set(data["scores"]) == {"teacher", "scratch", "student"}
-    cost = "epochs samples_seen teacher_passes student_passes wall_s peak_rss_mb added_params"
+    cost = """epochs samples_seen teacher_passes student_passes teacher_tokens student_tokens wall_s peak_rss_mb
+        added_params"""
     assert set(data["cost"]) == set(cost.split())
     origin = "commit dirty config_digest packages hardware threads started finished"
     assert set(data["provenance"]) == set(origin.split())
@@ -284,6 +285,8 @@ def test_runs_that_differ_in_the_seed_alone_have_one_spec() -> None:
     assert spec_hash(config | {"seed": 1, "results": "b", "rerun": True, "data": {"name": "shapes"}}) == base
     assert spec_hash(config | {"teacher": {"seed": 1}}) == base  # several teachers are an axis, as seeds are
     assert spec_hash(config | {"teacher": {"seed": 0, "replay": 4}}) != base
+    assert spec_hash(config | {"teacher": {"seed": 0, "corpus": {}}}) == base  # as before there were corpora
+    assert spec_hash(config | {"teacher": {"seed": 0, "corpus": {"texts": 4}}}) != base
     assert spec_hash(config | {"data": {"name": "other", "workers": 0}}) != base
     own = [
         {"seed": 0, "data": {"labels": n, "root": r, "workers": w}}
