@@ -11,7 +11,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError, nearest
-from tasks.graph.operators import Operator, Sparse, dropped, product
+from kdbench.functional.numerics import upcast
+from tasks.graph.operators import Operator, Sparse, dropped, entries, product, row_softmax
 
 #: What networks may read of the edges (:func:`tasks.graph.data.views`).
 VIEWS = ("undirected", "neighbours", "cites", "cited")
@@ -199,3 +200,72 @@ class SAGE(Network):
                 nodes = nodes + product(views[view], others[view](held))  # type: ignore[index]
             nodes = nodes if last else nodes.relu()
         return nodes
+
+
+class Attention(nn.Module):
+    """Each node as a mean of its neighbours and itself whose weights are told by both ends of an edge, by head.
+
+    Args:
+        heads: How many there are.
+        width: Of the values of one.
+        dropout: Of the weights.
+    """
+
+    def __init__(self, heads: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.source = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, width)))
+        self.target = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, width)))
+        self.bias = nn.Parameter(torch.zeros(heads * width))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, nodes: Tensor, matrix: Operator) -> Tensor:
+        """Returns ``(N, heads * width)`` of such; of the matrix ``(N, N)`` it matters where entries are alone."""
+        edges = entries(matrix)
+        values = upcast(nodes).unflatten(1, tuple(self.source.shape))
+        given, taken = (values * self.source).sum(2), (values * self.target).sum(2)
+        scores = F.leaky_relu(given.index_select(0, edges.source) + taken.index_select(0, edges.target), 0.2)
+        weights = self.drop(row_softmax(scores, edges.target, values.shape[0]))
+        sent = values.index_select(0, edges.source) * weights[..., None]
+        return torch.zeros_like(values).index_add(0, edges.target, sent).flatten(1) + self.bias
+
+
+class GAT(Network):
+    """Velickovic et al.: Graph Attention Networks, ICLR 2018, eqs. 1-6, one head in the last layer.
+
+    Args:
+        features: Of a node.
+        classes: How many there are.
+        width: Of the hidden layers, over all heads.
+        heads: Of each layer but the last.
+        layers: In all.
+        dropout: Of features, hidden values and weights of edges.
+    """
+
+    reads = ("undirected",)
+
+    def __init__(
+        self,
+        features: PositiveInt,
+        classes: PositiveInt,
+        width: PositiveInt = 64,
+        heads: PositiveInt = 8,
+        layers: Annotated[int, Field(ge=2)] = 2,
+        dropout: Dropout = 0.5,
+    ) -> None:
+        super().__init__(dropout)
+        if width % heads:
+            raise KDBenchError(f"architecture.width={width}: {heads} heads cannot share it: choose a multiple of them")
+        self.words = Words(features, width, dropout, bias=False)
+        self.around = nn.ModuleList(Attention(heads, width // heads, dropout) for _ in range(layers - 1))
+        self.layers = nn.ModuleList(_start(nn.Linear(width, width, bias=False)) for _ in range(layers - 2))
+        self.classify = _start(nn.Linear(width, classes, bias=False))
+        self.last = Attention(1, classes, dropout)
+
+    def forward(self, words: Sparse | Tensor, views: Views) -> Tensor:
+        """Returns logits ``(N, classes)``; the view has an entry for each edge, and for each node with itself."""
+        matrix = views["undirected"]
+        nodes = F.elu(self.around[0](self.words(words), matrix))
+        for layer, around in zip(self.layers, self.around[1:], strict=True):
+            nodes = F.elu(around(layer(self.drop(nodes)), matrix))
+        found: Tensor = self.last(self.classify(self.drop(self.hidden(nodes))), matrix)
+        return found

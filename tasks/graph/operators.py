@@ -103,6 +103,29 @@ def dropped(matrix: Sparse, share: float) -> Sparse:
     return matrix._replace(values=F.dropout(matrix.values, share))
 
 
+def entries(matrix: Operator) -> Edges:
+    """Returns the entries of a square matrix one by one."""
+    return matrix if isinstance(matrix, Edges) else matrix.edges()
+
+
+def row_softmax(scores: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Softmax over the entries of each row of a sparse matrix.
+
+    Args:
+        scores: ``(E, H)`` of each entry, H times.
+        rows: ``(E,)`` row of each.
+        count: Rows, some of which may have no entry.
+
+    Returns:
+        ``(E, H)``, which sums to one in each row that has an entry.
+    """
+    places = rows[:, None].expand_as(scores)
+    top = scores.new_full((count, scores.shape[1]), -torch.inf).scatter_reduce(0, places, scores.detach(), "amax")
+    powers = (scores - top.index_select(0, rows)).exp()
+    total = torch.zeros_like(top).index_add(0, rows, powers)
+    return powers / total.index_select(0, rows)
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:

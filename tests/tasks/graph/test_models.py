@@ -9,8 +9,8 @@ import torch
 
 from kdbench.errors import KDBenchError
 from tasks.graph.data import views
-from tasks.graph.models import GCN, MLP, SAGE
-from tasks.graph.operators import Sparse
+from tasks.graph.models import GAT, GCN, MLP, SAGE
+from tasks.graph.operators import Sparse, row_softmax
 
 
 @pytest.fixture
@@ -54,6 +54,35 @@ def test_sage_is_that_of_torch_geometric(graph):
     torch.testing.assert_close(found, expected)
 
 
+def test_gat_is_that_of_torch_geometric(graph):
+    nn = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is a test oracle")
+    edges, words = graph
+    model = GAT(9, 3, width=6, heads=2).eval()
+    layers = {nn.GATConv(9, 3, heads=2): (model.words, model.around[0]), nn.GATConv(6, 3): (model.classify, model.last)}
+    for layer, (linear, around) in layers.items():
+        torch.nn.init.normal_(around.bias)
+        ends = {"att_src": around.source[None], "att_dst": around.target[None]}
+        layer.load_state_dict({**ends, "bias": around.bias, "lin.weight": linear.weight})
+    first, last = layers
+    expected = last(torch.nn.functional.elu(first(words, both(edges))), both(edges))
+    found = model(Sparse.of(sp.csr_matrix(words.numpy())), views(edges, 12))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(KDBenchError, match="architecture.width=6: 4 heads cannot share it"):
+        GAT(9, 3, width=6, heads=4)
+
+
+def test_a_softmax_over_the_entries_of_rows():
+    scores = torch.tensor([[900.0, 0.0], [899.0, 1.0], [3.0, -900.0]], dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([0, 0, 2])
+    found = row_softmax(scores, rows, 4)
+    expected = torch.cat([scores[:2].softmax(0), torch.ones(1, 2, dtype=torch.float64)])
+    torch.testing.assert_close(found, expected)
+    weight = torch.arange(6, dtype=torch.float64).view(3, 2)
+    (one,), (two,) = (torch.autograd.grad((weight * x).sum(), scores, retain_graph=True) for x in (found, expected))
+    torch.testing.assert_close(one, two)
+    assert row_softmax(scores[:0], rows[:0], 2).shape == (0, 2)
+
+
 def test_directions_stay_apart(graph):
     edges, words = graph
     torch.manual_seed(0)
@@ -65,7 +94,7 @@ def test_directions_stay_apart(graph):
         SAGE(9, 3, views=["cite"])
 
 
-@pytest.mark.parametrize("model", [MLP(9, 3, layers=3), GCN(9, 3, layers=3), SAGE(9, 3, layers=3)])
+@pytest.mark.parametrize("model", [MLP(9, 3, layers=3), GCN(9, 3, layers=3), SAGE(9, 3, layers=3), GAT(9, 3, layers=3)])
 def test_dense_and_sparse_words_and_edges_one_by_one_give_the_same(graph, model):
     edges, words = graph
     given = views(edges, 12)

@@ -21,6 +21,7 @@ OPTIONS: dict[str, Any] = {
 MLP = {"_target_": "tasks.graph.models.MLP", "width": 8}
 GCN = {"_target_": "tasks.graph.models.GCN", "width": 8}
 SAGE = {"_target_": "tasks.graph.models.SAGE", "width": 8, "views": ["cites", "cited"]}
+GAT = {"_target_": "tasks.graph.models.GAT", "width": 8, "heads": 2}
 TAPS = {"hidden": "hidden", "pooled": "hidden"}
 
 
