@@ -24,7 +24,9 @@ from kdbench.errors import KDBenchError
 from kdbench.splits import limited
 from kdbench.task import Batch
 from tasks.graph.layout import UNKNOWN, Graph
+from tasks.graph.models import PLACES
 from tasks.graph.operators import Sparse
+from tasks.graph.positions import places, positions
 from tasks.graph.sources import open_source
 
 
@@ -33,7 +35,8 @@ class Inputs(NamedTuple):
 
     Attributes:
         words: ``(N, V)`` features.
-        views: By name, matrices ``(N, N)`` of its edges (:func:`views`).
+        views: By name, matrices ``(N, N)`` of its edges (:func:`views`), and which rows of a table of the nodes that
+            training sees each node reads (:func:`~tasks.graph.positions.places`).
         edges: ``(2, E)`` source and target of each edge, both ways and none of a node with itself.
     """
 
@@ -139,6 +142,11 @@ class Opened:
         found: np.ndarray = order[nodes]
         return found
 
+    def positions(self, width: int) -> np.ndarray:
+        """Returns where the nodes that training sees stand among each other, ``(S, width)`` in the order of ids."""
+        edges = self.graph.edges[_both(self.graph.edges, self.seen, len(self.graph))]
+        return positions(self.ids(edges), len(self.seen), width)
+
     def training(self) -> Batch:
         """Returns the graph that training sees, with the labels of training nodes alone."""
         batch = self._batch(self.seen, self.graph.edges, {"train": self.train}, self.train)
@@ -179,9 +187,10 @@ class Opened:
             mask = np.zeros(len(nodes), bool)
             mask[place[members]] = True
             masks[name] = torch.from_numpy(mask)
+        where = places(nodes, edges, self.ids(np.arange(count)), len(self.seen))
         inputs = Inputs(
             Sparse.of(self.features[nodes]),
-            views(own, len(nodes), self.views),
+            {**views(own, len(nodes), self.views), PLACES: Sparse.of(where)},
             torch.from_numpy(np.concatenate([own, own[:, ::-1]]).T.copy()),
         )
         return Batch(inputs, Targets(torch.from_numpy(labels), masks), torch.from_numpy(self.ids(nodes)))

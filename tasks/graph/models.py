@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from kdbench.errors import KDBenchError, nearest
@@ -16,6 +16,8 @@ from tasks.graph.operators import Operator, Sparse, dropped, entries, product, r
 
 #: What networks may read of the edges (:func:`tasks.graph.data.views`).
 VIEWS = ("undirected", "neighbours", "cites", "cited")
+#: Which rows of a table of positions each node reads (:func:`tasks.graph.positions.places`).
+PLACES = "places"
 Layer = TypeVar("Layer", bound=nn.Linear)
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 #: What a network reads of the edges, by name.
@@ -68,10 +70,12 @@ class Network(nn.Module):
 
     Attributes:
         reads: Names of the views of the edges that it is given.
+        neighbourhood: Nodes and entries of each view that it is exported and timed with, to answer for one node.
         hidden: What the classifier reads, ``(N, width)``; a tap.
     """
 
     reads: tuple[str, ...] = ()
+    neighbourhood: tuple[int, int] = (64, 160)
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -108,6 +112,53 @@ class MLP(Network):
         nodes = self.words(words).relu()
         for layer in self.layers:
             nodes = layer(self.drop(nodes)).relu()
+        found: Tensor = self.classify(self.drop(self.hidden(nodes)))
+        return found
+
+
+class PositionMLP(MLP):
+    """A perceptron that reads, beside the features of a node, where it stands among those that training saw.
+
+    The table of positions is part of it, and of its file. After NOSMOG (:mod:`tasks.graph.positions`).
+
+    Args:
+        features: Of a node.
+        classes: How many there are.
+        nodes: Rows of the table.
+        positions: Columns of the table.
+        scale: Size of its entries.
+        width: Of the hidden layer.
+        dropout: Of features, positions and hidden values.
+    """
+
+    reads = (PLACES,)
+    neighbourhood = (1, 4)
+    table: Tensor
+
+    def __init__(
+        self,
+        features: PositiveInt,
+        classes: PositiveInt,
+        nodes: PositiveInt,
+        positions: PositiveInt = 32,
+        scale: PositiveFloat = 0.05,
+        width: PositiveInt = 64,
+        dropout: Dropout = 0.5,
+    ) -> None:
+        super().__init__(features, classes, width, 2, dropout)
+        self.scale = scale
+        self.placed = _start(nn.Linear(positions, width, bias=False))
+        self.register_buffer("table", torch.zeros(nodes, positions))
+
+    def place(self, positions: Tensor) -> None:
+        """Fills the table with positions ``(nodes, positions)`` whose entries are of size one."""
+        self.table.copy_(self.scale * positions)
+
+    def forward(self, words: Sparse | Tensor, views: Views | None = None) -> Tensor:
+        """Returns logits ``(N, classes)``; the view says which rows of the table each node reads."""
+        count = words.shape[0] if isinstance(words, Tensor) else words.size[0]
+        stands = product((views or {})[PLACES], self.table, count)
+        nodes = (self.words(words) + self.placed(self.drop(stands))).relu()
         found: Tensor = self.classify(self.drop(self.hidden(nodes)))
         return found
 

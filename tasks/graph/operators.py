@@ -63,7 +63,7 @@ class Sparse(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """The entries of a square matrix, for runtimes that know no sparse one.
+    """The entries of a matrix, for runtimes that know no sparse one.
 
     Attributes:
         source: ``(E,)`` column of each.
@@ -79,21 +79,23 @@ class Edges(NamedTuple):
 Operator: TypeAlias = Sparse | Edges
 
 
-def product(matrix: Operator, dense: Tensor) -> Tensor:
+def product(matrix: Operator, dense: Tensor, rows: int | None = None) -> Tensor:
     """Multiplies a matrix (N, M) with a dense one (M, D), in single precision at least.
 
     Gradients reach the dense side and the values of the matrix.
 
     Args:
-        matrix: As :class:`Sparse`, or a square one as :class:`Edges`.
+        matrix: As :class:`Sparse` or :class:`Edges`.
         dense: ``(M, D)``.
+        rows: N of edges; M by default.
 
     Returns:
         ``(N, D)``.
     """
     if isinstance(matrix, Edges):
-        rows = dense.index_select(0, matrix.source) * matrix.weight[:, None]
-        return torch.zeros_like(dense).index_add(0, matrix.target, rows)
+        sent = dense.index_select(0, matrix.source) * matrix.weight[:, None]
+        none = dense.new_zeros(dense.shape[0] if rows is None else rows, dense.shape[1])
+        return none.index_add(0, matrix.target, sent)
     found: Tensor = _Product.apply(*matrix, dense)
     return found
 

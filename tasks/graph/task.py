@@ -29,6 +29,7 @@ from tasks.graph import layout
 from tasks.graph.data import GraphData, Inputs, Opened, Targets, open_graph, views
 from tasks.graph.layout import UNKNOWN
 from tasks.graph.metrics import Scores, structure_map
+from tasks.graph.models import PLACES, Network, PositionMLP
 from tasks.graph.operators import Edges, Sparse
 from tasks.graph.picture import render
 
@@ -36,8 +37,6 @@ from tasks.graph.picture import render
 ENGINE = ("name", "task", "protocol")
 #: Taps of this name are one vector a node, others nodes of the graph.
 VECTOR = "pooled"
-#: Nodes and edges of the made-up neighbourhood that stands for a cold node's two steps.
-AROUND = (64, 160)
 
 
 class GraphTask(Task):
@@ -89,6 +88,11 @@ class GraphTask(Task):
         return self.opened.graph.words.shape[1] if self.restored is None else int(self.restored.inputs["features"])
 
     @property
+    def seen(self) -> int:
+        """Nodes that training sees."""
+        return len(self.opened.seen) if self.restored is None else self.restored.sizes["train"]
+
+    @property
     def views(self) -> tuple[str, ...]:
         """What networks may read of the edges."""
         return self.opened.views if self.restored is None else tuple(self.restored.inputs["views"])
@@ -133,7 +137,9 @@ class GraphTask(Task):
         """Returns a graph without labels."""
         count = words.shape[0]
         both = torch.from_numpy(np.concatenate([edges, edges[:, ::-1]]).T.copy())
-        inputs = Inputs(Sparse.of(words), views(edges, count, self.views), both)
+        seen = views(edges, count, self.views)
+        seen[PLACES] = Sparse.of(sp.csr_matrix((count, self.seen), dtype=np.float32))  # nodes that training did not see
+        inputs = Inputs(Sparse.of(words), seen, both)
         return Batch(inputs, Targets(torch.full((count,), UNKNOWN), {}), torch.arange(count))
 
     def counts(self) -> Mapping[str, Counts]:
@@ -161,12 +167,14 @@ class GraphTask(Task):
     # ---- models -----------------------------------------------------------------------------------------------
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
-        """Creates a model; ``features`` and ``classes`` come from the data, where it asks for them."""
-        facts = {"features": self.features, "classes": len(self.classes)}
+        """Creates a model; ``features``, ``classes`` and ``nodes`` come from the data, where it asks for them."""
+        facts = {"features": self.features, "classes": len(self.classes), "nodes": self.seen}
         asked = inspect.signature(locate(architecture["_target_"])).parameters
         given = {name: value for name, value in facts.items() if name in asked}
         model: nn.Module = instantiate("architecture", {**given, **architecture})
         self._read(model)
+        if isinstance(model, PositionMLP) and self.restored is None:
+            model.place(torch.from_numpy(self.opened.positions(model.table.shape[1])))
         return model
 
     def _read(self, model: nn.Module) -> tuple[str, ...]:
@@ -176,7 +184,7 @@ class GraphTask(Task):
             KDBenchError: The data have no such view.
         """
         wanted = tuple(getattr(model, "reads", self.views))
-        absent = next((view for view in wanted if view not in self.views), None)
+        absent = next((view for view in wanted if view not in (*self.views, PLACES)), None)
         if absent is not None:
             raise KDBenchError(
                 f"{type(model).__name__} reads the view {absent!r}, which an undirected graph does not have: "
@@ -279,20 +287,22 @@ class GraphTask(Task):
         """The model for one node: of dense features, and where it reads edges, of the nodes within two steps too.
 
         A graph network takes these nodes, the one that is asked about first, and of every view of their edges source,
-        target and weight; it gives the logits of the first.
+        target and weight; it gives the logits of the first. One that reads positions takes the node alone and which
+        rows of its table count.
         """
         read = self._read(model)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        count, links = AROUND if read else (1, 0)
+        count, links = getattr(model, "neighbourhood", Network.neighbourhood) if read else (1, 0)
         draw = torch.Generator().manual_seed(0)
         words = (torch.rand(count, self.features, generator=draw) < 0.02).float().to(device)
         if not read:
             return ExportPlan(Alone(model).eval(), (words,), ("words",), ("logits",), {"words": {0: "batch"}})
-        ends = torch.randint(count, (2, links), generator=draw).to(device)
         weight = torch.full((links,), count / links, device=device)
         example, names, dynamic = [words], ["words"], {"words": {0: "nodes"}}
         for view in read:
-            for part, value in (("source", ends[0]), ("target", ends[1]), ("weight", weight)):
+            rows = self.seen if view == PLACES else count
+            source, target = (torch.randint(n, (links,), generator=draw).to(device) for n in (rows, count))
+            for part, value in (("source", source), ("target", target), ("weight", weight)):
                 example.append(value.clone())
                 names.append(f"{view}_{part}")
                 dynamic[names[-1]] = {0: f"{view}_edges"}

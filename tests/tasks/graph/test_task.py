@@ -231,7 +231,7 @@ def test_a_restored_task_needs_no_data(made, tmp_path):
     other = tiny.task(tmp_path / "none", {"source": "cora", "root": "/nonexistent"})
     other.restore(replace(told, inputs=info["inputs"], classes=info["classes"]))
     layout.write(tmp_path / "mine.npz", make(Citations(papers=60, seed=3)))
-    for architecture in (tiny.MLP, tiny.GCN, tiny.SAGE, tiny.GAT):
+    for architecture in (tiny.MLP, tiny.GCN, tiny.SAGE, tiny.GAT, tiny.POSITIONS):
         model, again = made.build(architecture), other.build(architecture)
         again.load_state_dict(model.state_dict())
         said = other.predictions(again, other.read(tmp_path / "mine.npz"))
@@ -243,7 +243,7 @@ def test_a_restored_task_needs_no_data(made, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [tiny.MLP, tiny.GCN, tiny.SAGE, tiny.GAT])
+@pytest.mark.parametrize("architecture", [tiny.MLP, tiny.GCN, tiny.SAGE, tiny.GAT, tiny.POSITIONS])
 def test_what_is_exported_answers_as_the_model(made, tmp_path, architecture):
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     plan = made.export(made.build(architecture))

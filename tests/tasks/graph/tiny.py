@@ -22,6 +22,7 @@ MLP = {"_target_": "tasks.graph.models.MLP", "width": 8}
 GCN = {"_target_": "tasks.graph.models.GCN", "width": 8}
 SAGE = {"_target_": "tasks.graph.models.SAGE", "width": 8, "views": ["cites", "cited"]}
 GAT = {"_target_": "tasks.graph.models.GAT", "width": 8, "heads": 2}
+POSITIONS = {"_target_": "tasks.graph.models.PositionMLP", "width": 8, "positions": 4}
 TAPS = {"hidden": "hidden", "pooled": "hidden"}
 
 
