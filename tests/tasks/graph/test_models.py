@@ -9,7 +9,7 @@ import torch
 
 from kdbench.errors import KDBenchError
 from tasks.graph.data import views
-from tasks.graph.models import GAT, GCN, MLP, SAGE
+from tasks.graph.models import GAT, GCN, MLP, SAGE, Attention
 from tasks.graph.operators import Sparse, row_softmax
 
 
@@ -58,7 +58,8 @@ def test_gat_is_that_of_torch_geometric(graph):
     nn = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is a test oracle")
     edges, words = graph
     model = GAT(9, 3, width=6, heads=2).eval()
-    layers = {nn.GATConv(9, 3, heads=2): (model.words, model.around[0]), nn.GATConv(6, 3): (model.classify, model.last)}
+    (inner,) = (module for module in model.around if isinstance(module, Attention))
+    layers = {nn.GATConv(9, 3, heads=2): (model.words, inner), nn.GATConv(6, 3): (model.classify, model.last)}
     for layer, (linear, around) in layers.items():
         torch.nn.init.normal_(around.bias)
         ends = {"att_src": around.source[None], "att_dst": around.target[None]}
