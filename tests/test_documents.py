@@ -251,6 +251,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layouts.mnist(folder / "mnist", train=200, test=60)
     write_released(folder / "cad120", **released(videos=48))
     write_cora(folder)
+    (folder / "texts").mkdir()
+    lines = "".join(f"text {'abcd'[n % 4]} of {n},{'xy'[n % 2]}\n" for n in range(400))
+    (folder / "texts" / "train.csv").write_text(f"text,label\n{lines}")
     save_file({"ids": torch.arange(2500), "outputs": torch.zeros(2500, 6)}, folder / "reader.safetensors")
     test_layouts.camvid(folder / "camvid")
     test_layouts.cityscapes(folder / "cityscapes")
@@ -278,6 +281,8 @@ def test_a_command_runs(arguments, shelf, tmp_path):
     elif composed["task"]["name"] == "text":
         texts = {
             "grammar": ["data.grammar.texts=2400", "data.grammar.test=8", "data.grammar.length=12", "data.labels=64"],
+            "owntext": [f"data.root={shelf}/texts"],
+            "ownlabels": [f"data.root={shelf}/texts", "data.labels=64", "data.unlabelled=rest"],
             "topics": ["data.topics.texts=2400", "data.topics.test=40", "data.labels=64"],
         }
         small = [*small[:3], "data.batch_size=64", *texts[composed["data"]["name"]]]

@@ -22,10 +22,10 @@ from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan
 from tasks.text.base import TextTask, spelled
 from tasks.text.confusion import Judged, render
-from tasks.text.data import Inputs
 from tasks.text.labelled import LabelledTexts, Labels, open_labelled, read
 from tasks.text.metrics import OfTexts, Proxy
-from tasks.text.vocabulary import PAD
+from tasks.text.sequences import Inputs
+from tasks.text.vocabulary import NEVER_SEEN, PAD, Unit, numbers, pieces
 
 #: Classes whose probability a prediction says; test texts that are drawn.
 NAMED, SHOWN = 5, 8
@@ -69,16 +69,16 @@ class TextClassification(TextTask):
         if self.restored is not None:
             return self.restored
         texts = self.texts
-        law = texts.test.law
-        notes = () if law is None else (f"bayes_accuracy:{100 * law.max(1).mean():.1f}",)
+        law, unit = texts.test.law, texts.options.unit
+        notes = texts.source.notes if law is None else (f"bayes_accuracy:{100 * law.max(1).mean():.1f}",)
         return DatasetInfo(
             texts.source.name,
-            True,
+            texts.options.source == "topics",
             texts.digest,
             {"train": len(texts.train), "val": len(texts.val), "test": len(texts.test)},
             learned=texts.learned,
             classes=texts.source.classes,
-            inputs={"length": texts.length, "words": list(texts.source.vocabulary)},
+            inputs={"length": texts.length, "words": list(texts.source.vocabulary), "unit": unit},
             notes=notes,
         )
 
@@ -204,20 +204,29 @@ class TextClassification(TextTask):
         share, number = law.max(0)
         return self.classes[int(number)], float(share)
 
+    @property
+    def cut_into(self) -> Unit:
+        """What a text is cut into."""
+        found: Unit = self.texts.options.unit if self.restored is None else self.restored.inputs["unit"]
+        return found
+
     def _written(self, numbers: list[int]) -> str:
-        return " ".join(self.words[number] for number in numbers if number != PAD)
+        between = " " if self.cut_into == "words" else ""
+        return between.join(self.words[number] for number in numbers if number != PAD)
 
     def parse(self, text: str) -> Batch:
-        """Reads words of the vocabulary.
+        """Reads a text, of a long one its first words; where the vocabulary has a word for those not in it, any word.
 
         Raises:
-            KDBenchError: A word is not in the vocabulary, or there are more than the model reads.
+            KDBenchError: A word is not in the vocabulary of made-up texts.
         """
-        said = spelled(text)
-        numbers = self.numbers(said, self.words)
-        if len(said) >= self.length:
-            raise KDBenchError(f"found a text of {len(said)} words, expected at most {self.length - 1}: shorten it")
-        words = torch.tensor([numbers + [PAD] * (self.length - 1 - len(said))], dtype=torch.long)
+        if NEVER_SEEN in self.words:
+            places = {word: index for index, word in enumerate(self.words)}
+            found = numbers(pieces(text, self.cut_into), places)
+        else:
+            found = self.numbers(spelled(text), self.words)
+        found = found[: self.length - 1]
+        words = torch.tensor([found + [PAD] * (self.length - 1 - len(found))], dtype=torch.long)
         return Batch(read(words), Labels(torch.tensor([-1]), None), torch.tensor([0]))
 
     @torch.no_grad()

@@ -1,55 +1,27 @@
-"""Texts for language models: of a known law, cut into splits, a batch at a time with the word that follows each."""
+"""Texts of a known law for language models, cut into splits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import NonNegativeInt
-from torch import Tensor
 
 from kdbench.base.digest import digest, source_digest
 from kdbench.base.instantiate import check
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 from kdbench.splits import limited
-from kdbench.task import Batch
 from tasks.text import corpus
 from tasks.text.grammar import WORDS, Grammar, chain, make
 from tasks.text.loading import TextData, content, cuts
 from tasks.text.options import Options
+from tasks.text.sequences import Said, joined
 
-#: In :attr:`Targets.words`: no word to predict.
-NONE = -1
 FILES = ("learn.npy", "test.npy")
-
-
-class Inputs(NamedTuple):
-    """What a model reads of B texts, padded behind their ends to L words.
-
-    Attributes:
-        words: ``(B, L)`` int64; of a language model the full stop in front of a text and all its words but the last.
-        mask: ``(B, L)`` bool, words that are there.
-    """
-
-    words: Tensor
-    mask: Tensor
-
-
-class Targets(NamedTuple):
-    """What is to be predicted at every place.
-
-    Attributes:
-        words: ``(B, L)`` int64, the next word; :data:`NONE` where there is none.
-        law: ``(B, L, words)`` float32, the true law of the next word; None of texts to learn from.
-    """
-
-    words: Tensor
-    law: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -69,35 +41,6 @@ class DataOptions(Options):
     prompt: NonNegativeInt = 0
     corpus: str | None = None
     beside: bool = False
-
-
-@dataclass(frozen=True)
-class Said:
-    """Texts of one split.
-
-    Attributes:
-        texts: ``(N, L)`` int64 words, without a full stop in front.
-        first: Id of the first; ids count on from there.
-        supervised: ``(N,)`` bool texts whose words the supervised loss reads, or None for all.
-        law: ``(N, L, words)`` float32, the true law of each word, or None.
-        given: ``(N,)`` words of each that are not to be predicted, or None for none.
-    """
-
-    texts: np.ndarray
-    first: int = 0
-    supervised: np.ndarray | None = None
-    law: np.ndarray | None = None
-    given: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def batch(self, rows: np.ndarray) -> Batch:
-        """Makes a batch of the texts at ``rows`` ``(B,)``."""
-        law = None if self.law is None else torch.from_numpy(self.law[rows])
-        known = None if self.supervised is None else torch.from_numpy(self.supervised[rows])
-        batch = collate(torch.from_numpy(self.texts[rows]), torch.from_numpy(rows + self.first), law, known)
-        return batch if self.given is None else behind(batch, torch.from_numpy(self.given[rows]))
 
 
 class Texts:
@@ -133,13 +76,17 @@ class Texts:
         self.notes: tuple[str, ...] = ()
         if options.corpus is not None:
             written = corpus.read(Path(options.corpus), len(self.words), self.length)
-            self.train, self.notes = _joined(self.train if options.beside else None, written), (written.note,)
+            self.train, self.notes = self._with(written), (written.note,)
         self.val = Said(val, len(self.train), law=self._law(val))
         self.test = Said(test, len(self.train) + len(val), law=self._law(test))
         known = [] if self.train.supervised is None else self.train.supervised.tolist()
         known += [] if self.train.given is None else self.train.given.tolist()
         self.learned = digest([content(self.train.texts), known, content(val), content(self.law.emission)])
         self.digest = digest([self.learned, content(test)])
+
+    def _with(self, written: corpus.Corpus) -> Said:
+        own = self.train if self.options.beside else None
+        return joined(own, written.texts, written.given)
 
     def _law(self, texts: np.ndarray) -> np.ndarray:
         return self.law.law(texts).astype(np.float32)
@@ -161,42 +108,6 @@ def _made(grammar: Grammar, store: Store) -> tuple[np.ndarray, np.ndarray]:
     folder = store.product("text-grammar", key, fill, wait_message="the texts of the grammar").path
     learn, test = (np.load(folder / name, allow_pickle=False).astype(np.int64) for name in FILES)
     return learn, test
-
-
-def _joined(own: Said | None, written: corpus.Corpus) -> Said:
-    """Returns the texts of a corpus, all to learn from, behind those that there are."""
-    if own is None:
-        return Said(written.texts, given=written.given)
-    texts = np.concatenate([own.texts, written.texts])
-    given = np.concatenate([np.zeros(len(own), dtype=np.int64), written.given])
-    supervised = own.supervised
-    if supervised is not None:
-        supervised = np.concatenate([supervised, np.ones(len(written.texts), dtype=bool)])
-    return Said(texts, 0, supervised, given=given)
-
-
-def behind(batch: Batch, given: Tensor) -> Batch:
-    """Returns a batch in which the first words of each text, ``(B,)``, are not to be predicted."""
-    words = batch.targets.words
-    places = torch.arange(words.shape[1], device=words.device)
-    return replace(batch, targets=batch.targets._replace(words=torch.where(places < given[:, None], NONE, words)))
-
-
-def collate(
-    texts: Tensor, ids: Tensor, law: Tensor | None = None, supervised: Tensor | None = None, stop: int = 0
-) -> Batch:
-    """Makes a batch of texts of one length.
-
-    Args:
-        texts: ``(B, L)`` words.
-        ids: ``(B,)``.
-        law: ``(B, L, words)`` of each word, or None.
-        supervised: ``(B,)`` texts whose words the supervised loss reads, or None for all.
-        stop: The word in front of every text.
-    """
-    words = torch.cat([texts.new_full((len(texts), 1), stop), texts[:, :-1]], 1)
-    inputs = Inputs(words, torch.ones_like(words, dtype=torch.bool))
-    return Batch(inputs, Targets(texts, law), ids, supervised)
 
 
 def open_texts(options: Mapping[str, Any], store: Store) -> Texts:

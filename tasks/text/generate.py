@@ -20,6 +20,7 @@ def generate(
     temperature: float = 1.0,
     known: Tensor | None = None,
     window: int | None = None,
+    end: int | None = None,
 ) -> Tensor:
     """Continues texts, all of a batch at a time.
 
@@ -35,6 +36,7 @@ def generate(
         known: ``(B,)`` words of each prompt, between 1 and P, where they differ; what is behind them is written anew.
         window: Words that a model without a cache is given each time, as one with a fixed graph must have, any behind
             the end; at least ``length - 1``. None gives it those so far.
+        end: Word that ends a text, which says nothing more than that behind it; None where none does.
 
     Returns:
         ``(B, length)``, the prompts in front.
@@ -57,7 +59,7 @@ def generate(
     numbers = None if generator is None else torch.rand(length, count, generator=generator).to(prompts.device)
     cached: Any = model if "cache" in inspect.signature(model.forward).parameters else None
     cache = None if cached is None else cached.cache(count)
-    read = 0
+    read, over = 0, torch.zeros(count, dtype=torch.bool, device=prompts.device)
     for place in range(shortest, length):
         if cache is None:
             scores = model(texts[:, : window or place])[:, place - 1]
@@ -65,7 +67,13 @@ def generate(
             scores = model(texts[:, read:place], cache)[:, -1]
         read = place
         word = _word(scores.float(), None if numbers is None else numbers[place], temperature)
+        if end is not None:
+            word = torch.where(over, end, word)
+            over = over | ((word == end) & (place >= ends))
         texts[:, place] = torch.where(place < ends, texts[:, place], word)
+        if end is not None and bool(over.all()):
+            texts[:, place + 1 : length] = end
+            break
     return texts[:, :length]
 
 

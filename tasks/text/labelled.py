@@ -9,19 +9,21 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from kdbench.base.digest import digest, source_digest
 from kdbench.base.instantiate import check
 from kdbench.base.store import Store
+from kdbench.errors import KDBenchError, nearest
 from kdbench.splits import limited
 from kdbench.task import Batch
-from tasks.text import topics
-from tasks.text.data import Inputs
+from tasks.text import files, topics
 from tasks.text.grammar import WORDS
 from tasks.text.loading import TextData, content, cuts
 from tasks.text.options import Options
-from tasks.text.vocabulary import MARKS, PAD, START
+from tasks.text.sequences import Inputs
+from tasks.text.vocabulary import MARKS, PAD, START, Unit, numbers, pieces, vocabulary
 
 FILES = ("learn.npy", "learn_classes.npy", "test.npy", "test_classes.npy", "test_law.npy", "learn_law.npy")
 
@@ -43,12 +45,22 @@ class LabelledOptions(Options):
     """Options of ``data``.
 
     Attributes:
-        source: ``topics``.
+        source: ``topics``, or ``files`` for texts of one's own.
         topics: Of the made-up texts, options of :class:`~tasks.text.topics.Topics`.
+        root: Where one's own texts are, as :mod:`tasks.text.files` says.
+        columns: Of their tables: ``text`` and ``label``.
+        unit: What they are cut into: ``words`` or ``characters``.
+        vocabulary: How many of those a model knows at most, the most frequent ones of the training texts.
+        length: How many of those of a text are read at most, its first.
     """
 
-    source: Literal["topics"] = "topics"
+    source: Literal["topics", "files"] = "topics"
     topics: dict[str, Any] = field(default_factory=dict)
+    root: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    unit: Unit = "words"
+    vocabulary: PositiveInt = 10000
+    length: PositiveInt = 64
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,9 @@ class Source:
         test_classes: ``(M,)``.
         learn_law: ``(N, C)`` float32, the true probability of each class given the text, or None.
         test_law: ``(M, C)`` likewise.
+        val: Validation texts, where they are not cut from those to learn from.
+        val_classes: Their classes.
+        notes: Flags of a record.
     """
 
     name: str
@@ -76,6 +91,9 @@ class Source:
     test_classes: np.ndarray
     learn_law: np.ndarray | None = None
     test_law: np.ndarray | None = None
+    val: np.ndarray | None = None
+    val_classes: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,14 +146,18 @@ class LabelledTexts:
 
     def __init__(self, options: LabelledOptions, store: Store) -> None:
         self.options = options
-        self.source = found = _topics(options, store)
+        self.source = found = _topics(options, store) if options.source == "topics" else own(options)
         self.length = found.learn.shape[1] + 1
         names = [f"{place:06d}" for place in range(len(found.learn))]
-        made = cuts(options, names, found.learn_classes.tolist())
+        made = cuts(options, names, found.learn_classes.tolist(), held_out=found.val is None)
         test = limited([f"{place:06d}" for place in range(len(found.test))], options.test, "test")
         self.train = LabelledSplit(found.learn[made.train], found.learn_classes[made.train], 0, made.supervised)
         val_law = None if found.learn_law is None else found.learn_law[made.val]
-        self.val = LabelledSplit(found.learn[made.val], found.learn_classes[made.val], len(self.train), law=val_law)
+        if found.val is None or found.val_classes is None:
+            val, val_classes = found.learn[made.val], found.learn_classes[made.val]
+        else:
+            val, val_classes = found.val, found.val_classes
+        self.val = LabelledSplit(val, val_classes, len(self.train), law=val_law)
         test_law = None if found.test_law is None else found.test_law[test]
         first = len(self.train) + len(self.val)
         self.test = LabelledSplit(found.test[test], found.test_classes[test], first, law=test_law)
@@ -169,6 +191,49 @@ def _topics(options: LabelledOptions, store: Store) -> Source:
     for part in ("learn", "test"):
         found[part] = found[part] + len(MARKS)
     return Source("topics", (*MARKS, *WORDS), topics.names(made), **found)
+
+
+def own(options: LabelledOptions) -> Source:
+    """Reads texts of one's own; the vocabulary is that of those to learn from.
+
+    Raises:
+        KDBenchError: They are not there or not as :mod:`tasks.text.files` says, or there are fewer than two classes.
+    """
+    if not options.root:
+        raise KDBenchError("data.root is not set: expected a folder or a table of texts: data.root=PATH")
+    root, columns = Path(options.root), {"label": "label", **options.columns}
+    found = files.read(root, files.Columns(**check("data.columns", files.Columns, columns)))
+    learn, test = files.of_test(found)
+    classes = tuple(sorted({row.label for row in learn}))
+    if len(classes) < 2:
+        raise KDBenchError(f"data.root={root}: found the class {', '.join(classes)} alone, expected two at least")
+    cut_up = {
+        name: [pieces(row.text, options.unit) for row in rows] for name, rows in (("learn", learn), ("test", test))
+    }
+    cut_up |= {"val": [pieces(row.text, options.unit) for row in found.get("val", [])]}
+    words = vocabulary(cut_up["learn"], options.vocabulary)
+    places, given = (
+        {word: n for n, word in enumerate(words)},
+        {"learn": learn, "test": test, "val": found.get("val", [])},
+    )
+    longest = min(options.length, max((len(text) for text in cut_up["learn"]), default=1) or 1)
+    arrays: dict[str, np.ndarray] = {}
+    for name, rows in given.items():
+        padded = [numbers(text[:longest], places) for text in cut_up[name]]
+        padded = [text + [PAD] * (longest - len(text)) for text in padded]
+        arrays[name] = np.array(padded, dtype=np.int64).reshape(-1, longest)
+        number = {label: n for n, label in enumerate(classes)}
+        for row in rows:
+            if row.label not in number:
+                raise KDBenchError(
+                    f"{row.name}: {row.label!r} is no class of the training texts: {nearest(row.label, number)}"
+                )
+        arrays[f"{name}_classes"] = np.array([number[row.label] for row in rows], dtype=np.int64)
+    if "val" not in found:
+        del arrays["val"], arrays["val_classes"]
+    cropped = sum(len(text) > longest for texts in cut_up.values() for text in texts)
+    notes = (f"shortened:{cropped} texts to {longest} {options.unit}",) if cropped else ()
+    return Source(root.name, words, classes, notes=notes, **arrays)
 
 
 def open_labelled(options: Mapping[str, Any], store: Store) -> LabelledTexts:

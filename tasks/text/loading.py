@@ -67,13 +67,16 @@ class Cuts:
     val: np.ndarray
 
 
-def cuts(options: Options, names: Sequence[str], classes: Sequence[Hashable] | None = None) -> Cuts:
+def cuts(
+    options: Options, names: Sequence[str], classes: Sequence[Hashable] | None = None, held_out: bool = True
+) -> Cuts:
     """Cuts validation and the texts with labels, by the hash of their names.
 
     Args:
         options: Of the data set.
         names: Of the texts to learn from, validation included.
         classes: Of each text, so that validation holds one of every class.
+        held_out: Whether validation is cut from them.
 
     Raises:
         KDBenchError: There are fewer texts than the options ask for.
@@ -85,10 +88,9 @@ def cuts(options: Options, names: Sequence[str], classes: Sequence[Hashable] | N
             "is cut from them"
         )
     own = None if classes is None else [classes[place] for place in pool]
-    held_out = cut([names[place] for place in pool], labels=own)
-    rest = np.delete(pool, held_out)
-    train, supervised = _chosen(options, rest, names)
-    return Cuts(train, supervised, pool[held_out])
+    val = cut([names[place] for place in pool], labels=own) if held_out else []
+    train, supervised = _chosen(options, np.delete(pool, val), names)
+    return Cuts(train, supervised, pool[val])
 
 
 def _chosen(options: Options, rest: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -87,6 +88,33 @@ class NextWord(Told):
         """Returns the scores of all words so far."""
         scores = super().compute()
         return scores | {"perplexity": scores["nll"].exp()}
+
+
+class PerByte(NextWord):
+    """Scores of the next word where texts are known to be of so many bytes.
+
+    Beside those of :class:`NextWord`, ``compute`` returns ``bits_per_byte``: the negative log-likelihood of all words
+    together, in bits, over the bytes of the texts. Vocabularies differ, bytes do not.
+
+    Args:
+        kwargs: As for ``torchmetrics.Metric``.
+    """
+
+    bytes: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("bytes", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, classes: Tensor, law: Tensor | None, size: Tensor | None = None) -> None:
+        """Adds a batch, as :class:`Told` does; ``size`` ``(B,)`` are the bytes of its texts."""
+        super().update(logits, classes, law)
+        if size is not None:
+            self.bytes += size.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the scores of all words so far."""
+        return super().compute() | {"bits_per_byte": self.log_loss / math.log(2) / self.bytes}
 
 
 class OfTexts(Told):

@@ -1,4 +1,4 @@
-"""Pictures of texts: each word coloured by how far a model's law of it is from the true one."""
+"""Pictures of texts: each word coloured by how badly a model foresees it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Read:
     Attributes:
         title: What it is called.
         words: Its words.
-        apart: By model, ``(L,)`` how far the law of each word is from the true one, in nats.
+        apart: By model, ``(L,)`` how badly it foresees each word, in nats.
         known: How many of the words were given; the model wrote the others.
     """
 
@@ -34,11 +34,12 @@ class Read:
     known: int | None = None
 
 
-def render(texts: Sequence[Read]) -> Image.Image:
+def render(texts: Sequence[Read], said: str) -> Image.Image:
     """Draws each text once for every model, its words on a ground that is the darker the worse they were foreseen.
 
     Args:
         texts: At least one.
+        said: What the colours mean.
 
     Returns:
         An RGB image, 1500 pixels wide.
@@ -46,7 +47,7 @@ def render(texts: Sequence[Read]) -> Image.Image:
     lines = sum(_layout(one.words)[1] + 1 for one in texts for _ in one.apart) + len(texts)
     image = Image.new("RGB", (WIDTH, 2 * MARGIN + LINE * (lines + 1)), PAPER)
     draw, top = ImageDraw.Draw(image), MARGIN
-    _scale(draw, top)
+    _scale(draw, top, said)
     top += LINE
     for one in texts:
         draw.text((MARGIN, top), one.title, TEXT, font(SIZE))
@@ -84,9 +85,8 @@ def _colour(apart: float) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _scale(draw: ImageDraw.ImageDraw, top: int) -> None:
+def _scale(draw: ImageDraw.ImageDraw, top: int, said: str) -> None:
     """Draws what the colours mean."""
-    said = "how far the law of each word is from the true one, in nats"
     draw.text((MARGIN, top), said, QUIET, font(SIZE - 4))
     left = MARGIN + font(SIZE - 4).getlength(said) + 24
     for value in (0.0, 0.1, 0.5, 1.0, MOST):

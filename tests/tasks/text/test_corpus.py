@@ -14,7 +14,7 @@ from torch import nn
 
 from kdbench.base import rng
 from kdbench.errors import KDBenchError
-from tasks.text.data import NONE
+from tasks.text.sequences import NONE
 from tasks.text.task import Text
 from tests.tasks.text import tiny
 

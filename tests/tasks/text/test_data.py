@@ -9,8 +9,9 @@ import torch
 from kdbench.base.store import Store
 from kdbench.data import Key
 from kdbench.errors import KDBenchError
-from tasks.text.data import collate, open_texts
+from tasks.text.data import open_texts
 from tasks.text.loading import Samples
+from tasks.text.sequences import collate
 from tests.tasks.text import tiny
 
 
