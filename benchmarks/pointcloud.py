@@ -27,6 +27,8 @@ from tasks.pointcloud.boxes import rotated_nms
 from tasks.pointcloud.detector import PointPillars
 from tasks.pointcloud.kitti import Objects
 from tasks.pointcloud.kitti_ap import CLASSES, evaluate, mean_ap
+from tasks.pointcloud.pointrcnn import PointRCNN
+from tasks.pointcloud.pointwise import TRAIN_OVERLAP
 
 #: Frames of the quick preset that are simulated for this: a step costs the same with all of them.
 FRAMES = ("data.train=40", "data.test=4")
@@ -54,9 +56,12 @@ def detectors(rounds: int = 5, repeats: int = 3, points: int = 9_000) -> Iterato
 
     def step(model: nn.Module) -> None:
         outputs = model(cloud, batch, 1)
-        sum(value.float().mean() for value in outputs[:3]).backward()
+        said = outputs[:3]
+        if isinstance(model, PointRCNN):
+            said = (*outputs[:2], *model.refine(outputs, model.propose(outputs, TRAIN_OVERLAP)))
+        sum(value.float().mean() for value in said).backward()
 
-    for pair in ("pointpillars_16x", "second_16x"):
+    for pair in ("pointpillars_16x", "second_16x", "pointrcnn_16x"):
         config = load(["task=pointcloud", "preset=quick", f"pair={pair}"])
         task = resolve(config).task
         made = {side: task.build(config["pair"][side]["architecture"]).train() for side in ("teacher", "student")}

@@ -207,7 +207,7 @@ def test_pillars_run_on_a_scan_as_dense_as_a_real_one() -> None:
 
 def test_a_step_of_each_detector_runs() -> None:
     rows = run(pointcloud.detectors(1, 1, 500))
-    assert [row.name for row in rows][-1] == "second_16x, student: a step"
+    assert [row.name for row in rows][-1] == "pointrcnn_16x, student: a step"
     assert all(row.value > 0 and row.verdict == "" for row in rows)
 
 

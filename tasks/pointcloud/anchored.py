@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdbench.base.collectives import normalizer
 from kdbench.features import Logits
 from kdbench.task import Batch
 from tasks.pointcloud.anchors import IGNORED, Anchors, assign_per_class
+from tasks.pointcloud.decode import Detections, decode
 from tasks.pointcloud.detector import PillarOutputs
+from tasks.pointcloud.head import balanced
 from tasks.pointcloud.loss import detection_loss
+from tasks.pointcloud.motion import Pose, carry_map
 from tasks.pointcloud.second import VoxelOutputs
 
 
@@ -21,29 +23,33 @@ class AnchoredHead:
 
     Args:
         anchors: That the outputs are relative to.
+        score_threshold: Detections at or below it are dropped.
     """
 
-    def __init__(self, anchors: Anchors) -> None:
-        self.anchors = anchors
+    terms: ClassVar[tuple[str, ...]] = ("cls", "box", "dir")
+
+    def __init__(self, anchors: Anchors, score_threshold: float) -> None:
+        self.anchors, self.score_threshold = anchors, score_threshold
 
     def mark(self, scores: Logits, batch: Batch) -> Logits:
-        """Gives class scores (B, A, C) the mask and the weight of each anchor.
+        """Gives class scores (B, A, C) mask and weight: anchors on objects and all others weigh the same in sum."""
+        return balanced(scores, self._matched(batch) >= 0, batch)
 
-        Foreground and background weigh the same in sum, as there are hundreds of times more anchors on background;
-        those that the supervised loss ignores count as background.
-        """
-        foreground = self._matched(batch) >= 0
-        positives = normalizer(foreground.sum())
-        weight = torch.where(foreground, 1.0 / positives, 1.0 / (foreground.numel() - positives).clamp(min=1))
-        mask = None if batch.distilled is None else batch.distilled[:, None].expand(weight.shape)
-        return replace(scores, mask=mask, weight=weight)
+    def carry(self, scores: Logits, pose: Pose) -> Logits:
+        """Carries scores from cell to cell; a cell's two yaws stay, which suits turns of much less than a quarter."""
+        return carry_map(scores, pose, self.anchors.grid)
 
-    def loss(self, outputs: PillarOutputs | VoxelOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, outputs: PillarOutputs | VoxelOutputs, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms of :func:`~tasks.pointcloud.loss.detection_loss`."""
         matched = self._matched(batch)
         if batch.supervised is not None:
             matched = torch.where(batch.supervised[:, None], matched, IGNORED)
         return detection_loss(outputs, self.anchors, batch.targets["boxes"], matched)
+
+    def decode(self, model: nn.Module, outputs: PillarOutputs | VoxelOutputs) -> list[Detections]:
+        """Returns the detections of each sample; see :func:`~tasks.pointcloud.decode.decode`."""
+        self.anchors.to(outputs.cls.device)
+        return decode(outputs, self.anchors, self.score_threshold)
 
     def _matched(self, batch: Batch) -> Tensor:
         """Assigns anchors once per batch, whoever asks first."""

@@ -51,6 +51,17 @@ def anchor_table(thresholds: Mapping[str, tuple[float, float]]) -> dict[str, Anc
     return table
 
 
+def of_class(name: str, table: Mapping[str, AnchorClass]) -> AnchorClass:
+    """Returns the anchor of a class.
+
+    Raises:
+        KDBenchError: There is none.
+    """
+    if name not in table:
+        raise KDBenchError(f"class {name!r} has no anchor; {nearest(name, table)}")
+    return table[name]
+
+
 class Anchors(nn.Module):
     """One anchor per class and yaw (0 and 90 degrees) at the centre of each cell of a head.
 
@@ -84,10 +95,7 @@ class Anchors(nn.Module):
     ) -> None:
         super().__init__()
         table = KITTI_ANCHORS if table is None else table
-        for name in classes:
-            if name not in table:
-                raise KDBenchError(f"class {name!r} has no anchor; {nearest(name, table)}")
-        chosen = [table[name] for name in classes]
+        chosen = [of_class(name, table) for name in classes]
         self.grid, self.classes = tuple(grid), tuple(classes)
         self.cell = tuple((point_range[axis + 3] - point_range[axis]) / n for axis, n in ((1, grid[0]), (0, grid[1])))
         self.low = (point_range[1], point_range[0])

@@ -26,6 +26,30 @@ def to_bev(boxes: Tensor) -> Tensor:
     return boxes[:, [0, 1, 3, 4, 6]]
 
 
+def turned(values: Tensor, angle: Tensor) -> Tensor:
+    """Turns x and y ``(..., 2)`` counter-clockwise by angles ``(...)`` in radians."""
+    cos, sin = angle.cos(), angle.sin()
+    x, y = values.unbind(-1)
+    return torch.stack([cos * x - sin * y, sin * x + cos * y], -1)
+
+
+def inside(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
+    """Says which points lie in the box of their row.
+
+    Args:
+        points: ``(R, N, 3)``.
+        boxes: ``(R, 7)``.
+        margin: By which a box is larger on every side, metres.
+
+    Returns:
+        ``(R, N)`` bool; the boundary is inside.
+    """
+    offset = points - boxes[:, None, :3]
+    half = boxes[:, None, 3:6] / 2 + margin
+    across = turned(offset[..., :2], -boxes[:, 6:]).abs() <= half[..., :2]
+    return across.all(-1) & (offset[..., 2].abs() <= half[..., 2])
+
+
 def bev_corners(boxes: Tensor) -> Tensor:
     """Corners of BEV boxes ``(N, 5)``, counter-clockwise from front left: ``(N, 4, 2)``."""
     unit = boxes.new_tensor(_CORNERS)

@@ -25,6 +25,8 @@ from tasks.pointcloud.database import Database
 from tasks.pointcloud.frames import DATABASE, Frame, Frames, within
 from tasks.pointcloud.transforms import Transforms
 
+FAR = 40.0  # m; the few points beyond it are all read
+
 
 @dataclass(frozen=True)
 class Split:
@@ -119,21 +121,49 @@ class Scans(Dataset[Any]):
         return Frame(frame.name, *self.transforms(*scene, stream, self.database, frame.ground))
 
 
+def fewer(points: np.ndarray, number: int, name: str) -> np.ndarray:
+    """Leaves so many points of a scan, in their order: all beyond 40 m, and near ones by chance.
+
+    What is drawn follows the frame and how many points it has, so that an augmented scan has others and a scan of a
+    user always the same. This is the sampling of the published PointRCNN.
+
+    Args:
+        points: ``(P, 4)``.
+        number: Points that are left, where there are more.
+        name: The frame's.
+    """
+    if len(points) <= number:
+        return points
+    stream = rng.numpy(0, "points", name, len(points))
+    far = np.linalg.norm(points[:, :3], axis=1) >= FAR
+    first, rest = np.flatnonzero(far), np.flatnonzero(~far)
+    if len(first) > number:
+        first, rest = stream.choice(first, number, replace=False), rest[:0]
+    drawn = stream.choice(rest, number - len(first), replace=False)
+    return points[np.sort(np.concatenate([first, drawn]))]
+
+
 class Collate:
     """Joins frames into a batch; points and boxes outside the detection range are dropped.
 
     Args:
         point_range: x, y, z minimum, then x, y, z maximum, metres.
         ids: Sample id by frame name; 0 where it says none.
+        points: Points of a scan that are left; see :func:`fewer`. None for all.
     """
 
-    def __init__(self, point_range: Sequence[float], ids: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, point_range: Sequence[float], ids: Mapping[str, int] | None = None, points: int | None = None
+    ) -> None:
         self.ids = dict(ids or {})
+        self.points = points
         self.low = np.asarray(point_range[:3], dtype=np.float32)
         self.high = np.asarray(point_range[3:], dtype=np.float32)
 
     def __call__(self, frames: Sequence[Frame]) -> Batch:
         points = [f.points[self._inside(f.points)] for f in frames]
+        if self.points is not None:
+            points = [fewer(values, self.points, f.name) for values, f in zip(points, frames, strict=True)]
         kept = [self._inside(f.boxes) & (f.labels >= 0) for f in frames]
         boxes = [f.boxes[k] for f, k in zip(frames, kept, strict=True)]
         labels = [f.labels[k] for f, k in zip(frames, kept, strict=True)]
@@ -171,6 +201,7 @@ class KittiData(LightningDataModule):
         batch_size: Frames a batch.
         workers: Loader processes; 0 reads in this one.
         seed: Of order and augmentation.
+        points: Points of a scan that are left; None for all.
     """
 
     def __init__(
@@ -182,13 +213,14 @@ class KittiData(LightningDataModule):
         batch_size: int,
         workers: int,
         seed: int,
+        points: int | None = None,
     ) -> None:
         super().__init__()
         self.frames = frames
         self.split = split
         # Through train, validation and test, so that training ids are 0 to N - 1.
         names = (*split.train, *split.val, *split.test)
-        self.collate = Collate(point_range, {name: i for i, name in enumerate(names)})
+        self.collate = Collate(point_range, {name: i for i, name in enumerate(names)}, points)
         self.transforms = transforms
         self.batch_size = batch_size
         self.workers = workers

@@ -144,6 +144,11 @@ def check_columns(points: Tensor, columns: int) -> None:
         )
 
 
+def prior_bias(bias: Tensor) -> None:
+    """Starts class scores at what is rare: the focal loss would be all background otherwise."""
+    nn.init.constant_(bias, -math.log((1 - PRIOR) / PRIOR))
+
+
 def remember(model: nn.Module, momentum: float) -> None:
     """Sets the share of a batch in the running statistics of all BatchNorms of a network."""
     for module in model.modules():
@@ -239,7 +244,7 @@ class AnchorHead(nn.Module):
         for conv in (self.cls, self.box, self.direction):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        nn.init.constant_(self.cls.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+        prior_bias(self.cls.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def rows(values: Tensor, width: int) -> Tensor:

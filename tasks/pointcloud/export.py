@@ -17,6 +17,11 @@ from tasks.pointcloud import anchors as coding
 from tasks.pointcloud.anchors import Anchors
 from tasks.pointcloud.decode import decode
 from tasks.pointcloud.detector import PillarOutputs, PointPillars
+from tasks.pointcloud.pointnet2 import RADII, Level
+from tasks.pointcloud.pointrcnn import PointOutputs, PointRCNN
+from tasks.pointcloud.pointrcnn import decode as decode_points
+from tasks.pointcloud.pointset import dense
+from tasks.pointcloud.pointwise import TEST_OVERLAP
 from tasks.pointcloud.script import pillarise
 from tasks.pointcloud.second import SECOND
 
@@ -106,6 +111,81 @@ class Canvas(nn.Module):
         return boxes, scores
 
 
+class FirstStage(nn.Module):
+    """The first stage of a ``PointRCNN`` on points whose neighbours are found before: no exporter knows that search.
+
+    Args:
+        model: Whose weights it shares.
+    """
+
+    def __init__(self, model: PointRCNN) -> None:
+        super().__init__()
+        self.backbone, self.head = model.backbone, model.head
+        self.register_buffer("sizes", model.sizes, persistent=False)
+
+    sizes: Tensor
+
+    def forward(self, points: Tensor, *levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the box of each point (N, 7) in metres and radians, and its scores (N, classes) from 0 to 1.
+
+        Args:
+            points: x, y, z in metres and further columns, (N, columns).
+            levels: Of each layer centres (M,), the points in balls of both radii (M, K), shares of the three nearest
+                (N, 3), and which these are (N, 3).
+        """
+        parts = [value[None] for value in levels]
+        width = len(RADII[0])
+        found = [
+            Level(parts[at], parts[at + 1 : at + 1 + width], *parts[at + 1 + width : at + 3 + width])
+            for at in range(0, len(parts), 3 + width)
+        ]
+        xyz = points[None, :, :3]
+        cls, box = self.head(self.backbone(xyz, points[None, :, 3:], found))
+        labels = cls[0].argmax(-1)
+        return decode_points(box[0].float(), points[:, :3], self.sizes[labels]), cls[0].float().sigmoid()
+
+
+class BothStages(nn.Module):
+    """A ``PointRCNN`` with the second look at the boxes that it would look at.
+
+    Args:
+        model: Whose weights it shares.
+    """
+
+    def __init__(self, model: PointRCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, points: Tensor, batch: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Returns logits (R,) and codes (R, 7) of the second stage."""
+        outputs: PointOutputs = self.model(points, batch, size)
+        scores, codes = self.model.refine(outputs, self.model.propose(outputs, TEST_OVERLAP))
+        return scores, codes
+
+
+def of_points(model: PointRCNN, points: np.ndarray) -> ExportPlan:
+    """Plans the export of a detector on raw points, its first stage.
+
+    Args:
+        model: A ``PointRCNN``.
+        points: Of an example, (P, columns).
+    """
+    device = next(model.parameters()).device
+    cloud = torch.from_numpy(points).to(device)
+    values = dense(cloud, torch.zeros(len(cloud), dtype=torch.long, device=device), 1, model.points)
+    given = {"points": values[0]}
+    for number, level in enumerate(model.backbone.geometry(values[..., :3].contiguous())):
+        parts = {"centres": level.centres, **{f"near{i}": index for i, index in enumerate(level.near)}}
+        parts |= {"share": level.share, "source": level.source}
+        given |= {f"{name}_{number}": value[0] for name, value in parts.items()}
+    facts = {
+        "points": model.points,
+        "levels": "what tasks.pointcloud.pointnet2.PointNet2.geometry finds",
+        "outputs": "box and class scores of every point, of the first stage; the second is not exported",
+    }
+    return ExportPlan(FirstStage(model).eval(), tuple(given.values()), tuple(given), ("boxes", "scores"), facts=facts)
+
+
 def plan(
     model: nn.Module, anchors: Anchors, points: np.ndarray, inputs: Mapping[str, Any], score_threshold: float
 ) -> ExportPlan:
@@ -151,6 +231,7 @@ def measured(model: nn.Module, scan: Mapping[str, Any]) -> ExportPlan:
     """Plans what is timed: of a ``PointPillars`` all after its encoder, on a canvas; else all, on one scan."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if not isinstance(model, PointPillars):
+        model = BothStages(model) if isinstance(model, PointRCNN) else model
         points, batch = scan["points"].to(device), scan["batch"].to(device)
         return ExportPlan(model.eval(), (points, batch, 1), ("points", "batch", "size"))
     return ExportPlan(model.dense_part().eval(), (_canvas(model, device),), ("canvas",))

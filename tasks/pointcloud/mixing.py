@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdbench.functional.mix import known_mixture
 from kdbench.task import Batch
-from tasks.pointcloud.boxes import limit_period
+from tasks.pointcloud.boxes import limit_period, turned
 
 Ragged = dict[str, Any]
 
@@ -90,7 +90,7 @@ def paste_instances(point_range: Sequence[float]) -> Paste:
         turn = (at + share * span).remainder(span) - at
         moved = torch.cat(
             [
-                _turned(boxes[box, :2], turn),
+                turned(boxes[box, :2], turn),
                 boxes[box, 2:6],
                 limit_period(boxes[box, 6:] + turn[:, None], period=2 * torch.pi),
             ],
@@ -111,7 +111,7 @@ def paste_instances(point_range: Sequence[float]) -> Paste:
         each = torch.arange(len(box), device=box.device).repeat_interleave(length)
         place = torch.arange(len(each), device=box.device) - (length.cumsum(0) - length)[each]
         found = source.inputs["points"][point_of[start[each] + place]]
-        found = torch.cat([_turned(found[:, :2], turn[each]), found[:, 2:]], 1)
+        found = torch.cat([turned(found[:, :2], turn[each]), found[:, 2:]], 1)
 
         inputs = _joined(batch.inputs, scan[each], points=found)
         targets = _joined(truth, scan, boxes=moved, labels=source.targets["labels"][box])
@@ -141,7 +141,7 @@ def _inside(batch: Batch, boxes: Tensor) -> tuple[Tensor, Tensor]:
     ] ** 2
     box, point = near.nonzero().T
     apart = points[point, :3] - boxes[box, :3]
-    across = _turned(apart[:, :2], -boxes[box, 6])
+    across = turned(apart[:, :2], -boxes[box, 6])
     found = (torch.cat([across, apart[:, 2:]], 1).abs() <= boxes[box, 3:6] / 2).all(1)
     return point[found], box[found]
 
@@ -154,12 +154,6 @@ def _meets(boxes: Tensor, scan: Tensor, others: Tensor, of: Tensor) -> Tensor:
 
 def _radius(boxes: Tensor) -> Tensor:
     return boxes[:, 3:5].norm(dim=1) / 2
-
-
-def _turned(values: Tensor, angle: Tensor) -> Tensor:
-    cos, sin = angle.cos(), angle.sin()
-    x, y = values.unbind(1)
-    return torch.stack([cos * x - sin * y, sin * x + cos * y], 1)
 
 
 def _covered(points: Tensor) -> tuple[Tensor, Tensor]:

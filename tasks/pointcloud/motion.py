@@ -5,7 +5,7 @@ Boxes are ``(N, 7)`` x, y, z of the centre, l, w, h and yaw; the sensor is at th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -53,32 +53,40 @@ class Pose:
         return (turned - self.centre) / self.half
 
 
-def rigid_warp(point_range: Sequence[float], grid: tuple[int, ...]) -> Warp:
-    """Returns the warp of scenes in a range.
+def carry_map(scores: Logits, pose: Pose, grid: tuple[int, ...]) -> Logits:
+    """Takes scores of cells (B, y x x x rows of a cell, C) to where the cells are after the pose.
 
-    Scores of anchors are carried from cell to cell; the two yaws of a cell's anchors stay what they are, which suits
-    turns of much less than a quarter.
+    Args:
+        scores: Cells over y and x, then what each holds several of.
+        pose: Of each scene.
+        grid: Cells (y, x).
+    """
+    height, width = grid
+    samples, rows, classes = scores.values.shape
+    maps = scores.values.view(samples, height, width, -1).permute(0, 3, 1, 2)
+    places = pose.source(grid_positions(height, width, maps))
+    carried = sample_images(maps, places, (height, width)).permute(0, 2, 3, 1)
+    return replace(scores, values=carried.reshape(samples, rows, classes))
+
+
+def rigid_warp(point_range: Sequence[float], carry: Callable[[Logits, Pose], Logits]) -> Warp:
+    """Returns the warp of scenes in a range.
 
     Args:
         point_range: x, y, z minimum, then x, y, z maximum, metres; boxes centred outside after the move are dropped.
-        grid: Cells (y, x) of the anchors.
+        carry: Takes class scores along.
     """
-    height, width = grid
 
     def move(batch: Batch, numbers: Tensor) -> tuple[Batch, Carry]:
         points, scene = batch.inputs["points"], batch.inputs["batch"]
         pose = Pose(numbers.to(points.dtype), point_range)
         moved = torch.cat([pose.move(points[:, :3], scene), points[:, 3:]], 1)
 
-        def carry(feature: Feature) -> Feature:
+        def carried(feature: Feature) -> Feature:
             assert isinstance(feature, Logits)
-            samples, anchors, classes = feature.values.shape
-            maps = feature.values.view(samples, height, width, -1).permute(0, 3, 1, 2)
-            places = pose.source(grid_positions(height, width, maps))
-            carried = sample_images(maps, places, (height, width)).permute(0, 2, 3, 1)
-            return replace(feature, values=carried.reshape(samples, anchors, classes))
+            return carry(feature, pose)
 
-        return batch.with_inputs({**batch.inputs, "points": moved}, targets=_labels(batch, pose, point_range)), carry
+        return batch.with_inputs({**batch.inputs, "points": moved}, targets=_labels(batch, pose, point_range)), carried
 
     return Warp(POSE, move)
 

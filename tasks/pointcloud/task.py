@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shutil
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,21 +23,24 @@ from torchmetrics import MetricCollection
 from kdbench.base.digest import digest, source_digest
 from kdbench.base.instantiate import check, instantiate, locate
 from kdbench.base.store import SCRATCH, Store
-from kdbench.errors import KDBenchError
-from kdbench.features import Feature, Grid, Kind, Logits, Points
+from kdbench.errors import KDBenchError, nearest
+from kdbench.features import Feature, Grid, Kind, Logits, Points, Tokens
 from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task
 from tasks.pointcloud import example, export, kitti, picture
 from tasks.pointcloud.anchored import AnchoredHead
 from tasks.pointcloud.anchors import Anchors, anchor_table
 from tasks.pointcloud.counts import count
 from tasks.pointcloud.data import Collate, KittiData, Split, transforms_of
-from tasks.pointcloud.decode import Detections, decode
+from tasks.pointcloud.decode import Detections
 from tasks.pointcloud.detector import grid_shape
 from tasks.pointcloud.frames import Frame, Frames, Sensors, content_digests, prepare, within
+from tasks.pointcloud.head import Head
 from tasks.pointcloud.kitti_ap import METRICS
 from tasks.pointcloud.metrics import KittiAP
 from tasks.pointcloud.mixing import paste_instances, swap_sectors
 from tasks.pointcloud.motion import rigid_warp
+from tasks.pointcloud.pointrcnn import PointOutputs, PointRCNN
+from tasks.pointcloud.pointwise import PointwiseHead
 from tasks.pointcloud.scans import ScanLayout, read_points
 from tasks.pointcloud.scene import REVISION
 from tasks.pointcloud.second import SECOND, VoxelOutputs
@@ -54,6 +58,9 @@ _IN_SPACE = ("3d", "bev")
 SCAN = 18_000
 #: Keys of ``data`` that the engine reads.
 _ENGINE = ("name", "task")
+#: What of a detector's input has features, and what its taps are, where these are not pillars and maps.
+_SPARSE: dict[type, tuple[str, Kind]] = {SECOND: ("voxels", Grid), PointRCNN: ("points", Tokens)}
+_TERMS = sorted({*AnchoredHead.terms, *PointwiseHead.terms})
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,10 @@ class PointCloud(Task):
         point_range: x, y, z minimum, then x, y, z maximum, metres.
         pillar: Size of a pillar along x and y, metres.
         classes: Detected classes, in the order of the logits.
-        loss_weights: Weight of the terms ``cls``, ``box`` and ``dir``.
+        loss_weights: Weight of the terms of the head's loss, by name; 1 where absent.
+        head: What the outputs of the pair's detectors are of: ``anchors`` or ``points``.
+        points: Points of a scan that are read (:func:`~tasks.pointcloud.data.fewer`); None for all.
+        max_points: Points of a pillar or voxel that are read; None for what the detector says itself.
         score_threshold: Detections at or below it are dropped.
         thresholds: By class, the anchor IoU from which an anchor is positive and the one below which it is background;
             KITTI's where absent. Coarse pillars need lower ones, or small objects match no anchor.
@@ -128,6 +138,9 @@ class PointCloud(Task):
         pillar: Sequence[float],
         classes: Sequence[str],
         loss_weights: dict[str, float],
+        head: Literal["anchors", "points"] = "anchors",
+        points: PositiveInt | None = None,
+        max_points: PositiveInt | None = None,
         score_threshold: float = 0.1,
         thresholds: dict[str, tuple[float, float]] | None = None,
         noise: float = 0.0,
@@ -140,23 +153,42 @@ class PointCloud(Task):
         self.pillar = tuple(pillar)
         self.classes = tuple(classes)
         self.weights = dict(loss_weights)
+        self.points, self.max_points = points, max_points
         self.score_threshold = score_threshold
         self._restored: DatasetInfo | None = None
         _check_space(self.point_range, self.pillar)
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise KDBenchError(f"task.classes is {list(self.classes)}; expected at least one class, each once")
-        self._grid = grid = grid_shape(self.point_range, self.pillar)
+        for name in self.weights:
+            if name not in _TERMS:
+                raise KDBenchError(f"task.loss_weights.{name}: there is no such term: {nearest(name, _TERMS)}")
+        self._grid = grid_shape(self.point_range, self.pillar)
         table = anchor_table(thresholds or {})
-        self.anchors = Anchors(self.point_range, (grid[0] // 2, grid[1] // 2), self.classes, table)
-        self.head = AnchoredHead(self.anchors)
+        self.head: Head
+        if head == "points":
+            self.head = PointwiseHead(self.classes, score_threshold)
+        else:
+            sites = self._grid[0] // 2, self._grid[1] // 2
+            self.head = AnchoredHead(Anchors(self.point_range, sites, self.classes, table), score_threshold)
+
+    @property
+    def anchors(self) -> Anchors:
+        """Anchors that outputs are relative to, of a head that has some."""
+        assert isinstance(self.head, AnchoredHead)
+        return self.head.anchors
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
-        """Pillars or voxels are points; every other tap is a bird's-eye-view grid; class scores are always there."""
-        taps: dict[str, Kind] = dict.fromkeys(side.get("taps") or {}, Grid)
+        """Pillars and voxels are points, taps bird's-eye-view grids; class scores are always there.
+
+        On raw points a tap is a set of points, as tokens, and those of the last feature propagation come behind it.
+        """
         target = (side.get("architecture") or {}).get("_target_")
-        voxels = target is not None and locate(target) is SECOND
-        return {"voxels" if voxels else "pillars": Points, **taps, "logits": Logits}
+        network: Any = None if target is None else locate(target)
+        sparse, kind = _SPARSE.get(network, ("pillars", Grid))
+        taps: dict[str, Kind] = dict.fromkeys(side.get("taps") or {}, kind)
+        raw = kind is Tokens
+        return {**({} if raw else {sparse: Points}), **taps, **({sparse: Points} if raw else {}), "logits": Logits}
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -269,7 +301,9 @@ class PointCloud(Task):
         return found | {"train": replace(found["train"], scored=None)}
 
     def _inputs(self) -> dict[str, Any]:
-        own = {"point_range": list(self.point_range), "pillar": list(self.pillar)}
+        own: dict[str, Any] = {"point_range": list(self.point_range), "pillar": list(self.pillar)}
+        if self.points is not None:
+            own["points"] = self.points
         return {**own, **asdict(self.sensors if self.options.root is not None else Sensors())}
 
     def restore(self, info: DatasetInfo) -> None:
@@ -283,12 +317,14 @@ class PointCloud(Task):
     def _alone(self, name: str, points: np.ndarray) -> Batch:
         """Makes a batch of one scan without labels."""
         frame = Frame(name, points, np.empty((0, 7), np.float32), np.empty(0, np.int64))
-        return Collate(self.point_range)([frame])
+        return Collate(self.point_range, points=self.points)([frame])
 
     def data(self, seed: int) -> LightningDataModule:
         """Returns the loaders."""
         options, transforms = self.options, transforms_of(self.options.transforms, self.point_range)
-        return KittiData(*self._data, self.point_range, transforms, options.batch_size, options.workers, seed)
+        frames, split = self._data
+        sizes = options.batch_size, options.workers
+        return KittiData(frames, split, self.point_range, transforms, *sizes, seed, self.points)
 
     def augmented(self) -> bool:
         """Says whether scans are moved, or objects pasted into them."""
@@ -297,9 +333,13 @@ class PointCloud(Task):
     # ---- model ------------------------------------------------------------------------------------------------
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
-        """Creates a detector over this task's range, pillars and classes."""
-        own = {"point_range": self.point_range, "pillar": self.pillar, "classes": self.classes}
-        model: nn.Module = instantiate("pair.architecture", {**own, **architecture})
+        """Creates a detector over this task's range, pillars, classes, points where it has arguments of these names."""
+        own = {name: getattr(self, name) for name in ("point_range", "pillar", "classes", "points", "max_points")}
+        target = architecture.get("_target_")
+        taken = inspect.signature(locate(target)).parameters if target else {}
+        anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+        given = {k: v for k, v in own.items() if v is not None and (anything or k in taken)}
+        model: nn.Module = instantiate("pair.architecture", {**given, **architecture})
         return model
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
@@ -307,8 +347,14 @@ class PointCloud(Task):
         return model(inputs["points"], inputs["batch"], inputs["size"])
 
     def describe(self, outputs: Any, taps: Mapping[str, Any], batch: Batch) -> dict[str, Feature]:
-        """Pillars or voxels as points with their counts, tapped maps as grids, class scores per anchor."""
+        """Pillars, voxels or points with what taps give, grids or sets of points, and class scores by row."""
         features: dict[str, Feature] = {}
+        if isinstance(outputs, PointOutputs):
+            samples, count = outputs.cls.shape[:2]
+            sample = torch.arange(samples, device=outputs.xyz.device).repeat_interleave(count)
+            features = {tap: Tokens(value) for tap, value in taps.items()}
+            features["points"] = Points(outputs.features.flatten(0, 1), outputs.xyz.flatten(0, 1), sample)
+            return features | {"logits": self.mark(Logits(outputs.cls, law="bernoulli"), batch)}
         if isinstance(outputs, VoxelOutputs):
             features["voxels"] = Points(outputs.voxels, outputs.centres, outputs.coords[:, 0], outputs.counts)
         else:
@@ -323,16 +369,16 @@ class PointCloud(Task):
         return features | {"logits": self.mark(Logits(outputs.cls, law="bernoulli"), batch)}
 
     def mark(self, feature: Feature, batch: Batch) -> Feature:
-        """Gives class scores the mask and the weight of each anchor."""
+        """Gives class scores the mask and the weight of each row."""
         return self.head.mark(feature, batch) if isinstance(feature, Logits) else feature
 
     def loss(self, model: nn.Module, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """Focal class loss, smooth-L1 box loss and heading loss, each per positive anchor."""
-        return self.head.loss(outputs, batch)
+        """Returns the terms of the head's loss; see :mod:`tasks.pointcloud.loss` and ``pointwise``."""
+        return self.head.loss(model, outputs, batch)
 
     def loss_weights(self) -> Mapping[str, float]:
-        """Returns the weights of the three terms."""
-        return self.weights
+        """Returns the weight of each of these terms."""
+        return {name: self.weights.get(name, 1.0) for name in self.head.terms}
 
     # ---- scores -----------------------------------------------------------------------------------------------
 
@@ -344,16 +390,15 @@ class PointCloud(Task):
         """Turns detections into KITTI rows of each frame and feeds them with the frame's labels."""
         frames = self._data[0]
         found, truth = [], []
-        for name, detections in zip(batch.memo["names"], self.decode(outputs), strict=True):
+        for name, detections in zip(batch.memo["names"], self.decode(model, outputs), strict=True):
             _, calibration, size = frames.truth(name)
             truth.append(frames.scored(name, *np.split(np.array(self.point_range), 2)))
             found.append(self._rows(detections, calibration, size)[0])
         metrics.update(found, truth)
 
-    def decode(self, outputs: Any) -> list[Detections]:
+    def decode(self, model: nn.Module, outputs: Any) -> list[Detections]:
         """Returns the detections of each scan."""
-        self.anchors.to(outputs.cls.device)
-        return decode(outputs, self.anchors, self.score_threshold)
+        return self.head.decode(model, outputs)
 
     def _rows(
         self, detections: Detections, calibration: kitti.Calibration, size: tuple[int, int] | None
@@ -365,8 +410,10 @@ class PointCloud(Task):
     # ---- what a person looks at -------------------------------------------------------------------------------
 
     def export(self, model: nn.Module) -> ExportPlan:
-        """One scan to boxes; see :func:`tasks.pointcloud.export.plan`."""
+        """One scan to boxes; see :func:`tasks.pointcloud.export.plan` and ``of_points``."""
         points = self.example().inputs["points"].numpy()
+        if isinstance(model, PointRCNN):
+            return export.of_points(model, points)
         return export.plan(model, self.anchors, points, self._inputs(), self.score_threshold)
 
     def measured(self, model: nn.Module) -> ExportPlan:
@@ -381,7 +428,7 @@ class PointCloud(Task):
         mine, own = batch.inputs["batch"] == busiest, targets["batch"] == busiest
         predictions = {}
         for name, model in models.items():
-            detections = self.decode(self.forward(model.eval(), batch.inputs))[busiest]
+            detections = self.decode(model, self.forward(model.eval(), batch.inputs))[busiest]
             found = detections.boxes, detections.labels, detections.scores
             predictions[name] = tuple(value.cpu().numpy() for value in found)
         return {
@@ -406,7 +453,7 @@ class PointCloud(Task):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """``warp``: a rigid pose and a scale; ``swap_sectors`` and ``paste_instances`` mix scans."""
         return {
-            "warp": rigid_warp(self.point_range, self.anchors.grid),
+            "warp": rigid_warp(self.point_range, self.head.carry),
             "swap_sectors": swap_sectors,
             "paste_instances": paste_instances(self.point_range),
         }
@@ -435,5 +482,5 @@ class PointCloud(Task):
                     for box, score, label in zip(*(value.tolist() for value in found), strict=True)
                 ]
             }
-            for found in self.decode(self.forward(model, batch.inputs))
+            for found in self.decode(model, self.forward(model, batch.inputs))
         ]

@@ -213,12 +213,15 @@ def test_the_released_run_is_one_word():
     assert (found["method"]["faithful"], found["method"]["width"], found["method"]["points"]) == ("code", 16, 6000)
     for side, width in (("teacher", 1.0), ("student", 0.25)):
         own = found["pair"][side]["architecture"]
-        assert (own["width"], own["max_points"]) == (width, 32)
+        assert (own["width"], found["task"]["max_points"]) == (width, 32)
     wide = config.load(["task=pointcloud", "method=pointdistiller_released", "pair=pointpillars_4x"])
     assert wide["method"]["width"] == 32
     voxels = config.load(["task=pointcloud", "method=pointdistiller_released", "pair=second_4x"])
     assert (voxels["method"]["points"], voxels["method"]["per_sample"]) == (256, True)
-    assert voxels["pair"]["teacher"]["architecture"]["max_points"] == 5
+    assert voxels["task"]["max_points"] == 5
+    points = config.load(["task=pointcloud", "method=pointdistiller_released", "pair=pointrcnn_8x"])
+    assert points["method"]["bind"]["points"] == "points"
+    assert [points["method"][name] for name in ("points", "per_sample", "width")] == [6000, True, 45]
 
 
 @pytest.mark.parametrize("faithful", ["paper", "code"])

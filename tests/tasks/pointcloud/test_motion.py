@@ -10,10 +10,10 @@ from kdbench.base import rng
 from kdbench.features import Logits
 from kdbench.task import Batch
 from tasks.pointcloud import transforms
-from tasks.pointcloud.motion import POSE, Pose, rigid_warp
+from tasks.pointcloud.motion import POSE, Pose, carry_map, rigid_warp
 from tests.tasks.pointcloud import tiny
 
-WARP = rigid_warp(tiny.RANGE, (8, 8))
+WARP = rigid_warp(tiny.RANGE, lambda scores, pose: carry_map(scores, pose, (8, 8)))
 BY = torch.tensor([[0.3, 0.1, 0.0, 0.0], [-0.2, -0.05, 0.1, -0.2]])
 
 

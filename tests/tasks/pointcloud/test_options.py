@@ -147,7 +147,7 @@ def test_the_released_run_of_pointdistiller_composes():
     text = (Path(__file__).parents[3] / "README.md").read_text()
     assert "method=pointdistiller_released preset=paper" in text
     composed = config.load(["task=pointcloud", "method=pointdistiller_released", "preset=paper", "data.root=/x"])
-    assert [composed["pair"][side]["architecture"]["max_points"] for side in ("teacher", "student")] == [32, 32]
+    assert composed["task"]["max_points"] == 32
 
 
 @pytest.mark.slow

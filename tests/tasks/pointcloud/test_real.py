@@ -112,7 +112,7 @@ def test_ground_truth_scores_100(real, data, monkeypatch):
             own = frame.labels >= 0
             boxes, labels = torch.from_numpy(frame.boxes[own]), torch.from_numpy(frame.labels[own])
             found.append(Detections(boxes, torch.linspace(0.9, 0.5, len(boxes)), labels))
-        monkeypatch.setattr(real, "decode", lambda _, found=found: found)
+        monkeypatch.setattr(real, "decode", lambda *_, found=found: found)
         real.score(metrics, nothing, nothing, batch)
     values = {name: float(value) for name, value in metrics.compute().items()}
     for difficulty in ("3d_moderate_all", "bev_moderate_all"):

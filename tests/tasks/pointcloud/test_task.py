@@ -257,7 +257,7 @@ def test_detections_of_vans_are_not_scored(made, model, monkeypatch):
 
     metrics = made.metrics("test")
     for batch in made.data(0).test_dataloader():
-        monkeypatch.setattr(made, "decode", lambda _, batch=batch: with_vans(batch))
+        monkeypatch.setattr(made, "decode", lambda *_, batch=batch: with_vans(batch))
         made.score(metrics, model, tiny.NOTHING, batch)
     assert scalars(metrics)["car_3d_moderate_all"] == pytest.approx(100)
 
@@ -371,7 +371,7 @@ def test_read_without_calibration_keeps_all_round(made, root, tmp_path):
 
 def test_predictions_are_json(made, model, root, monkeypatch):
     batch = tiny.first(made)
-    monkeypatch.setattr(made, "decode", lambda _: tiny.perfect(made, batch))
+    monkeypatch.setattr(made, "decode", lambda *_: tiny.perfect(made, batch))
     found = json.loads(json.dumps(made.predictions(model, batch)))
     assert len(found) == 2
     assert [o["class"] for o in found[0]["objects"]] == ["Car", "Pedestrian", "Cyclist"]

@@ -131,6 +131,6 @@ def scored(task: PointCloud, model: Any, monkeypatch: pytest.MonkeyPatch, drop: 
     metrics = task.metrics("test")
     for batch in task.data(0).test_dataloader():
         with monkeypatch.context() as patch:
-            patch.setattr(task, "decode", lambda _, batch=batch: perfect(task, batch, drop))
+            patch.setattr(task, "decode", lambda *_, batch=batch: perfect(task, batch, drop))
             task.score(metrics, model, NOTHING, batch)
     return scalars(metrics)
