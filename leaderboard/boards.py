@@ -178,7 +178,7 @@ def _board(setting: Setting, groups: list[Group], baseline: str) -> Board:
     (primary, higher_is_better), _ = min(metrics.items(), key=lambda item: (-item[1], item[0]))
     sign = -1.0 if higher_is_better else 1.0
     headroom, missing = _headroom(groups, primary, higher_is_better)
-    groups = [_with_gap(g, missing) for g in groups]
+    groups = _with_trials([_with_gap(g, missing) for g in groups])
     ranked = _compared(groups, primary, higher_is_better, baseline)
 
     def place(g: Group) -> tuple[float, str, str]:
@@ -248,6 +248,24 @@ def _with_gap(g: Group, missing: str | None) -> Group:
         room = np.sum(g.cell.below)
         missing = None if (room > 0) == g.higher_is_better else "its own teacher is not above the scratch student"
     return g if missing is None else replace(g, gap=None, gap_reason=missing)
+
+
+def _with_trials(groups: Sequence[Group]) -> list[Group]:
+    """Says how far trials of one factor differ in a setting, by any of its rows, and which were tuned otherwise."""
+    spreads = [row.trial_spread for g in groups for row in g.scored if row.trial_spread is not None]
+    spread = float(np.sqrt(np.mean(np.square(spreads)))) if spreads else None
+    seeds = Counter(g.newest.trial_seeds for g in groups if g.trials)
+    usual = max(seeds, key=lambda n: (seeds[n], n), default=0)
+    found = []
+    for g in groups:
+        own = g.newest.trial_seeds
+        note = (
+            f"tuned under {own} seed{'s' * (own != 1)}, others here under {usual}"
+            if g.trials and own != usual
+            else None
+        )
+        found.append(replace(g, trial_spread=spread, trial_note=note))
+    return found
 
 
 def _compared(groups: Sequence[Group], primary: str, higher_is_better: bool, baseline: str) -> list[Group]:

@@ -116,6 +116,8 @@ class Group:
         gap: Share of the gap between scratch student and teacher that is closed: a ratio of means over all seeds.
         unranked: Why there is no rank, or None.
         latency: Median over all runs of this network on this machine, from the fastest to the slowest of them.
+        trial_spread: Standard deviation of one tuning trial in this setting, where a row was tuned under several seeds.
+        trial_note: That it was tuned under other seeds than most rows of the setting.
     """
 
     setting: Setting
@@ -150,6 +152,8 @@ class Group:
     rank: tuple[int, int] | None = None
     unranked: str | None = None
     latency: Estimate | None = None
+    trial_spread: float | None = None
+    trial_note: str | None = None
 
     @property
     def score(self) -> Estimate | None:

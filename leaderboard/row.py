@@ -9,6 +9,7 @@ import json
 import math
 import operator
 import re
+import statistics
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from kdbench.base.digest import digest
 from kdbench.base.outcomes import OUTCOMES
 from kdbench.configuration.network import identity
 from kdbench.errors import KDBenchError
-from kdbench.records.schema import Record, RoleScores, Sizes
+from kdbench.records.schema import Record, RoleScores, Sizes, Tuning
 
 #: Longest name, longest text, largest number that makes sense anywhere.
 LABEL, TEXT, LARGEST = 200, 20_000, 1e30
@@ -95,6 +96,8 @@ class Row:
         teacher_seed: Of the teacher's own training.
         teacher_options: How the teacher is made, alike for equal ones; empty where nothing tells. ``teaching`` is what
             that is called over the rows of a setting.
+        trial_seeds: Under how many seeds each factor was tried; ``trial_spread`` is the standard deviation of trials of
+            one factor, where there are several.
         outcomes: SHA-256 of what each test sample contributed, in a file beside the record; empty where there is none.
     """
 
@@ -157,6 +160,8 @@ class Row:
     teacher_options: str = ""
     teaching: str = ""
     outcomes: str = ""
+    trial_seeds: int = 0
+    trial_spread: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -349,6 +354,8 @@ def flatten(
         quant_options=sys.intern(_options(axes.get("quant", {}))),
         tuning=intern(tuning.scores, tuning.scores.values()) if tuning else NO_METRICS,
         teacher_seed=record.teacher.seed if record.teacher else 0,
+        trial_seeds=_trial_seeds(tuning),
+        trial_spread=_trial_spread(tuning),
         outcomes=label("files", found) if (found := (record.files or {}).get(OUTCOMES)) else "",
         teacher_options=sys.intern(_options(_without_nulls(record.teacher.options))) if record.teacher else "",
     )
@@ -357,6 +364,19 @@ def flatten(
         if value is not None and not -LARGEST < value < LARGEST:
             raise KDBenchError(f"{name}: a number of {len(str(value))} digits is out of range")
     return row
+
+
+def _trial_seeds(tuning: Tuning | None) -> int:
+    if tuning is None or not tuning.trials:
+        return 0
+    return len(tuning.seed) if isinstance(tuning.seed, list) else 1
+
+
+def _trial_spread(tuning: Tuning | None) -> float | None:
+    """Pools the variances of the trials of each factor; a factor that diverged under a seed does not count."""
+    tried = list((tuning.by_seed or {}).values()) if tuning else []
+    whole = [[v for v in scores if v is not None] for scores in tried if len(scores) > 1 and None not in scores]
+    return math.sqrt(statistics.fmean(statistics.variance(scores) for scores in whole)) if whole else None
 
 
 def _options(options: Mapping[str, Any]) -> str:

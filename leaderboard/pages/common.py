@@ -286,7 +286,15 @@ def note(group: Group) -> str:
     )
     lost = [f"{n} {what}" for n, what in counts if n]
     why = group.note or (group.unranked if group.rank is None else None)
-    said = [why, runs_foreign(group.newest), mixed(group), ", ".join(lost), *idle(group), *doubts(group)]
+    said = [
+        why,
+        runs_foreign(group.newest),
+        mixed(group),
+        ", ".join(lost),
+        *idle(group),
+        group.trial_note,
+        *doubts(group),
+    ]
     return "; ".join(filter(None, said))
 
 
@@ -310,19 +318,28 @@ def one_of_each_teacher(group: Group) -> list[Row]:
     return list({row.teacher_seed: row for row in group.scored}.values())
 
 
-def tuned(row: Row) -> list[str]:
-    """Says what is doubtful of a factor: that others did as well on validation, that a better one may lie beyond."""
+def tuned(row: Row, spread: float | None = None) -> list[str]:
+    """Says what is doubtful of a factor: that others did as well on validation, that a better one may lie beyond.
+
+    Args:
+        row: The run.
+        spread: Standard deviation of one trial, where it is known.
+    """
     found = row.tried
     if row.factor not in found or len(found) < 2:
         return []
     ties = [f"{factor:g}" for factor, v in found.items() if v == found[row.factor] and factor != row.factor]
     said = [f"tied with {', '.join(ties)}"] if ties else []
+    lead = min(abs(v - found[row.factor]) for factor, v in found.items() if factor != row.factor)
+    error = None if spread is None else spread * math.sqrt(2 / max(1, row.trial_seeds))
+    if not ties and error is not None and lead < error:
+        said.append(f"ahead by {short(lead)}, where trials of one factor differ by {short(error)}")
     return said + ["at the edge of what was tried"] * (row.factor in (min(found), max(found)))
 
 
 def doubts(group: Group) -> list[str]:
     """Says which factors of a group are doubtful, of several teachers each once."""
-    said = ((row, " and ".join(tuned(row))) for row in one_of_each_teacher(group))
+    said = ((row, " and ".join(tuned(row, group.trial_spread))) for row in one_of_each_teacher(group))
     return list(dict.fromkeys(f"factor {row.factor:g} {why}" for row, why in said if why))
 
 

@@ -74,7 +74,7 @@ def _page(site: Site, group: Group, row: Row, record: Record) -> None:
         group=group,
         idle=idle_terms(row.flags),
         foreign=foreign(row.command),
-        tuned=common.tuned(row),
+        tuned=common.tuned(row, group.trial_spread),
         files={"json": True, "csv": files[CURVES] is not None, "png": picture is not None},
         stem=name,
         drawn={suffix: suffix.replace("_", ", ") for suffix in drawn},

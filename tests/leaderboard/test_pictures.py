@@ -14,9 +14,11 @@ import pytest
 from leaderboard.boards import build as join
 from leaderboard.pages import common, curves
 from leaderboard.pages.pictures import _more, _validated, pairs
+from leaderboard.row import flatten
 from leaderboard.stats import Blocks, estimate
-from tests.leaderboard.rows import INTERN, Row, in_order, row
+from tests.leaderboard.rows import BASE, INTERN, Row, in_order, row
 from tests.leaderboard.test_pages import made_of
+from tests.records.test_record import make
 
 SCORES = {"kd": (66.0, 67.0, 69.0), "at": (70.0, 72.5, 73.0), "sp": (66.5, 66.0, 69.0)}
 TRIED = {"1": 95.0, "0.3": 96.0, "3": 96.0, "x": 99.0}
@@ -119,3 +121,36 @@ def test_doubtful_factors_are_on_the_row() -> None:
     assert common.note(kd) == "factor 0.3 tied with 3 and at the edge of what was tried"
     plain = replace(kd.newest, tuning=INTERN(("0.1", "0.3", "1"), (1.0, 2.0, 1.0)))
     assert common.tuned(plain) == []
+
+
+def test_what_trials_of_one_factor_differ_by_is_measured_once_a_setting() -> None:
+    def tried(found: Row, **changes: Any) -> Row:
+        return replace(found, tuning=INTERN(("0.1", "0.3", "1"), (94.0, 96.0, 95.5)), factor=0.3, **changes)
+
+    several = {"trial_seeds": 2, "trial_spread": 1.0}
+    own = [
+        tried(row(m, s, v, 60.0 + s), **(several if m != "sp" else {"trial_seeds": 1}))
+        for m, values in SCORES.items()
+        for s, v in enumerate(values)
+    ]
+    (board,) = join(in_order(own)).boards
+    notes = {g.method: common.note(g) for g in board.groups}
+    assert notes["kd"] == notes["at"] == "factor 0.3 ahead by 0.5, where trials of one factor differ by 1"
+    assert notes["sp"] == (
+        "tuned under 1 seed, others here under 2; factor 0.3 ahead by 0.5, where trials of one factor differ by 1.41"
+    )
+    (board,) = join(in_order([replace(one, trial_spread=0.1) for one in own])).boards
+    assert {common.note(g) for g in board.groups} == {"", "tuned under 1 seed, others here under 2"}
+
+
+def test_the_spread_of_trials_is_in_the_record(tmp_path: Path) -> None:
+    tuning = {"trials": 2, "factor": 1.0, "seed": [1000, 1001], "scores": {"1": 51.0, "0.3": 49.0}}
+    record = make(tuning=tuning | {"by_seed": {"1": [50.0, 52.0], "0.3": [48.0, 50.0]}})
+    found = flatten(record.model_copy(update={"content_hash": "c" * 32}), "run.json", INTERN)
+    assert (found.trial_seeds, found.trial_spread) == (2, pytest.approx(2**0.5))
+    lost = make(
+        tuning=tuning | {"scores": {"1": 51.0, "0.3": None}, "by_seed": {"1": [50.0, 52.0], "0.3": [48.0, None]}}
+    )
+    found = flatten(lost.model_copy(update={"content_hash": "c" * 32}), "run.json", INTERN)
+    assert found.trial_spread == pytest.approx(2**0.5)
+    assert (BASE.trial_seeds, BASE.trial_spread) == (1 if BASE.trials else 0, None)
