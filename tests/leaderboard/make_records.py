@@ -10,13 +10,15 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdbench.base.digest import digest
-from kdbench.records.record import CONFIG, RUN, content_hash, spec_hash
+from kdbench.base.outcomes import OUTCOMES, Outcomes, pack
+from kdbench.records.record import CONFIG, RUN, content_hash, spec_hash, teacher_of
 from kdbench.records.schema import Record
 
 STARTED = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -106,17 +108,45 @@ def records(
                 made += 1
 
 
-def write(out: Path, found: Iterable[Record]) -> int:
-    """Writes records and their ``config.yaml`` as ``write_record`` does, but for a power cut."""
+def write(out: Path, found: Iterable[Record], outcomes: int = 0) -> int:
+    """Writes records and their ``config.yaml`` as ``write_record`` does, but for a power cut.
+
+    Args:
+        out: Folder.
+        found: The records.
+        outcomes: Of every so many specifications with accuracies all records have outcomes; 0 for none.
+    """
     made = 0
     for record in found:
         folder = out / record.task / record.method / record.run_id
         folder.mkdir(parents=True, exist_ok=True)
-        done = record.model_copy(update={"content_hash": content_hash(record)})
-        (folder / CONFIG).write_text(json.dumps(config(record)))
+        if outcomes and record.scores and record.primary and record.primary.name == "top1":
+            record = _with_outcomes(record, folder) if int(record.spec_hash[:6], 16) % outcomes == 0 else record
+        own = config(record)
+        done = record.model_copy(update={"teacher": teacher_of(own)})
+        done = done.model_copy(update={"content_hash": content_hash(done)})
+        (folder / CONFIG).write_text(json.dumps(own))
         (folder / RUN).write_text(done.model_dump_json(indent=1) + "\n")
         made += 1
     return made
+
+
+def _with_outcomes(record: Record, folder: Path) -> Record:
+    """Hits of 1,000 samples, some of which are harder, and the scores that they make."""
+    hard = np.random.default_rng(0).random(1000)
+    values, scores = {}, dict(record.scores)
+    for role, part in record.scores.items():
+        found = {name: v for name, v in part.test.items()}
+        right = round(10 * (found["top1"] or 0.0))
+        noise = np.random.default_rng([record.seed, len(role), int(10 * (found["top1"] or 0.0))]).random(1000)
+        hit = np.zeros(1000)
+        hit[np.argsort(hard + 0.5 * noise)[:right]] = 1
+        values[role] = np.stack([hit, np.ones(1000)], 1)
+        scores[role] = part.model_copy(update={"test": found | {"top1": right / 10}})
+    content = pack(Outcomes("percent", "made up", values))
+    assert content is not None
+    (folder / OUTCOMES).write_bytes(content)
+    return record.model_copy(update={"scores": scores, "files": {OUTCOMES: sha256(content).hexdigest()}})
 
 
 def config(record: Record) -> dict[str, Any]:
@@ -169,6 +199,7 @@ def _record(
     words = {**spec["names"], "trainer.clip": spec["variant"], "seed": seed}
     words |= {"tuning.trials": spec["trials"]} if spec["trials"] else {}
     fields: dict[str, Any] = {
+        "networks": {side: {"model_name": f"{spec['pair']}_{side}"} for side in ("teacher", "student")},
         "run_id": f"{spec['hash'][:10]}-s{seed}-{digest([spec['hash'], seed])[:8]}",
         "spec_hash": spec["hash"],
         "code_digest": "85e07c74797a1d84",
@@ -286,8 +317,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tasks", type=int, default=len(DOMAINS))
     parser.add_argument("--specs", type=int, default=200)
+    parser.add_argument("--outcomes", type=int, default=0, metavar="N", help="with outcomes: every Nth specification")
     options = parser.parse_args()
-    made = write(options.out, records(options.records, seed=options.seed, tasks=options.tasks, specs=options.specs))
+    found = records(options.records, seed=options.seed, tasks=options.tasks, specs=options.specs)
+    made = write(options.out, found, options.outcomes)
     print(f"{made} records in {options.out}")
 
 

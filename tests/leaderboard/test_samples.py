@@ -16,7 +16,7 @@ from leaderboard.boards import build
 from leaderboard.compare import contrasts
 from leaderboard.crossed import Draws, together, variance
 from leaderboard.groups import Group
-from leaderboard.samples import DRAWS, FEWEST, GROUPS, _grouped, _weights, drawn, of
+from leaderboard.samples import DRAWS, FEWEST, GROUPS, _grouped, _sums, drawn, of
 from leaderboard.stats import Estimate, estimate, grid, paired, ratio
 from tests.leaderboard.rows import Row, in_order, row, scored
 from tests.leaderboard.test_pages import made_of, table
@@ -27,7 +27,7 @@ COUNT = 200
 
 def resampled(x: np.ndarray) -> Draws:
     """Draws of means of ``(seeds, samples)``."""
-    return Draws((_weights(x.shape[1]) @ x.T / x.shape[1])[:, :, None], x.shape[1])
+    return Draws(_sums(x.T)[:, :, None] / x.shape[1], x.shape[1])
 
 
 def crossed(rng: np.random.Generator, seeds: int, samples: int, sizes: tuple[float, float, float]) -> np.ndarray:
