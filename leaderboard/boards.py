@@ -277,7 +277,7 @@ def _compared(groups: Sequence[Group], primary: str, higher_is_better: bool, bas
             by_trials.setdefault((g.trials, g.metric), []).append(g)
     for (trials, _), same in by_trials.items():
         families, matched = Families(same), _versus_matched(same)
-        baselines = [i for i, g in enumerate(same) if g.method == baseline]
+        baselines = _partners(families, [i for i, g in enumerate(same) if g.method == baseline])
         reasons = [_unranked(g, primary, higher_is_better) for g in same]
         ranked = [i for i, reason in enumerate(reasons) if reason is None]
         places = dict(zip(ranked, families.places(ranked, higher_is_better), strict=True)) if ranked else {}
@@ -335,6 +335,14 @@ def _versus_scratch(families: Families, index: int) -> Difference:
         return Difference(reason="no scratch twin")
     pair, drawn = (scores(g, cells), scores(g, cells, "scratch")), (draws(g, cells), draws(g, cells, "scratch"))
     return _difference(*pair, drawn, families.to_scratch(index), g.higher_is_better)
+
+
+def _partners(families: Families, baselines: Sequence[int]) -> list[int]:
+    """Returns the newest of the baselines that stand beside the same scratch twins: a few, however many there are."""
+    newest: dict[tuple[object, ...], int] = {}
+    for i in sorted(baselines, key=lambda i: (families.groups[i].newest.finished, families.groups[i].spec_hash)):
+        newest[families.twins[i], families.groups[i].seeds, families.groups[i].teachers] = i
+    return list(newest.values())
 
 
 def _versus(families: Families, index: int, baselines: Sequence[int]) -> Difference:

@@ -20,7 +20,7 @@ from leaderboard import samples
 from leaderboard.crossed import Draws, largest, together
 from leaderboard.groups import Group
 from leaderboard.row import Row
-from leaderboard.stats import Blocks, Contrast, Floats
+from leaderboard.stats import Blocks, Contrast, Floats, Places
 
 #: Numbers that the draws of a family hold at most, and the draws that are kept all the same.
 LARGEST, LEAST = 20_000_000, 100
@@ -151,16 +151,21 @@ class Families:
         ends = [_ends(self.groups[i], sign) for i in ranked]
         low, high = np.array([e[0] for e in ends]), np.array([e[1] for e in ends])
         column = {index: place for place, index in enumerate(ranked)}
+        inside: dict[int, tuple[Places, Places]] = {}  # of each family the columns of its members, and their places
         found = []
         for own, index in enumerate(ranked):
             better, worse = low > high[own], high < low[own]
             told = np.zeros(len(ranked), dtype=bool)
             for family in self._shared(self.twins[index]):
-                members = ((column[i], place) for i, place in family.members.items() if i in column)
-                inside = [(at, place) for at, place in members if not told[at]]
-                if family.blocks is None or index not in family.members or not inside:
+                if family.blocks is None or index not in family.members:
                     continue
-                columns, places = np.array(inside).T
+                if id(family) not in inside:
+                    members = [(column[i], place) for i, place in family.members.items() if i in column]
+                    every, at = np.array(members).T
+                    inside[id(family)] = every, at
+                columns, places = inside[id(family)]
+                left = ~told[columns]
+                columns, places = columns[left], places[left]
                 ahead = sign * (family.blocks.means[places] - family.blocks.means[family.members[index]])
                 # Equal scores differ in their last digits.
                 half = family.blocks.half + 1e-9 * float(np.abs(family.blocks.means).max())

@@ -19,17 +19,28 @@ OWN = ("kdbench", "tasks")
 _ROOT = Path(__file__).resolve().parents[1]
 _TARGET = "_target_"
 _DOTTED = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)+", re.ASCII)
+#: What makes a shell do more than split at spaces.
+_QUOTED = re.compile(r"['\"\\#]")
 #: Options of the command line that change nothing but how many runs there are.
 _PLAIN = ("-m", "--multirun")
+
+
+def words(command: str) -> list[str]:
+    """Splits a command as a shell does; one without quotes, as nearly all are, in a hundredth of the time.
+
+    Raises:
+        ValueError: A quote has no end.
+    """
+    return shlex.split(command) if _QUOTED.search(command) else command.split()
 
 
 def foreign(command: str) -> tuple[str, ...]:
     """Returns what a command would run or read that is not trusted, in its own words; empty is fit to be copied."""
     try:
-        words = shlex.split(command)[3:]
+        found = words(command)[3:]
     except ValueError:
         return (command,)
-    return tuple(dict.fromkeys(said for word in words for said in _in_word(word)))
+    return tuple(dict.fromkeys(said for word in found for said in _in_word(word)))
 
 
 def foreign_targets(node: Any) -> Iterator[str]:

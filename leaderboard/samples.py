@@ -59,6 +59,8 @@ def drawn(rows: Sequence[Row], teachers: int, role: str | None = None) -> Draws 
     Returns:
         None unless every run has the outcomes of the same samples, of this role.
     """
+    if not all(row.outcomes for row in rows):
+        return None
     found = [of(row) for row in rows]
     kept = [one for one in found if one is not None]
     if not kept or len(kept) < len(found) or len({one.key for one in kept}) > 1:

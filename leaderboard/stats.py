@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,11 +14,17 @@ from scipy import special
 
 from leaderboard.crossed import Draws, Variance, covariance, variance
 
+if TYPE_CHECKING:
+    from scipy.interpolate import PchipInterpolator
+
 #: Confidence of every interval.
 LEVEL = 0.95
 RESAMPLES = 2000
 #: Below these a critical difference says nothing: methods, and cells (tasks, pairs) that all of them have.
 MIN_METHODS, MIN_CELLS = 3, 8
+
+#: Contrasts from which their law is interpolated, and a t beyond which there is nothing.
+MANY, _FAR = 100, 1e6
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -380,7 +386,7 @@ class Blocks:
         """Compares two methods, corrected for the differences of all to the control."""
         mean = float(self.means[method] - self.means[control])
         t = abs(mean) / self.error if self.error else math.inf * abs(mean or 1.0)
-        p = max(0.0, 1 - dunnett_cdf(t, len(self.means) - 1, self.df))
+        p = max(0.0, 1 - _dunnett(t, len(self.means) - 1, self.df))
         return Contrast(mean, mean - self.half, mean + self.half, p)
 
 
@@ -418,6 +424,19 @@ def dunnett_cdf(t: float, contrasts: int, df: float) -> float:
     reach = math.sqrt(2) * min(t, 1e6) * spread[:, None]
     inside = special.ndtr(z + reach) - special.ndtr(z - reach)
     return float((weights / 2) @ (inside**contrasts @ z_weights))
+
+
+def _dunnett(t: float, contrasts: int, df: float) -> float:
+    """Returns :func:`dunnett_cdf`; of many contrasts, which all ask for it, between values that are worked out once."""
+    return float(_dunnett_curve(contrasts, df)(min(t, _FAR))) if contrasts > MANY else dunnett_cdf(t, contrasts, df)
+
+
+@functools.lru_cache(256)
+def _dunnett_curve(contrasts: int, df: float) -> PchipInterpolator:
+    from scipy.interpolate import PchipInterpolator  # half a second to import, and seldom needed
+
+    t = np.append(np.linspace(0, 15, 301), np.geomspace(15.1, _FAR, 60))
+    return PchipInterpolator(t, [dunnett_cdf(value, contrasts, df) for value in t])
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from leaderboard.boards import Board, directed, lower_is_better
 from leaderboard.charts import Dot, short
 from leaderboard.costs import training
 from leaderboard.exports import NONE, Cell, Column, Direction
-from leaderboard.foreign import foreign
+from leaderboard.foreign import foreign, words
 from leaderboard.groups import Difference, Group
 from leaderboard.row import Row
 from leaderboard.stats import Estimate
@@ -127,11 +127,11 @@ def tail(path: str) -> str:
 def overrides(command: str, said: Container[str] = SAID) -> str:
     """Returns the words of a command but those whose keys are ``said``, quoted for a shell."""
     try:
-        words = shlex.split(command)[3:]
+        found = words(command)[3:]
     except ValueError:
         return ""
-    keys = [word.partition("=")[0].lstrip("+~") for word in words]
-    kept = (word for key, word in zip(keys, words, strict=True) if key not in said and not key.startswith(OWN))
+    keys = [word.partition("=")[0].lstrip("+~") for word in found]
+    kept = (word for key, word in zip(keys, found, strict=True) if key not in said and not key.startswith(OWN))
     return shlex.join(kept)
 
 

@@ -11,8 +11,11 @@ import pytest
 import scipy.stats
 
 from leaderboard.stats import (
+    MANY,
+    Blocks,
     Cell,
     Estimate,
+    _dunnett_curve,
     columns,
     critical_difference,
     dunnett,
@@ -253,3 +256,16 @@ def test_dunnett_of_scores_without_noise_resolves_what_differs() -> None:
     assert other is not None
     assert (same.p, same.resolved) == (1.0, False)
     assert (other.p, other.resolved) == (pytest.approx(0.0, abs=1e-9), True)
+
+
+@pytest.mark.parametrize(("contrasts", "df"), [(MANY + 1, 4.0), (2000, 8000.0)])
+def test_of_many_contrasts_the_law_is_interpolated(contrasts: int, df: float) -> None:
+    curve = _dunnett_curve(contrasts, df)
+    for t in (0.0, 0.31, 1.117, 2.03, 2.777, 3.14, 4.02, 5.55, 9.99, 17.3, 123.0, 1e6):
+        assert float(curve(t)) == pytest.approx(dunnett_cdf(t, contrasts, df), abs=2e-4)
+    scores = RNG.normal(size=(contrasts + 1, 5))
+    found = [c for c in dunnett(scores, control=0) if c is not None]
+    own = Blocks.of(scores)
+    for contrast in found[::97]:
+        exact = 1 - dunnett_cdf(abs(contrast.mean) / own.error, contrasts, own.df)
+        assert contrast.p == pytest.approx(exact, abs=2e-4)
