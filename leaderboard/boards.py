@@ -39,7 +39,7 @@ from leaderboard.costs import student_passes
 from leaderboard.crossed import Draws, largest, together
 from leaderboard.families import Families, cells_of, draws, scores
 from leaderboard.groups import MATCHED, MINIMUM, Difference, Group, Setting, Verdict, group, summarise
-from leaderboard.row import Row
+from leaderboard.row import Row, no_collection
 from leaderboard.stats import LEVEL, Contrast, Estimate, Floats, estimate, grid, holm, paired, paired_p
 
 #: The method that every other one is compared with, tuned with as many trials.
@@ -123,9 +123,13 @@ def build(rows: Iterable[Row], minimum: int = MINIMUM, baseline: str = BASELINE)
         minimum: Fewest seeds of a row that is not grey and has a rank.
         baseline: The method of ``vs_kd``.
     """
+    with no_collection():
+        return _build(list(rows), minimum, baseline)
+
+
+def _build(rows: Sequence[Row], minimum: int, baseline: str) -> Boards:
     found = Boards()
     settings: dict[Setting, list[Group]] = {}
-    rows = list(rows)
     speeds = latencies(rows)
     for _, same in groupby(rows, key=lambda row: (row.task, row.method, row.spec_hash)):
         for one in group(list(same), minimum):

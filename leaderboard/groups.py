@@ -105,6 +105,7 @@ class Group:
         reference: The student was trained alone.
         trials: Tuning trials; 0 is untuned.
         rows: The row of each seed and teacher, sorted by them: the newest with a score, else the newest.
+        scored: The rows behind the score: every seed under every teacher, sorted by seed, then by teacher.
         newest: The newest of those with a score, else the newest.
         superseded: The others.
         seeds: Those that came to a score under all of ``teachers``; all estimates are over these alone.
@@ -127,6 +128,7 @@ class Group:
     reference: bool
     trials: int
     rows: tuple[Row, ...]
+    scored: tuple[Row, ...]
     newest: Row
     superseded: tuple[Row, ...]
     seeds: tuple[int, ...]
@@ -164,12 +166,6 @@ class Group:
     def metric(self) -> tuple[str | None, bool]:
         """Name and direction of what is scored; two groups that differ in it have no scores to compare."""
         return self.primary, self.higher_is_better
-
-    @property
-    def scored(self) -> tuple[Row, ...]:
-        """The rows behind the score: every seed under every teacher, sorted by seed, then by teacher."""
-        seeds, teachers = set(self.seeds), set(self.teachers)
-        return tuple(r for r in self.rows if r.has_score and r.seed in seeds and r.teacher_seed in teachers)
 
     @property
     def outside(self) -> int:
@@ -228,14 +224,13 @@ def _group(rows: list[Row], minimum: int) -> Group:
     newest = max(scored or chosen, key=lambda row: (row.finished, row.run_id))
     many = len(teachers)
 
-    def of(name: str) -> Estimate | None:
-        return grid(_over(scored, many, lambda row: row.of(name)), drawn=samples.drawn(scored, many, name))
-
+    beside = _beside(scored, many)
     gap, gap_reason = gap_of(scored, many, newest)
     counts = Counter(row.status for row in chosen)
     metrics = summarise([row.main for row in scored], many)
-    own = grid(_over(scored, many, lambda row: row.score), drawn=samples.drawn(scored, many))
-    if own is not None and own.samples and newest.primary:
+    drawn = samples.drawn(scored, many)
+    own = grid(_over(scored, many, lambda row: row.score), drawn=drawn) if drawn is not None else None
+    if own is not None and newest.primary:
         metrics[newest.primary] = own
     note = _note(scored, len(seeds), minimum)
     return Group(
@@ -246,6 +241,7 @@ def _group(rows: list[Row], minimum: int) -> Group:
         reference=newest.reference,
         trials=newest.trials,
         rows=chosen,
+        scored=tuple(scored),
         newest=newest,
         superseded=tuple(row for row in rows if row is not kept[row.seed, row.teacher_seed]),
         seeds=seeds,
@@ -255,17 +251,35 @@ def _group(rows: list[Row], minimum: int) -> Group:
         primary=newest.primary,
         higher_is_better=bool(newest.higher_is_better),
         metrics=metrics,
-        best_on_val=grid(_over(scored, many, lambda row: row.best_on_val)),
-        teacher=of("teacher"),
-        scratch=of("scratch"),
-        converted=of("converted"),
-        matched=of(MATCHED),
+        best_on_val=beside["best_on_val"],
+        teacher=beside["teacher"],
+        scratch=beside["scratch"],
+        converted=beside["converted"],
+        matched=beside[MATCHED],
         gap=gap,
         gap_reason=gap_reason,
         cost=_cost(scored),
         enough=note is None,
         note=note,
     )
+
+
+#: Roles whose primary metric stands beside the score.
+_ROLES = ("teacher", "scratch", "converted", MATCHED)
+
+
+def _beside(scored: Sequence[Row], teachers: int) -> dict[str, Estimate | None]:
+    """Estimates the primary metric of each of :data:`_ROLES` and of ``best_on_val``."""
+    values = [[row.best_on_val, *map(row.of, _ROLES)] for row in scored]
+    names = ("best_on_val", *_ROLES)
+    array = np.array(values, dtype=float).reshape(-1, len(names))
+    if teachers < 2 and not any(row.outcomes for row in scored):
+        return dict(zip(names, columns(array), strict=True))
+    found = {}
+    for name, column in zip(names, array.T, strict=True):
+        drawn = samples.drawn(scored, teachers, name) if name != "best_on_val" else None
+        found[name] = grid(column.reshape(-1, max(1, teachers)), drawn=drawn)
+    return found
 
 
 def _over(scored: Sequence[Row], teachers: int, take: Callable[[Row], float | None]) -> Floats:

@@ -18,9 +18,7 @@ of it is still text from strangers: pages escape it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import os
 import re
 import time
@@ -44,7 +42,18 @@ from kdbench.errors import KDBenchError
 from kdbench.records.record import CONFIG, RUN, parse_record, read_record, spec_hash, teacher_of
 from kdbench.records.schema import Record, Teacher
 from leaderboard.cache import RowCache
-from leaderboard.row import CONTROL, LABEL, Interner, Metrics, Parts, Row, flatten, refuse_markup, values_of
+from leaderboard.row import (
+    CONTROL,
+    LABEL,
+    Interner,
+    Metrics,
+    Parts,
+    Row,
+    flatten,
+    no_collection,
+    refuse_markup,
+    values_of,
+)
 from leaderboard.verified import Verification, verified
 
 #: The records that come with the package: what was accepted by pull request.
@@ -100,7 +109,7 @@ def read(roots: Sequence[Path], cache: Path | None = None) -> Found:
         roots: Folders of records, single run folders, or single files.
         cache: Folder for what was read; a later call reads only files whose size or time differ. None keeps nothing.
     """
-    with _no_collection():
+    with no_collection():
         return _read({Path(root).absolute(): Path(root) for root in roots}, cache)
 
 
@@ -227,18 +236,6 @@ def _named(found: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], 
     return called
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Rows hold no cycles, and the collector would look at 100,000 of them again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _parse_all(files: Sequence[tuple[str, int]], intern: Interner) -> Iterator[tuple[str, Row | Problem]]:
     """Parses files of known size, in several processes where they are many."""
     workers = min(cores(), len(files) // SHARE)
@@ -264,7 +261,7 @@ def _kept(value: Any, intern: Interner) -> Any:
 
 def _parse_share(files: Sequence[tuple[str, int]]) -> list[tuple[str, tuple[Any, ...] | Problem]]:
     intern = Interner()
-    with _no_collection():
+    with no_collection():
         results = [(path, _parse(path, size, intern)) for path, size in files]
     # Plain tuples travel between processes much faster than rows.
     return [(path, result if isinstance(result, Problem) else values_of(result)) for path, result in results]

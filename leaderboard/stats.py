@@ -196,7 +196,8 @@ def ratio(
     if n < 2:
         return Estimate(n, top / bottom)
     # The degrees of freedom are those of what the ratio is tested by.
-    t = special.stdtrit(_linear(x, y, -top / bottom, drawn).df, (1 + level) / 2)
+    df = n - 1 if drawn is None and x.shape[1] == 1 else _linear(x, y, -top / bottom, drawn).df
+    t = special.stdtrit(df, (1 + level) / 2)
     xx, xy, yy = (v * t**2 for v in _covariances(x, y, drawn))
     a, b, c = bottom**2 - yy, top * bottom - xy, top**2 - xx
     if a <= 0:
