@@ -234,6 +234,8 @@ def _training(spec: PluginSpec) -> Iterator[str]:
         yield f"- takes {len(updates)} updates a step"
     if reason := no_replay(plugin):
         yield f"- cannot replay a teacher: {reason}"
+    if plugin.renames:
+        yield "- holds where teacher and student call classes otherwise, as models of other vocabularies do"
     if plugin.corpus:
         yield "- learns from what the teacher writes first (`teacher.corpus`)"
     if plugin.over_batch:

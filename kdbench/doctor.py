@@ -133,7 +133,7 @@ def run(overrides: list[str], console: Console, steps: int, probe: bool = False)
             f"{role}: " + ("trained, from the cache" if product else "not trained yet: fresh weights stand in")
         )
     products = {role: product.path / MODEL for role, product in found.items() if product}
-    training = Training(recipe, resolved.task, products, untrained=True)
+    training = Training(recipe, resolved.task, products, untrained=True, foreign=trainings.foreign_to(recipe))
     distiller = training.distiller(training.stages[0])
     batch = training.first_batch()
     check_promises(training, batch)

@@ -213,7 +213,9 @@ class Task:
               model writes, drawn from a generator, or the most probable ones where the temperature is None: tensors by
               name, one row a sample, among them ``tokens`` ``(N,)``, how many were written of each. With
               ``data.corpus=DIR``, where they lie as ``corpus.safetensors``, the task's training samples are these, all
-              supervised; ``data.beside=true`` leaves its own beside them (``teacher.corpus``).
+              supervised; ``data.beside=true`` leaves its own beside them (``teacher.corpus``);
+            * ``translates``: :meth:`ops` has ``translate(batch, other)``: the batch of the same samples as another task
+              of this kind, whose classes are called otherwise, reads them.
 
             Others are between a task and the plugins that know them.
         primary: Key of the primary metric in :meth:`metrics`.

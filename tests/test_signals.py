@@ -272,7 +272,7 @@ def test_a_role_writes_in_eval_mode_without_gradient_and_is_counted(batch):
         def ops(self):
             def generate(model, given, generator, temperature=1.0):
                 seen.append((model.training, torch.is_grad_enabled(), temperature))
-                return given.with_inputs(model(given.inputs))
+                return given.with_inputs(model(given.inputs), memo={"tokens": 7})
 
             return {"generate": generate}
 
@@ -286,4 +286,5 @@ def test_a_role_writes_in_eval_mode_without_gradient_and_is_counted(batch):
     assert seen == [(False, False, 0.5)]
     assert model.training
     assert cast.passes == {"student": 2}
+    assert cast.tokens == {"student": 7}
     assert signals.feature("y", "student", written).values.requires_grad

@@ -32,6 +32,7 @@ from kdbench.functional.fitnet import hint_loss
 from kdbench.functional.fsp import fsp_loss, fsp_matrix
 from kdbench.functional.ft import factor_loss
 from kdbench.functional.gcrd import node_contrast_loss
+from kdbench.functional.gld import coactivation, graph_logits_loss
 from kdbench.functional.glidn import relative_error
 from kdbench.functional.graph import batch_norm_edges, edge_distances, gather_edges, knn, project_edges
 from kdbench.functional.hard import next_turn
@@ -95,6 +96,7 @@ from kdbench.functional.tf_kd import self_training_loss, virtual_teacher, virtua
 from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
 from kdbench.functional.trg import neighbour_mask, token_context_loss, token_global_loss, token_local_loss
 from kdbench.functional.ttm import ttm_loss
+from kdbench.functional.uld import universal_loss
 from kdbench.functional.vid import softplus_inverse, vid_loss
 from kdbench.functional.vqgraph import (
     code_distances,
@@ -135,6 +137,7 @@ __all__ = [
     "class_similarity",
     "class_sums",
     "class_variation_loss",
+    "coactivation",
     "code_distances",
     "code_loss",
     "code_perplexity",
@@ -174,6 +177,7 @@ __all__ = [
     "global_structure_loss",
     "gradient_penalty",
     "gram_loss",
+    "graph_logits_loss",
     "grid_positions",
     "head_share",
     "hierarchical_context_loss",
@@ -281,6 +285,7 @@ __all__ = [
     "trilateral_state",
     "ttm_loss",
     "uniform_points",
+    "universal_loss",
     "unpack_bits",
     "vae_losses",
     "valuable_region",

@@ -111,11 +111,19 @@ class Network(Source):
         task: Knows how to call the model and what its tensors mean.
         model: The plain model; its names are never changed.
         taps: Tap expressions by feature name.
+        reads: Makes what it reads of a batch; None reads it as it is.
     """
 
-    def __init__(self, task: Task, model: nn.Module, taps: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        taps: Mapping[str, str] | None = None,
+        reads: Callable[[Batch], Batch] | None = None,
+    ) -> None:
         super().__init__()
         self.task = task
+        self.reads = reads
         self.model = model
         self.expressions = dict(taps or {})
         self._taps = {name: Tap.parse(text) for name, text in self.expressions.items()}
@@ -182,6 +190,7 @@ class Network(Source):
         self._compiled = fresh
 
     def answer(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Answer:
+        batch = batch if self.reads is None else self.reads(batch)
         if params is None:
             outputs, taps = (self._compiled or self)(batch.inputs)
         else:

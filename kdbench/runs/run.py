@@ -28,6 +28,7 @@ from kdbench.errors import KDBenchError
 from kdbench.records.provenance import files_of, provenance
 from kdbench.records.record import PREVIEW, RUN, read_record, spec_hash, teacher_of, write_record
 from kdbench.records.schema import TAUGHT, Cost, Dataset, Model, Primary, Record, RoleScores, Term, Tuning
+from kdbench.runs import vocabularies
 from kdbench.runs.report import show
 from kdbench.runs.trainings import Trainings
 from kdbench.runs.tuning import tune
@@ -304,12 +305,17 @@ class Run:
             recipe = recipes[role]
             assert isinstance(recipe, Recipe)
             names = ("student", *(name for _, of, name, _ in _beside(products) if of == role))
-            return load_artifacts(recipe, self.task, products[role].path, batch, names=names)
+            return load_artifacts(recipe, tasks[role], products[role].path, batch, names=names)
 
+        # A teacher that tells other classes is measured alone.
+        alike = vocabularies.alike(self.task, trainings.teacher_task)
+        tasks = {role: trainings.teacher_task if role == "teacher" and not alike else self.task for role in recipes}
         left = {role: load(role) for role in products}
         sizes: dict[str, Model] = {}
         for role in {"teacher", "student"} & left.keys():
-            sizes[role] = self._size(left[role]["student"], products[role].manifest, timed=role == "student")
+            main, timed = left[role]["student"], role == "student"
+            sizes[role] = self._size(main, products[role].manifest, timed, task=tasks[role])
+        left = {role: found for role, found in left.items() if alike or role != "teacher"}
         apart: list[str] = []
         for key, role, name, facts in _beside(products):
             found = left[role][name]
@@ -337,11 +343,12 @@ class Run:
         timed: bool,
         student: nn.Module | None = None,
         tests: Iterable[Batch] = (),
+        task: Task | None = None,
     ) -> Model:
         """Measures what a training left, on the processor, and compares what stands for its student with that."""
         from kdbench.training.measure import alone, count_macs, latency_once
 
-        plan = (found.export or self.task.measured)(found.module)
+        plan = (found.export or (task or self.task).measured)(found.module)
         packed = facts.get("packed") or {}
         size = Model(params=facts["params"], bytes=facts["bytes"], macs=count_macs(plan), **packed)
         if timed and found.engine == "torch":

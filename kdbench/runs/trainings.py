@@ -20,7 +20,7 @@ from kdbench.base.outcomes import OUTCOMES
 from kdbench.base.store import Product, Store
 from kdbench.configuration.resolved import PluginSpec, Resolved, make_task
 from kdbench.errors import KDBenchError, nearest
-from kdbench.runs import stored
+from kdbench.runs import stored, vocabularies
 from kdbench.training import recipe as recipes
 from kdbench.training.recipe import CORPUS, MODEL, Answers, Recipe, Replay, Source, Written, trained
 
@@ -87,6 +87,16 @@ class Trainings:
         """The task on the teacher's own data (``teacher.data``), mostly the task itself."""
         own = self.config["teacher"]["data"]
         return make_task({**self.config, "data": own}, self.store) if own else self.task
+
+    def foreign_to(self, recipe: Recipe) -> Task | None:
+        """Returns the teacher's task where a training takes the teacher and that tells other classes.
+
+        Raises:
+            KDBenchError: A plugin of it cannot do with that.
+        """
+        takes = [s for s in recipe.plugins.values() if any(r.side == "teacher" for r in s.plugin.roles.values())]
+        taught = any(source is not None and source.side == "teacher" for source in map(trained, recipe.inputs.values()))
+        return vocabularies.foreign(self.task, self.teacher_task, self.config, takes) if taught else None
 
     @functools.cached_property
     def teacher_recipe(self) -> Recipe | Answers:
@@ -313,7 +323,7 @@ class Trainings:
             from kdbench.training.tryout import try_out
 
             task = self.task_of(recipe)
-            training = Training(recipe, task, untrained=True)
+            training = Training(recipe, task, untrained=True, foreign=self.foreign_to(recipe))
             if training.seen_through:
                 notes[f"{recipe.side}.init_from"] = training.seen_through
             batch = training.first_batch()
@@ -406,7 +416,7 @@ class Trainings:
                     products[role] = folder
                     task = stored.reading(recipe.config, self.store, folder, recipe.beside)
             callbacks, loggers = self.follow(recipe.name, int(recipe.trainer["epochs"]))
-            return train(recipe, task, work, products, callbacks, loggers)
+            return train(recipe, task, work, products, callbacks, loggers, self.foreign_to(recipe))
 
         message = f"the {recipe.name} of {self.config['task']['name']}"
         return self.store.product("model", recipe.key, job, wait_message=message, since=since)

@@ -54,13 +54,20 @@ class Training:
         products: By role, the weights of the trained networks that the recipe takes as inputs; of stored answers the
             folder of each feature.
         untrained: Lets fresh weights stand in for those that are not there (rehearsal, doctor).
+        foreign: Task of the teacher, where that tells other classes.
     """
 
     def __init__(
-        self, recipe: Recipe, task: Task, products: Mapping[str, Given] | None = None, untrained: bool = False
+        self,
+        recipe: Recipe,
+        task: Task,
+        products: Mapping[str, Given] | None = None,
+        untrained: bool = False,
+        foreign: Task | None = None,
     ) -> None:
         self.recipe = recipe
         self.task = task
+        self.foreign = foreign
         self.products = dict(products or {})
         self.seen_through = ""  # in the file of weights that the user gives
         self.pair = recipe.pair
@@ -103,10 +110,17 @@ class Training:
             elif role.init == "student":
                 model.load_state_dict(sources["student"].model.state_dict())  # type: ignore[union-attr]
             whole = isinstance(model, Ensemble) or not self.plugins
-            sources[name] = Network(self.task, model, None if whole else side.get("taps"))
+            task, taps = self._task(role), None if whole else side.get("taps")
+            reads = None if task is self.task else functools.partial(self.task.ops()["translate"], other=task)
+            sources[name] = Network(task, model, taps, reads)
         self.cast.sources = sources
         self._plain = frozenset(self.cast.model("student").state_dict())
         self.cast.parts = {name: self.pair[role.side].get("parts") or {} for name, role in roles.items()}
+
+    def _task(self, role: Role) -> Task:
+        """Returns the task of a role's network."""
+        taught = role.side == "teacher" and role.init == "trained"
+        return self.foreign if taught and self.foreign is not None else self.task
 
     def _initial(self, name: str, role: Role) -> nn.Module:
         """Builds the model of a role with its initial weights."""
@@ -116,7 +130,7 @@ class Training:
         files = recipe.starts if ours or role.init == "trained" else []
         # What a training is about starts from the stream of its own name: a student and its scratch twin are twins.
         with rng.scope(self.recipe.seed, "init", self.recipe.side if ours else name):
-            model = build_side(self.task, self.pair[role.side]["architecture"], side, len(files))
+            model = build_side(self._task(role), self.pair[role.side]["architecture"], side, len(files))
         if ours:
             members = model.members if isinstance(model, Ensemble) else [model]
             seen = [load_weights(member, *start_of(file)) for member, file in zip(members, files, strict=False)]
@@ -212,7 +226,8 @@ class Training:
         if device.type == "cuda" and size > torch.cuda.device_count():
             found = torch.cuda.device_count()
             raise KDBenchError(f"trainer.devices={size}: found {found} GPU: ask for fewer, or trainer.accelerator=cpu")
-        job = functools.partial(_help, self.recipe, _light(self.task), self.products, work)
+        foreign = None if self.foreign is None else _light(self.foreign)
+        job = functools.partial(_help, self.recipe, _light(self.task), self.products, work, foreign)
         with PeakMemory() as memory:
             with helped(size, job) as place:
                 history = self.fit(work, place, callbacks, loggers)
@@ -388,14 +403,17 @@ def train(
     products: Mapping[str, Given] | None = None,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
+    foreign: Task | None = None,
 ) -> dict[str, Any]:
     """Trains a recipe in ``work`` and returns its manifest; see :meth:`Training.run`."""
-    return Training(recipe, task, products).run(work, callbacks, loggers)
+    return Training(recipe, task, products, foreign=foreign).run(work, callbacks, loggers)
 
 
-def _help(recipe: Recipe, task: Task, products: Mapping[str, Given], work: Path, place: Place) -> None:
+def _help(
+    recipe: Recipe, task: Task, products: Mapping[str, Given], work: Path, foreign: Task | None, place: Place
+) -> None:
     """Trains beside another process, which makes the product."""
-    Training(recipe, task, products).fit(work, place)
+    Training(recipe, task, products, foreign=foreign).fit(work, place)
 
 
 def _kept(written: Mapping[str, Any]) -> list[str]:

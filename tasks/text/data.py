@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import NonNegativeInt
 
+from kdbench.base import rng
 from kdbench.base.digest import digest, source_digest
 from kdbench.base.instantiate import check
 from kdbench.base.store import Store
@@ -17,6 +18,7 @@ from kdbench.errors import KDBenchError
 from kdbench.splits import limited
 from tasks.text import corpus
 from tasks.text.grammar import WORDS, Grammar, chain, make
+from tasks.text.hmm import Chain
 from tasks.text.loading import TextData, content, cuts
 from tasks.text.options import Options
 from tasks.text.sequences import Said, joined
@@ -31,6 +33,7 @@ class DataOptions(Options):
     Attributes:
         source: ``grammar``.
         grammar: Of the made-up texts, options of :class:`~tasks.text.grammar.Grammar`.
+        shuffle: Numbers the words in another order, drawn from this seed, the full stop apart; None leaves it as it is.
         prompt: Words of each text that are given where a model writes the rest.
         corpus: Folder of texts that a model wrote, ``corpus.safetensors``, which take the place of the training texts.
         beside: Leaves the training texts beside them.
@@ -38,6 +41,7 @@ class DataOptions(Options):
 
     source: Literal["grammar"] = "grammar"
     grammar: dict[str, Any] = field(default_factory=dict)
+    shuffle: NonNegativeInt | None = None
     prompt: NonNegativeInt = 0
     corpus: str | None = None
     beside: bool = False
@@ -61,14 +65,15 @@ class Texts:
     def __init__(self, options: DataOptions, store: Store) -> None:
         self.options = options
         self.grammar = Grammar(**check("data.grammar", Grammar, options.grammar))
-        self.words: tuple[str, ...] = WORDS
+        order = shuffled(options.shuffle)
+        self.words: tuple[str, ...] = tuple(WORDS[place] for place in order)
         self.length = self.grammar.length
         if options.prompt >= self.length:
             raise KDBenchError(
                 f"data.prompt={options.prompt}: texts have {self.length} words; expected fewer, so that one is left"
             )
-        self.law = chain(self.grammar)
-        learn, test = _made(self.grammar, store)
+        self.law = named(chain(self.grammar), self.words)
+        learn, test = (order.argsort()[texts] for texts in _made(self.grammar, store))
         found = cuts(options, [f"{place:06d}" for place in range(len(learn))])
         val = learn[found.val]
         test = test[limited([f"{place:06d}" for place in range(len(test))], options.test, "test")]
@@ -94,6 +99,17 @@ class Texts:
     def module(self, seed: int) -> TextData:
         """Returns the loaders; the order follows ``seed``."""
         return TextData(self, seed)
+
+
+def shuffled(seed: int | None) -> np.ndarray:
+    """Returns the words of the grammar in the order in which they are numbered, the full stop first."""
+    order = np.arange(len(WORDS))
+    return order if seed is None else np.concatenate([order[:1], rng.numpy(seed, "words").permutation(order[1:])])
+
+
+def named(law: Chain, words: Sequence[str]) -> Chain:
+    """Returns the law of texts whose words are numbered in another order."""
+    return Chain(law.start, law.transition, law.emission[:, [WORDS.index(word) for word in words]])
 
 
 def _made(grammar: Grammar, store: Store) -> tuple[np.ndarray, np.ndarray]:

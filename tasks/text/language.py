@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 
 from kdbench.base import rng
 from kdbench.base.collectives import normalizer
-from kdbench.errors import KDBenchError
+from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature, Logits
 from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, Counts, ExportPlan
@@ -40,7 +40,7 @@ class LanguageModel(TextTask):
     """
 
     capabilities: ClassVar[frozenset[str]] = frozenset(
-        {"single_label", "sample_id", "meta", "class_scores", "generates", "writes"}
+        {"single_label", "sample_id", "meta", "class_scores", "generates", "writes", "translates"}
     )
     higher_is_better: ClassVar[bool] = False
     ends: ClassVar[bool] = True
@@ -190,7 +190,23 @@ class LanguageModel(TextTask):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """``with_scores``: scores are the raw outputs; ``generate`` and ``write``: a model writes texts."""
         scores = {"with_scores": lambda outputs, values: values}
-        return {**scores, "generate": self._generated, "write": self._write}
+        return {**scores, "generate": self._generated, "write": self._write, "translate": self._translated}
+
+    def _translated(self, batch: Batch, other: LanguageModel) -> Batch:
+        """Returns a batch in the words of another task, one for one.
+
+        Raises:
+            KDBenchError: A word is not among those.
+        """
+        places = {word: number for number, word in enumerate(other.words)}
+        absent = next((word for word in self.words if word not in places), None)
+        if absent is not None:
+            raise KDBenchError(f"{absent!r} is no word of the teacher: {nearest(absent, places)}")
+        table = torch.tensor([places[word] for word in self.words], device=batch.inputs.words.device)
+        words = batch.targets.words
+        told = torch.where(words >= 0, table[words.clamp(min=0)], NONE)
+        targets = Targets(told, None, batch.targets.size)
+        return batch.with_inputs(Inputs(table[batch.inputs.words], batch.inputs.mask), targets=targets)
 
     def _generated(self, model: nn.Module, batch: Batch, generator: torch.Generator, temperature: float = 1.0) -> Batch:
         """Returns a batch with texts of the model's own; words of the prompt are not to be predicted."""

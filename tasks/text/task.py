@@ -15,7 +15,7 @@ from kdbench.base import rng
 from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, DatasetInfo
 from tasks.text.base import spelled
-from tasks.text.data import Texts, open_texts
+from tasks.text.data import Texts, named, open_texts
 from tasks.text.grammar import Grammar, chain
 from tasks.text.hmm import Chain
 from tasks.text.language import AT_ONCE, LanguageModel
@@ -43,7 +43,9 @@ class Text(LanguageModel):
     @cached_property
     def truth(self) -> Chain:
         """The law of the texts."""
-        return self.texts.law if self.restored is None else chain(Grammar(**self.restored.inputs["grammar"]))
+        if self.restored is None:
+            return self.texts.law
+        return named(chain(Grammar(**self.restored.inputs["grammar"])), self.words)
 
     def dataset(self) -> DatasetInfo:
         """Returns what a record says of the data set."""

@@ -103,6 +103,13 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
     ),
     "fsp_loss": (first_and_flipped(K.fsp_loss), GRID, GRID),
     "fused_loss": (lambda s, t: K.fused_loss(s, t, LABELS, 0.5), LOGITS, LOGITS),
+    "graph_logits_loss": (
+        lambda s, t: K.graph_logits_loss(s, t, GRAPHS, GRAPHS, 2, top=3),
+        LOGITS,
+        VECTORS,
+    ),
+    "universal_loss": (K.universal_loss, LOGITS, VECTORS),
+    "universal_loss:bernoulli": (lambda s, t: K.universal_loss(s, t, law="bernoulli"), LOGITS, VECTORS),
     "global_structure_loss": (K.global_structure_loss, VECTORS, OTHER_VECTORS),
     "gram_loss": (lambda s, t: K.gram_loss(s.softmax(1), t.softmax(1)), LOGITS, LOGITS),
     "hierarchical_context_loss": (K.hierarchical_context_loss, GRID, GRID),
@@ -199,6 +206,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
 }
 #: Grow with a power of the features, and so do their gradients.
 GROWS = {"activation_boundary_loss", "class_attention_loss:raw", "fsp_loss", "hierarchical_context_loss", "hint_loss"}
+GROWS |= {"graph_logits_loss"}
 GROWS |= {"edge_prediction_loss", "focal_feature_losses", "imitation_loss"}
 GROWS |= {"local_graph_loss", "mgd_loss", "neighbour_product_loss", "partial_distance", "simkd_loss", "srrl_losses"}
 GROWS |= {"vae_losses", "vid_loss"}
