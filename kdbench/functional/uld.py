@@ -37,8 +37,8 @@ def universal_loss(
 
     Example:
         >>> import torch
-        >>> universal_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0, -9.0]]))
-        tensor(2.9385e-05)
+        >>> universal_loss(torch.tensor([[0.2, 0.8]]).log(), torch.tensor([[0.7, 0.2, 0.1]]).log())
+        tensor(0.2000)
     """
     if len(student) != len(teacher):
         raise KDBenchError(
