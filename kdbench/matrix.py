@@ -12,14 +12,13 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.base.digest import digest, digest_files, source_digest
 from kdbench.base.store import Store
 from kdbench.configuration import config as configuration
-from kdbench.configuration.packages import CONF_GROUP, folders
+from kdbench.configuration.packages import entries, folders
 from kdbench.errors import KDBenchError
 
 if TYPE_CHECKING:
@@ -138,6 +137,8 @@ def _bindings(spec: Mapping[str, Any], pair: Mapping[str, Any]) -> Any:
     """Returns ``bind`` of a method with what it reads of the pair."""
     from omegaconf import OmegaConf
 
+    if "${" not in str(spec.get("bind")):
+        return spec.get("bind")
     composed = OmegaConf.create({**spec, "bind": spec.get("bind") or {}, "pair": dict(pair)})
     return OmegaConf.to_container(composed.bind, resolve=True)
 
@@ -159,7 +160,7 @@ def cells(store: Store | None = None) -> list[Cell]:
 
 def _others() -> Iterator[list[str]]:
     """Yields digests of what each other package brings: its YAML, and those of its sources that it names there."""
-    for entry in entry_points(group=CONF_GROUP):
+    for entry in entries():
         for folder in folders(entry):
             files = sorted(folder.rglob("*.yaml"))
             own = re.compile(rf"_target_: *({entry.value.partition('.')[0]}[\w.]*)\.")

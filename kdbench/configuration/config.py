@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -40,7 +39,7 @@ from kdbench.configuration.keys import (
 )
 from kdbench.configuration.network import SIDES, as_given, own_networks, own_options, resolve
 from kdbench.configuration.overrides import WHOLE, at_home, by_key, in_place, one_by_one, without_old_options, written
-from kdbench.configuration.packages import CONF_GROUP, without_yaml
+from kdbench.configuration.packages import entries, file_of, folder, without_yaml
 from kdbench.errors import KDBenchError, nearest
 
 #: Config groups of which an option is chosen.
@@ -67,20 +66,11 @@ _BESIDE_TARGETS = {
 }
 
 
-def folder() -> Path:
-    """Returns the folder of the YAML files: ``conf/`` of a checkout, ``kdbench/conf`` of an installed wheel."""
-    package = Path(__file__).resolve().parents[1]
-    for candidate in (package / "conf", package.parent / "conf"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise KDBenchError(f"no conf/config.yaml beside {package}: the installation is not whole, install kdbench again")
-
-
 class _ThirdPartyConf(SearchPathPlugin):
     """Appends the YAML of other packages (entry-point group ``kdbench.conf``)."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for entry in entry_points(group=CONF_GROUP):
+        for entry in entries():
             search_path.append(provider=f"kdbench:{entry.name}", path=f"pkg://{entry.value}")
 
 
@@ -101,6 +91,10 @@ def options(group: str) -> list[str]:
 
 def option(group: str, name: str) -> dict[str, Any]:
     """Composes one option of a config group alone, its interpolations left as they are."""
+    path = file_of(group, name)
+    text = path.read_text(encoding="utf-8") if path else ""
+    if text and not re.search(r"^(defaults:|# *@package)", text, re.MULTILINE):  # all that Hydra would read
+        return dict(OmegaConf.to_container(OmegaConf.create(text)))  # type: ignore[arg-type]
     with _initialized():
         composed = OmegaConf.to_container(compose(f"{group}/{name}"))
     assert isinstance(composed, dict)
@@ -144,9 +138,17 @@ def calls_only(own: DictConfig) -> bool:
 
 def _composed(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     try:
+        _opened.cache_clear()  # files may have changed since
+        _chosen.cache_clear()
         with_open = opened(overrides)
-        with _initialized():
-            return compose("config", overrides=with_open, return_hydra_config=hydra)
+        found = _changed(with_open)
+        if found is None:
+            with _initialized():
+                found = compose("config", overrides=with_open, return_hydra_config=True)
+        if not hydra:
+            with open_dict(found):
+                del found["hydra"]
+        return found
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, overrides) from None
 
@@ -175,15 +177,41 @@ def _opened(given: tuple[str, ...]) -> list[str]:
         elif value.startswith("{") and any(fnmatchcase(key, pattern) for pattern in WHOLE):
             found += [f"++{key}=null", f"++{override}"]  # Hydra alone would merge
         else:
-            found.append(f"++{override}" if _is_open(composed, key.split(".")) else override)
+            is_open = not key.startswith("hydra.") and _is_open(composed, key.split("."))
+            found.append(f"++{override}" if is_open else override)
     return found
 
 
 @functools.lru_cache(maxsize=1)  # a sweep's first job and the whole of it choose the same
 def _chosen(overrides: tuple[str, ...]) -> DictConfig:
-    """Composes the chosen options as they are, before any key of theirs is changed."""
+    """Composes the chosen options as they are, before any key of theirs is changed, with what Hydra itself goes by."""
     with _initialized():
-        return compose("config", overrides=list(overrides))
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def _changed(overrides: Sequence[str]) -> DictConfig | None:
+    """Changes keys of the chosen options, which :func:`opened` has composed; None where Hydra is to compose anew."""
+    parsed = _parsed(overrides)
+    keys = [o for o in parsed if "." in o.key_or_group]
+    choices = [str(o.input_line) for o in parsed if o not in keys]
+    owners = {o.key_or_group.partition(".")[0] for o in keys} - {*GROUPS}
+    if (
+        not keys
+        or any(o.is_sweep_override() for o in parsed)
+        or any(o.is_add() or o.is_delete() or o.package or o.key_or_group.startswith("hydra") for o in keys)
+        or not all(choice[0].isalpha() for choice in choices)
+        or any(choice.partition("=")[0] in owners for choice in choices)  # the last of the two counts
+    ):
+        return None
+    found = copy.deepcopy(_chosen(tuple(choices)))
+    try:
+        for override in keys:
+            OmegaConf.update(found, override.key_or_group, override.value(), force_add=override.is_force_add())
+    except OmegaConfBaseException:  # in Hydra's words
+        return None
+    # Where jobs have folders of their own, named by their overrides, Hydra composes each of them itself.
+    found.hydra.overrides.task = [o.input_line for o in parsed if not o.is_hydra_override()]
+    return found
 
 
 def _is_open(composed: DictConfig, path: Sequence[str]) -> bool:

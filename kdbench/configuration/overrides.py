@@ -83,7 +83,8 @@ def without_old_options(
     for override in overrides:
         key, _, value = override.partition("=")
         owner, _, last = key.rpartition(".")
-        node = OmegaConf.select(composed, owner) if last == "_target_" and owner[:1].isalpha() else None
+        ours = owner[:1].isalpha() and not owner.startswith("hydra.")
+        node = OmegaConf.select(composed, owner) if last == "_target_" and ours else None
         if not isinstance(node, DictConfig) or node.get("_target_") == value:
             continue
         given = {o.partition("=")[0].removeprefix(f"{owner}.").partition(".")[0]: o for o in found if _below(o, owner)}
