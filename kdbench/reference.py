@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import re
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configuration import config
+from kdbench.configuration.packages import file_of
 
 #: Groups in the order of the page; what is beside them is composed by those.
 GROUPS = (*config.GROUPS, "preset/task", "preset/data", "recipe", "recipe/preset")
 _COMMENT = re.compile(r"\s*#+ ?(.*)")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def header(path: Path) -> str:
 def entries(path: Path) -> list[Entry]:
     """Returns the keys of a file in their order."""
     text = path.read_text(encoding="utf-8")
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root = yaml.compose(text, Loader=_LOADER)
     return list(_entries(root, text, "")) if isinstance(root, yaml.MappingNode) else []
 
 
@@ -86,14 +87,6 @@ def _above(lines: Sequence[str], mark: Any) -> list[str]:
     return found if line >= 0 else []
 
 
-def file_of(group: str, option: str) -> Path | None:
-    """Returns the file of an option, also of another package."""
-    specs = (importlib.util.find_spec(entry.value) for entry in entry_points(group=config.CONF_GROUP))
-    others = (Path(place) for spec in specs if spec for place in spec.submodule_search_locations or ())
-    found = (folder / group / f"{option}.yaml" for folder in (config.folder(), *others))
-    return next((path for path in found if path.is_file()), None)
-
-
 def meanings(choices: dict[str, str]) -> dict[str, str]:
     """Returns what is said of each key under the options that were chosen."""
     found = {e.key: e.meaning for e in entries(config.folder() / "config.yaml") if e.meaning}
@@ -111,7 +104,7 @@ def _included(group: str, option: str, package: str | None = None) -> Iterator[t
     text = path.read_text(encoding="utf-8")
     if package is None:
         package = "" if "@package _global_" in text else group.replace("/", ".") + "."
-    for default in (yaml.safe_load(text) or {}).get("defaults", ()):
+    for default in (yaml.load(text, _LOADER) or {}).get("defaults", ()):
         name, _, place = str(default).partition("@")
         if isinstance(default, str) and name != "_self_":
             below = package if place in ("", "_here_") else f"{package}{place}."
@@ -177,7 +170,7 @@ def page() -> str:
 def _with_shared(path: Path) -> list[Entry]:
     """Returns the keys of a file and of those that it builds on in its own place (``NAME@_here_``), and overrides."""
     found: dict[str, Entry] = {}
-    for default in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", ()):
+    for default in (yaml.load(path.read_text(encoding="utf-8"), _LOADER) or {}).get("defaults", ()):
         name, _, place = str(default).partition("@")
         if place == "_here_":
             found |= {entry.key: entry for entry in _with_shared(path.with_name(f"{name}.yaml"))}
@@ -207,5 +200,13 @@ def write(docs: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the pages of this checkout."""
+    argparse.ArgumentParser(
+        "python -m kdbench.reference", description="Writes the generated pages of docs/ anew."
+    ).parse_args(arguments)
     write(config.folder().parent / "docs")
+
+
+if __name__ == "__main__":
+    main()
