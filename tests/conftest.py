@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from kdbench.errors import nearest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHOICES = ("method", "task")
+# What collection imports and makes lives as long as the process: the collector of cycles would walk through it in vain.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Sets apart what is there by now, and collects what tests leave."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,3 +60,10 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared/data (small real data that is never committed)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def together(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder that the processes of a test run share: what one has made in a store below it, the others find."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import pickle
 import sys
 from collections.abc import Callable
@@ -20,9 +21,19 @@ from tasks.classification.sources import LAYOUTS, REAL, embedded, open_source
 from tasks.classification.sources.idx import read_idx
 from tests.tasks.classification import layouts
 
-#: What an audit hook asks, which cannot be taken away again.
-hooks: list[Callable[[str, tuple[Any, ...]], None]] = []
-sys.addaudithook(lambda event, arguments: [hook(event, arguments) for hook in hooks] and None)
+#: What may not be read.
+refused: set[str] = set()
+
+
+@functools.cache
+def guard() -> None:
+    """Refuses it by an audit hook, which hears every event from then on and cannot be taken away again."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if refused and event in ("open", "os.scandir") and str(arguments[0]) in refused:
+            raise PermissionError(errno.EACCES, "Permission denied", str(arguments[0]))
+
+    sys.addaudithook(hook)
 
 
 def line(error: pytest.ExceptionInfo[KDBenchError]) -> str:
@@ -312,18 +323,14 @@ def test_a_wrong_source_or_root_is_one_line(tmp_path):
         ("imagefolder", layouts.image_folder, "val/bee/1.png"),
     ],
 )
-def test_what_may_not_be_read_is_one_line(name, layout, file, tmp_path, monkeypatch):
+def test_what_may_not_be_read_is_one_line(name, layout, file, tmp_path):
     """As for a user without the permission; root, who runs tests in containers, has every one."""
     layout(tmp_path)
-
-    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in ("open", "os.scandir") and str(arguments[0]) == str(tmp_path / file):
-            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / file))
-
-    hooks.append(refuse)
+    guard()
+    refused.add(str(tmp_path / file))
     try:
         with pytest.raises(KDBenchError, match=rf"{file}: cannot be read \(Permission denied\)$") as error:
             open_source(name, str(tmp_path))
     finally:
-        hooks.clear()
+        refused.clear()
     line(error)
