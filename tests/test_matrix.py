@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from kdbench import matrix
 from kdbench.base import digest as module
@@ -46,19 +48,37 @@ CELLS = [(task, axis, name) for task in names("task") for axis in AXES for name 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(tmp_path_factory: pytest.TempPathFactory, together: Path) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("matrix")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(install(folder / "site"))
         patch.syspath_prepend(str(EXAMPLE))
         patch.syspath_prepend(install(folder / "example", "kdbench_diabetes", "kdbench_diabetes.conf"))
-        patch.setenv("KDBENCH_CACHE", str(folder / "cache"))
-        yield folder / "cache"
+        patch.setenv("KDBENCH_CACHE", str(together / "matrix"))
+        yield together / "matrix"
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[tuple[str, str, str], Cell]:
     return {(cell.task, cell.axis, cell.name): cell for cell in matrix.cells()}
+
+
+@pytest.fixture(scope="module")
+def default() -> Callable[[str], DictConfig]:
+    """A task under its own pair, composed once."""
+    return functools.cache(lambda task: config._composed([f"task={task}", "method=none", "preset=smoke"]))
+
+
+#: An option of an axis.
+option = functools.cache(config.option)
+
+
+def placed(default: DictConfig, axis: str, name: str) -> dict[str, Any]:
+    """What is composed of a task and an option that no recipe has in one."""
+    composed = copy.deepcopy(default)
+    OmegaConf.set_struct(composed, False)
+    composed[axis] = option(axis, name)
+    return config.check(composed)
 
 
 @pytest.fixture(scope="module")
@@ -225,18 +245,24 @@ def test_another_package_that_changes_is_seen(plugin):
 # ---- as it is -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("axis", "name"), [("method", "at"), ("augment", "mixup"), ("quant", "qat_int8")])
+def test_an_option_is_placed_as_it_is_composed(axis, name, default):
+    for task in ("classification", "graph"):
+        words = [f"task={task}", f"{axis}={name}", *(["method=none"] if axis != "method" else []), "preset=smoke"]
+        assert placed(default(task), axis, name) == config.load(words)
+
+
 @pytest.mark.parametrize(("task", "axis", "name"), CELLS)
-def test_green_cells_train_and_red_ones_are_refused(task, axis, name, found, overrides, cache, tmp_path):
-    cell = found[task, axis, name]
-    choice = [f"{axis}={name}"] + ([] if axis == "method" else ["method=none"])
-    own = [f"pair={cell.pair}"] if cell.ok and cell.pair != config.load([f"task={task}"])["pair"]["name"] else []
-    settings = ["preset=smoke", "trainer.epochs=1", "trainer.accelerator=cpu", f"cache={cache}"]
-    resolved = config.load([f"task={task}", *choice, *own, *settings, *overrides(task)])
-    store = Store(cache)
+def test_green_cells_train_and_red_ones_are_refused(task, axis, name, found, default, overrides, cache, tmp_path):
+    cell, store = found[task, axis, name], Store(cache)
     if not cell.ok:
         with pytest.raises(KDBenchError, match=f"^{re.escape(cell.reason)}$"):
-            resolve(config.load([f"task={task}", *choice, *settings]), store)  # under the task's own pair
+            resolve(placed(default(task), axis, name), store)
         return
+    choice = [f"task={task}", f"{axis}={name}", *(["method=none"] if axis != "method" else []), "preset=smoke"]
+    own = [f"pair={cell.pair}"] if cell.pair != default(task).pair.name else []
+    settings = ["trainer.epochs=1", "trainer.accelerator=cpu", f"cache={cache}"]
+    resolved = config.load([*choice, *own, *settings, *overrides(task)])
     run = resolve(resolved, store)
     made: Any = run.task
     made.prepare()
