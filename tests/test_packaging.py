@@ -22,10 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPOSE_ALL = """
 from kdbench.configuration import config
 
-tasks, presets = config.options("task"), config.options("preset")
-for task in tasks:
-    for choice in [f"method={m}" for m in config.options("method")] + [f"preset={p}" for p in presets]:
-        print(config.load([f"task={task}", choice])["task"]["name"], choice)
+tasks = config.options("task")
+choices = [(task, f"preset={preset}") for task in tasks for preset in config.options("preset")]
+# Each method with each task is a matter of tests/test_matrix.py.
+choices += [(tasks[i % len(tasks)], f"method={name}") for i, name in enumerate(config.options("method"))]
+for task, choice in choices:
+    print(config.load([f"task={task}", choice])["task"]["name"], choice)
 """
 
 
