@@ -47,6 +47,7 @@ def test_a_teacher_is_named_as_a_student_is(override):
         "replay": None,
         "replay_limit": 2.0,
         "replay_dtype": "float32",
+        "corpus": {},
         "expect": None,
         "tolerance": 1.0,
         "trainer": {},
