@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.base import rng
 from kdbench.base.digest import digest, source_digest
 from kdbench.base.store import Product, Store
 from kdbench.configuration.resolved import PluginSpec, make_task
 from kdbench.errors import KDBenchError
-from kdbench.task import Task
 from kdbench.training.recipe import WRITTEN, Recipe, Replay, Written
+
+if TYPE_CHECKING:
+    from kdbench.task import Task
 
 
 def answers(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.configuration.resolved import PluginSpec
 from kdbench.errors import KDBenchError
-from kdbench.features import Kind, Logits
-from kdbench.task import Task
+
+if TYPE_CHECKING:
+    from kdbench.features import Kind
+    from kdbench.task import Task
 
 
 def alike(task: Task, teacher: Task) -> bool:
@@ -56,5 +58,7 @@ def _difference(own: Sequence[str], other: Sequence[str]) -> str:
 
 
 def _has_logits(kind: Kind | tuple[Kind, ...]) -> bool:
+    from kdbench.features import Logits
+
     kinds = kind if isinstance(kind, tuple) else (kind,)
     return any(issubclass(one, Logits) for one in kinds)

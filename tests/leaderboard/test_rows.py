@@ -89,7 +89,8 @@ def test_networks_of_older_records_are_those_of_the_configuration_beside_them(sa
     file.with_name("config.yaml").write_text("a: &a [1]\npair: *a\n")
     assert read([file]).rows[0].networks == ""
     committed = read([RECORDS]).rows
-    assert {(r.pairing, r.networks.rpartition(" #")[0]) for r in committed if r.task == "classification"} == {
+    small = [r for r in committed if r.task == "classification" and r.pair.startswith("resnet")]
+    assert {(r.pairing, r.networks.rpartition(" #")[0]) for r in small} == {
         ("resnet8_w16_w4", "cifar_resnet8 width=16 → cifar_resnet8 width=4"),
         ("resnet8_w24_w8", "cifar_resnet8 width=24 → cifar_resnet8 width=8"),
     }
