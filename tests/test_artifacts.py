@@ -57,7 +57,7 @@ def test_a_converted_student_is_scored_measured_and_saved(kdbench, tmp_path, cap
     assert model.bytes < file  # which says how it is used
     assert file - 4000 < model.bytes
     assert 0 < (model.packed_bytes or 0) < model.bytes
-    session = onnxruntime.InferenceSession(folder / "converted.onnx", providers=["CPUExecutionProvider"])
+    session = open_onnx(folder / "converted.onnx")
     (found,) = session.run(None, {"images": batch.inputs.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(found, converted(batch.inputs), rtol=1e-4, atol=1e-5)

@@ -286,6 +286,7 @@ def test_a_command_runs(arguments, shelf, tmp_path):
             "topics": ["data.topics.texts=2400", "data.topics.test=40", "data.labels=64"],
         }
         small = [*small[:3], "data.batch_size=64", *texts[composed["data"]["name"]]]
+        first = [re.sub(r"^(data\.(?:labels|unlabelled)=)\d+$", r"\g<1>64", o) for o in first]
     elif composed["task"]["name"] == "detection":
         few = ["data.render.train=12", "data.render.test=3", "data.train=12", "data.render.size=[64,96]"]
         small = [*small[:3], "data.batch_size=4", *few]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
+from kdbench.script import open_session
 from kdbench.task import ExportPlan
 
 
@@ -100,8 +101,23 @@ def write_onnx(plan: ExportPlan, path: Path, facts: Mapping[str, str]) -> None:
     for shape in [value.shape for value in (*graph.inputs, *graph.outputs) if value.shape is not None]:
         for axis, size in enumerate(shape):
             shape[axis] = called.get(str(size), size)
+    _own_zeros(graph)
     made.model.metadata_props.update(facts)
     made.save(path)
+
+
+def _own_zeros(graph: Any) -> None:
+    """Gives each tensor of integers a zero point of its own: ONNX Runtime cannot change the sign of shared ones."""
+    import onnx_ir
+
+    for node in [node for node in graph if node.op_type == "DequantizeLinear" and len(node.inputs) > 2]:
+        zero = node.inputs[2]
+        held = zero.const_value
+        if held is not None and held.numpy().dtype == np.int8 and len(zero.uses()) > 1:
+            name = f"{zero.name}_{node.outputs[0].name}"
+            own = onnx_ir.val(name, const_value=onnx_ir.tensor(held.numpy(), name=name))
+            graph.register_initializer(own)
+            node.replace_input_with(2, own)
 
 
 def open_onnx(path: Path, threads: int | None = None) -> Any:
@@ -115,13 +131,9 @@ def open_onnx(path: Path, threads: int | None = None) -> Any:
         KDBenchError: ONNX Runtime is not there.
     """
     try:
-        import onnxruntime
+        return open_session(path, threads)
     except ImportError as error:
         raise KDBenchError(f"running an ONNX file needs {error.name}: pip install 'kdbench[export]'") from None
-    options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = options.inter_op_num_threads = threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def arrays(plan: ExportPlan) -> dict[str, np.ndarray]:

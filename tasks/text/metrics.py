@@ -55,17 +55,18 @@ class Told(Metric):
             law: ``(…, C)`` their true law, or None.
         """
         there = classes >= 0
-        log_probs, classes = F.log_softmax(upcast(logits[there]), 1), classes[there]
+        logits, classes = logits[there], classes[there]
+        log_probs = F.log_softmax(upcast(logits), 1)
         if law is not None:
             self.golden += divergence(law[there].to(log_probs.dtype), log_probs).double().sum()
             self.lawful += len(classes)
-        confidence, said = log_probs.max(1)
-        hit = said == classes
+        # Logits that differ may have the same logarithm of a probability.
+        hit = logits.argmax(1) == classes
+        confidence = log_probs.amax(1).exp()
         self.log_loss += F.nll_loss(log_probs, classes, reduction="sum").double()
         self.correct += hit.sum()
         self.rows += len(classes)
         edges = torch.linspace(0, 1, BINS + 1, device=logits.device)[1:-1]
-        confidence = confidence.exp()
         self.binned.index_add_(0, torch.bucketize(confidence, edges), (confidence - hit.to(confidence.dtype)).double())
 
     def compute(self) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdbench import script
 from kdbench.base import rng
 from kdbench.base.weights import plain
 from kdbench.errors import KDBenchError
@@ -24,7 +25,7 @@ from kdbench.roles.cast import Cast
 from kdbench.roles.sources import Network
 from kdbench.signals import Signals
 from kdbench.task import ExportPlan
-from kdbench.training.exported import write_onnx
+from kdbench.training.exported import open_onnx, write_onnx
 from tests.toy import CLASSES, Toy, collate, same, weights
 
 
@@ -213,6 +214,18 @@ def test_no_convolution_stays_in_float_in_the_optimised_graph(converted, tmp_pat
     assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
     (alone,) = session.run(None, {"images": IMAGES[:1].numpy()})
     np.testing.assert_allclose(alone, found[:1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_weights_held_unsigned_give_the_same(converted, unsigned, tmp_path, monkeypatch):
+    """Which is how processors run them that would overflow."""
+    plan = ExportPlan(converted, (IMAGES[:1],), ("images",), ("logits",), {"images": {0: "batch"}})
+    path = tmp_path / "student.onnx"
+    write_onnx(plan, path, {})
+    monkeypatch.setattr(script, "overflows", lambda: unsigned)
+    (found,) = open_onnx(path).run(None, {"images": IMAGES.numpy()})
+    expected = answers(converted).numpy()
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
 
 
 # ---- what stays ----------------------------------------------------------------------------------------------------
