@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 #: What describes the processor, where the system says it in a file.
 PROCESSOR = Path("/proc/cpuinfo")
 

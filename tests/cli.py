@@ -112,6 +112,23 @@ class Ran:
         return line.removeprefix("kdbench: error: ")
 
 
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ran:
+    """``python -m kdbench`` in this process."""
+    from kdbench.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["kdbench", *arguments])
+    capsys.readouterr()
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr()
+    if isinstance(code, str):
+        return Ran(1, said.out, said.err + code + "\n")
+    return Ran(code or 0, said.out, said.err)
+
+
 class CommandLine:
     """``python -m kdbench`` in this process, on one task at the smoke preset, in a folder of its own."""
 
@@ -131,19 +148,7 @@ class CommandLine:
         return [f"task={self.task}", "preset=smoke", f"results={self.results}", f"cache={self.cache}", *arguments]
 
     def __call__(self, *arguments: str) -> Ran:
-        from kdbench.__main__ import main
-
-        self.monkeypatch.setattr(sys, "argv", ["kdbench", *self.arguments(*arguments)])
-        self.capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        said = self.capsys.readouterr()
-        if isinstance(code, str):
-            return Ran(1, said.out, said.err + code + "\n")
-        return Ran(code or 0, said.out, said.err)
+        return run(self.arguments(*arguments), self.monkeypatch, self.capsys)
 
     def records(self) -> list[Record]:
         """All records, whole by contract."""

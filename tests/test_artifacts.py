@@ -15,6 +15,7 @@ from kdbench.errors import KDBenchError
 from kdbench.records.record import find_records, read_record
 from kdbench.runs.deployment import read_run
 from kdbench.task import ExportPlan, scalars
+from kdbench.training.exported import open_onnx
 from tests.cli import CliToy, CommandLine
 from tests.toy import Data, Toy
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shlex
 import subprocess
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from kdbench.configuration import config
 from kdbench.errors import KDBenchError
 from kdbench.records.record import find_records, read_record
-from tests.cli import EXAMPLE, PLUGINS, ROOT, install
+from tests.cli import EXAMPLE, PLUGINS, ROOT, install, run
 from tests.tasks.classification import layouts
 from tests.tasks.graph.tiny import write_cora
 from tests.tasks.hoi.tiny import released, write_released
@@ -243,7 +242,8 @@ class FlatNet(nn.Module):
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small real data in the official layouts, a student of the reader's own, and a cache for all runs."""
     folder = tmp_path_factory.mktemp("shelf")
-    (folder / "flatnet.py").write_text(FLATNET)
+    (folder / "code").mkdir()
+    (folder / "code" / "flatnet.py").write_text(FLATNET)
     labels = np.arange(200) % 100
     for part, seed in (("train", 0), ("test", 1)):
         layouts.cifar_binary(folder / "cifar-100-binary", part, layouts.images(200, seed), labels, coarse=True)
@@ -262,7 +262,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", RUNS, ids=" ".join)
-def test_a_command_runs(arguments, shelf, tmp_path):
+def test_a_command_runs(arguments, shelf, tmp_path, monkeypatch, capsys):
     """The first job of what is shown, on little data for an epoch."""
     given = [a for a in arguments if a != "-m"]
     first = config.first(config.expanded(config.at_home(given))) if "-m" in arguments else given
@@ -309,10 +309,9 @@ def test_a_command_runs(arguments, shelf, tmp_path):
     small = [o for o in small if o.partition("=")[0] not in taken]
     if composed["task"]["name"] == "diabetes":
         small = ["trainer.epochs=1"]
-    paths = [str(shelf), str(EXAMPLE), str(PLUGINS), str(tmp_path / "own"), str(ROOT)]
-    command = [sys.executable, "-m", "kdbench", *first, *small, f"results={tmp_path}/r", f"cache={shelf}/cache"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=shelf, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (run,) = find_records(tmp_path / "r")
-    assert read_record(run).status == "ok"
+    monkeypatch.syspath_prepend(shelf / "code")
+    monkeypatch.chdir(shelf)
+    done = run([*first, *small, f"results={tmp_path}/r", f"cache={shelf}/cache"], monkeypatch, capsys)
+    assert done.code == 0, done.err[-2000:]
+    (folder,) = find_records(tmp_path / "r")
+    assert read_record(folder).status == "ok"
