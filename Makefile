@@ -15,6 +15,9 @@ LIBRARIES := libusb-1.0.so.0=libusb-1.0-0 libEGL.so.1=libegl1 libGL.so.1=libgl1 
 # One thread per process: xdist runs one process per core.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
+# Where Python keeps no bytecode, each process compiles all that it imports: ten seconds of each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup setup-mmcv-ops system-libraries demo test test-method test-task soak bench site clean
 
 help: ## show this list
@@ -78,10 +81,11 @@ $(PY):
 	done; \
 	echo "No Python 3.11 or newer on PATH (python3: $$(python3 -V 2>/dev/null || echo none)). Install one, or name it:  make setup PYTHON=/path/to/python3.11" >&2; exit 1
 
-# Bytecode of twenty thousand files would be compiled else; what is imported is, on first use.
+# pip compiles twenty thousand files one after the other.
 $(STAMP): $(PY)
 	rm -f $(VENV)/installed-*
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip
 	$(PY) -m pip install --no-compile -c constraints.txt -e '.[$(EXTRAS)]'
+	$(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # some packages hold templates that are no Python
 	$(PY) -m pip check
 	touch $@
