@@ -100,7 +100,7 @@ def test_workers_of_joblib_and_their_loaders_end_with_the_sweep(tmp_path):
     sweep = start(tmp_path, "-m", *jobs)
     wait(lambda: (tmp_path / "out").read_text().count("epoch 2/1000") == 2)
     workers = children(sweep.pid)
-    assert len(workers) == 2 + 2 * 1
+    assert len(workers) >= 2 + 2
     sweep.kill()
     sweep.wait()
     wait(lambda: gone(workers), 10)
