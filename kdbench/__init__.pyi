@@ -6,8 +6,10 @@ from kdbench.features import Boxes as Boxes
 from kdbench.features import Edges as Edges
 from kdbench.features import Feature as Feature
 from kdbench.features import Grid as Grid
+from kdbench.features import Heads as Heads
 from kdbench.features import Kind as Kind
 from kdbench.features import Last as Last
+from kdbench.features import Layer as Layer
 from kdbench.features import Levels as Levels
 from kdbench.features import Logits as Logits
 from kdbench.features import Nodes as Nodes

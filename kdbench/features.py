@@ -227,6 +227,64 @@ class Tokens(Feature):
 
 
 @dataclass(frozen=True)
+class Layer(Feature):
+    """What one layer of a transformer leaves at every place; a network's first is that of its embedding.
+
+    It is no :class:`Tokens`: a network has one of each layer, and methods over tokens read those that a pair names.
+
+    Attributes:
+        values: ``(B, L, D)``.
+        prefix: How many leading places stand for the whole sample (a class token).
+        mask: ``(B, L)`` places that count (no padding), or None for all.
+    """
+
+    prefix: int = 0
+    mask: Tensor | None = None
+
+    def rows(self) -> Tensor:
+        """Returns the places that count, shape ``(N, D)``."""
+        return _rows(self.values, -1, self.mask)
+
+    def sample(self) -> Tensor:
+        """Returns the sample of each place, shape ``(N,)``."""
+        return _samples(self.values[..., 0], self.mask)
+
+
+@dataclass(frozen=True)
+class Heads(Feature):
+    """Queries, keys and values of the heads of attention in one layer of a transformer.
+
+    Attributes:
+        values: ``(B, 3, H, L, D)``, each head of width D.
+        mask: ``(B, L)`` places that count (no padding), or None for all.
+        causal: Whether a place looks at itself and those before it alone.
+    """
+
+    mask: Tensor | None = None
+    causal: bool = False
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries, keys and values, ``(B, H, L, D)`` each."""
+        queries, keys, values = self.values.unbind(1)
+        return queries, keys, values
+
+    def looks(self) -> Tensor:
+        """Returns which places (last axis) each place that counts looks at, ``(B, 1, L, L)`` bool."""
+        batch, length = len(self.values), self.values.shape[3]
+        there = self.values.new_ones((batch, length), dtype=torch.bool) if self.mask is None else self.mask
+        pairs = there[:, None, :, None] & there[:, None, None, :]
+        return pairs.tril() if self.causal else pairs
+
+    def rows(self) -> Tensor:
+        """Returns the places that count, shape ``(N, 3 * H * D)``."""
+        return _rows(self.values.permute(0, 3, 1, 2, 4).flatten(2), -1, self.mask)
+
+    def sample(self) -> Tensor:
+        """Returns the sample of each place, shape ``(N,)``."""
+        return _samples(self.values[:, 0, 0, :, 0], self.mask)
+
+
+@dataclass(frozen=True)
 class Points(Feature):
     """A ragged batch of points, voxels or pillars, samples one after another.
 

@@ -1,9 +1,26 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from kdbench.features import Boxes, Edges, Feature, Grid, Last, Levels, Logits, Nodes, Points, Tokens, Values, Vector
+from kdbench.features import (
+    Boxes,
+    Edges,
+    Feature,
+    Grid,
+    Heads,
+    Last,
+    Layer,
+    Levels,
+    Logits,
+    Nodes,
+    Points,
+    Tokens,
+    Values,
+    Vector,
+)
 
 
 def test_rows_follow_class_axis_and_mask():
@@ -54,6 +71,10 @@ KINDS = [
     (Grid(V.view(2, 3, 2, 2)), [0] * 4 + [1] * 4, (6, V.view(2, 3, 2, 2)[1, :, 1, 0])),
     (Tokens(V.view(2, 3, 4)), [0] * 3 + [1] * 3, (4, V[16:20])),
     (Tokens(V.view(2, 3, 4), mask=KEPT), [0, 0, 1], (1, V[8:12])),
+    (Layer(V.view(2, 3, 4)), [0] * 3 + [1] * 3, (4, V[16:20])),
+    (Layer(V.view(2, 3, 4), 1, KEPT), [0, 0, 1], (1, V[8:12])),
+    (Heads(V.view(2, 3, 1, 2, 2)), [0, 0, 1, 1], (2, V[[12, 13, 16, 17, 20, 21]])),
+    (Heads(V.view(2, 3, 1, 2, 2), KEPT[:, :2]), [0], (0, V[[0, 1, 4, 5, 8, 9]])),
     (Points(V.view(6, 4), torch.zeros(6, 3), BATCH), BATCH.tolist(), (2, V[8:12])),
     (Nodes(V.view(6, 4), None, BATCH), BATCH.tolist(), (2, V[8:12])),
     (Nodes(V.view(6, 4), None, BATCH, mask=BATCH > 0), [2, 2, 2, 3], (0, V[8:12])),
@@ -73,6 +94,17 @@ def test_every_kind_is_rows_that_know_their_sample(feature: Feature, sample: lis
     assert feature.sample().tolist() == sample
     assert feature.rows().shape[0] == len(sample)
     assert torch.equal(feature.rows()[row[0]], row[1])
+
+
+def test_heads_look_at_words_alone_and_a_decoder_back():
+    heads = Heads(V.view(2, 3, 2, 2, 1), torch.tensor([[True, True], [True, False]]))
+    queries, keys, values = heads.parts()
+    assert torch.equal(torch.stack([queries, keys, values], 1), heads.values)
+    assert heads.looks()[:, 0].tolist() == [[[True, True], [True, True]], [[True, False], [False, False]]]
+    back = replace(heads, causal=True)
+    assert back.looks()[:, 0].tolist() == [[[True, False], [True, True]], [[True, False], [False, False]]]
+    assert Heads(heads.values).looks().all()
+    assert not issubclass(Layer, Tokens)
 
 
 def test_levels_are_the_maps_that_they_were_made_of():

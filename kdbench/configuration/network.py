@@ -20,6 +20,30 @@ _READ = ("taps", "kinds", "parts")
 _OF_PAIR = ("published", "protocol")
 
 
+def named_taps(side: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the taps of a pair's side, those with a star one by one.
+
+    ``layer*: blocks[*]`` is ``layer1: blocks[0]`` and so on, as many as ``architecture.layers`` (or ``depth``) says.
+
+    Raises:
+        KDBenchError: There is a star, and neither option.
+    """
+    taps: dict[str, str] = {}
+    architecture = side.get("architecture") or {}
+    for name, path in (side.get("taps") or {}).items():
+        if "*" not in name:
+            taps[name] = path
+            continue
+        layers = architecture.get("layers", architecture.get("depth"))
+        if not isinstance(layers, int):
+            raise KDBenchError(
+                f"pair: taps.{name}={path}: a star is each layer, and the architecture does not say how many there are "
+                "(layers or depth): name each tap"
+            )
+        taps |= {name.replace("*", str(n + 1)): path.replace("*", str(n)) for n in range(layers)}
+    return taps
+
+
 def _key(key: str) -> tuple[str, str] | None:
     """Returns the side whose network an override changes, and the key that says it best."""
     for side in SIDES:

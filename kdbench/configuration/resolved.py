@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.base.instantiate import instantiate, locate
 from kdbench.base.store import Store
+from kdbench.configuration.network import named_taps
 from kdbench.errors import KDBenchError
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def resolve(config: Mapping[str, Any], store: Store | None = None) -> Resolved:
     store = store or store_of(config)
     plugins = plugin_specs(config)
     task = make_task(config, store)
+    config = {**config, "pair": _tapped(config["pair"])}
     for spec in plugins.values():
         spec.bind(task, config["pair"], plugins)
     taught = plugin_specs({"augment": config["teacher"]["augment"]})
@@ -141,6 +143,12 @@ def resolve(config: Mapping[str, Any], store: Store | None = None) -> Resolved:
                 "has not: choose one that needs none"
             )
     return Resolved(config, task, plugins, store, taught)
+
+
+def _tapped(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a pair whose taps are all named."""
+    sides = {name: side for name, side in pair.items() if isinstance(side, Mapping) and side.get("taps")}
+    return {**pair, **{name: {**side, "taps": named_taps(side)} for name, side in sides.items()}}
 
 
 def store_of(config: Mapping[str, Any]) -> Store:

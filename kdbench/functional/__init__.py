@@ -17,6 +17,7 @@ from kdbench.functional.crd import contrast_logits, draw_negatives, log_normaliz
 from kdbench.functional.crosskd import align_scale, box_overlap_loss, quality_focal_loss
 from kdbench.functional.cwd import channel_wise_loss, spatial_log_softmax
 from kdbench.functional.dist import inter_class_loss, intra_class_loss, pearson_correlation
+from kdbench.functional.distilbert import hidden_cosine_loss
 from kdbench.functional.divergence import bernoulli_kl, categorical_kl, divergence
 from kdbench.functional.dkd import nckd_loss, tckd_loss
 from kdbench.functional.dsd import (
@@ -52,12 +53,16 @@ from kdbench.functional.lad import class_codes, label_channel, path_consistency_
 from kdbench.functional.ld import localisation_loss, valuable_region
 from kdbench.functional.lsp import global_structure_loss, local_structure, local_structure_loss
 from kdbench.functional.mgd import mgd_loss, random_mask
+from kdbench.functional.mi_alpha import mutual_information_loss
+from kdbench.functional.minilm import relation_heads, relation_loss
 from kdbench.functional.mlkd import gram_loss, least_confident, mlkd_losses
+from kdbench.functional.mobilebert import feature_map_loss
 from kdbench.functional.nkd import nkd_non_target_loss, nkd_target_loss
 from kdbench.functional.node_at import edge_attention_loss, node_energy, node_energy_loss
 from kdbench.functional.nst import nst_loss
 from kdbench.functional.ofa import ofa_loss
 from kdbench.functional.ofd import gaussian_margin, partial_distance
+from kdbench.functional.patient_kd import patience_loss
 from kdbench.functional.pkd import pearson_feature_loss
 from kdbench.functional.pkt import neighbour_probabilities, pkt_loss
 from kdbench.functional.pointdistiller import importance, local_graph_loss, reweight, select, weigh_distances
@@ -94,6 +99,7 @@ from kdbench.functional.ssld import label_free_divergence, surest
 from kdbench.functional.taid import interpolated_loss, next_share
 from kdbench.functional.tf_kd import self_training_loss, virtual_teacher, virtual_teacher_loss
 from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
+from kdbench.functional.tinybert import attention_score_loss, attention_scores
 from kdbench.functional.trg import neighbour_mask, token_context_loss, token_global_loss, token_local_loss
 from kdbench.functional.ttm import ttm_loss
 from kdbench.functional.uld import universal_loss
@@ -117,6 +123,8 @@ __all__ = [
     "alpha_beta_loss",
     "angle_loss",
     "attention_map",
+    "attention_score_loss",
+    "attention_scores",
     "attention_transfer_loss",
     "average_pool",
     "balanced_loss",
@@ -163,6 +171,7 @@ __all__ = [
     "edge_prediction_loss",
     "entropy",
     "factor_loss",
+    "feature_map_loss",
     "focal_attention",
     "focal_attention_loss",
     "focal_feature_losses",
@@ -180,6 +189,7 @@ __all__ = [
     "graph_logits_loss",
     "grid_positions",
     "head_share",
+    "hidden_cosine_loss",
     "hierarchical_context_loss",
     "high_frequency_loss",
     "hint_loss",
@@ -211,6 +221,7 @@ __all__ = [
     "mix_by_weights",
     "mlkd_losses",
     "momentum_update",
+    "mutual_information_loss",
     "nce_loss",
     "nckd_loss",
     "nearest_points",
@@ -232,6 +243,7 @@ __all__ = [
     "pair_wise_loss",
     "partial_distance",
     "path_consistency_loss",
+    "patience_loss",
     "pearson_correlation",
     "pearson_feature_loss",
     "pixel_similarity_loss",
@@ -245,6 +257,8 @@ __all__ = [
     "quantized_bytes",
     "random_mask",
     "random_points",
+    "relation_heads",
+    "relation_loss",
     "relative_error",
     "residual_attention",
     "resize",

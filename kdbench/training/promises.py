@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from kdbench.base import rng
 from kdbench.errors import KDBenchError
-from kdbench.features import Feature, Grid, Kind, Last, Levels, Logits, Nodes, Tokens, Values, Vector
+from kdbench.features import Feature, Grid, Heads, Kind, Last, Layer, Levels, Logits, Nodes, Tokens, Values, Vector
 from kdbench.signals import Signals
 from kdbench.task import Batch, Carry, Task, Warp
 from kdbench.training.fit import Training
@@ -27,6 +27,8 @@ SHAPES: dict[Kind, tuple[range, str]] = {
     Grid: (range(3, 6), "(B, C, *space)"),
     Last: (range(3, 6), "(B, C, *space)"),
     Tokens: (range(3, 4), "(B, L, D)"),
+    Layer: (range(3, 4), "(B, L, D)"),
+    Heads: (range(5, 6), "(B, 3, heads, L, D)"),
     Vector: (range(2, 3), "(B, D)"),
 }
 

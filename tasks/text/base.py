@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from kdbench.base.instantiate import instantiate, locate
 from kdbench.base.store import Store
+from kdbench.configuration.network import named_taps
 from kdbench.errors import KDBenchError, nearest
-from kdbench.features import Feature, Kind, Logits, Tokens, Vector
+from kdbench.features import Feature, Heads, Kind, Layer, Logits, Tokens, Vector
 from kdbench.task import Batch, DatasetInfo, Task
 
 #: Keys of ``data`` that the engine and the presets read.
 ENGINE = ("name", "task", "protocol")
 #: What the names of taps that become one vector a text begin with.
 POOLED = "pooled"
+#: Likewise of those that are layers of a transformer, its embedding ``layer0``, and heads of their attention.
+LAYER, HEADS = "layer", "heads"
 
 
 class TextTask(Task):
@@ -34,6 +37,9 @@ class TextTask(Task):
 
     name: ClassVar[str] = "text"
     suffixes: ClassVar[tuple[str, ...]] = (".txt",)
+    #: Places in front of a text that stand for all of it, and whether models look at the words so far alone.
+    prefix: ClassVar[int] = 0
+    causal: ClassVar[bool] = False
 
     def __init__(self, data: Mapping[str, Any], store: Store, noise: float | None = 0.0) -> None:
         self.options = {name: value for name, value in data.items() if name not in ENGINE}
@@ -42,9 +48,8 @@ class TextTask(Task):
 
     @classmethod
     def kinds(cls, side: Mapping[str, Any]) -> dict[str, Kind]:
-        """Taps are tokens, those called ``pooled…`` one vector a text; then the scores."""
-        taps = side.get("taps") or {}
-        return {name: Vector if name.startswith(POOLED) else Tokens for name in taps} | {"logits": Logits}
+        """Taps are tokens; ``pooled…`` is one vector a text, ``layer…`` and ``heads…`` are those of a transformer."""
+        return {name: _kind(name) for name in named_taps(side)} | {"logits": Logits}
 
     @cached_property
     def texts(self) -> Any:
@@ -96,27 +101,33 @@ class TextTask(Task):
         """Gives tapped tensors their kind.
 
         Args:
-            taps: ``(B, L, D)``, those called ``pooled…`` also ``(B, D)``.
+            taps: ``(B, L, D)``, those called ``pooled…`` also ``(B, D)``, ``heads…`` ``(B, 3, heads, L, D)``.
             mask: ``(B, L)`` places that are there.
 
         Raises:
             KDBenchError: One has another shape.
         """
         features: dict[str, Feature] = {}
+        batch, length = mask.shape
         for name, value in taps.items():
-            pooled = name.startswith(POOLED)
-            if pooled and value.dim() == 2 and len(value) == len(mask):
+            kind = _kind(name)
+            if kind is Vector and value.dim() == 2 and len(value) == batch:
                 features[name] = Vector(value)
                 continue
-            if value.shape[:-1] != mask.shape:
-                raise KDBenchError(
-                    f"tap {name!r} has shape {tuple(value.shape)}, expected tokens "
-                    f"({', '.join(map(str, mask.shape))}, D): tap another module"
-                )
-            there = mask[..., None].to(value.dtype)
-            features[name] = (
-                Vector((value * there).sum(1) / there.sum(1).clamp(min=1)) if pooled else Tokens(value, mask=mask)
-            )
+            shape = tuple(value.shape)
+            places = shape[:2] + shape[3:4] if kind is Heads and len(shape) == 5 else shape[:-1]
+            if places != ((batch, 3, length) if kind is Heads else (batch, length)):
+                what = f"heads ({batch}, 3, H, {length}, D)" if kind is Heads else f"tokens ({batch}, {length}, D)"
+                raise KDBenchError(f"tap {name!r} has shape {shape}, expected {what}: tap another module")
+            if kind is Heads:
+                features[name] = Heads(value, mask, self.causal)
+            elif kind is Layer:
+                features[name] = Layer(value, self.prefix, mask)
+            elif kind is Tokens:
+                features[name] = Tokens(value, mask=mask)
+            else:
+                there = mask[..., None].to(value.dtype)
+                features[name] = Vector((value * there).sum(1) / there.sum(1).clamp(min=1))
         return features
 
     # ---- what people give -------------------------------------------------------------------------------------
@@ -141,6 +152,12 @@ class TextTask(Task):
             raise KDBenchError(f"{path}: cannot be read as text: {' '.join(str(error).split())}") from None
         except KDBenchError as error:
             raise KDBenchError(f"{path}: {error}") from None
+
+
+def _kind(name: str) -> Kind:
+    """Returns the kind that the name of a tap says."""
+    named: dict[str, Kind] = {POOLED: Vector, LAYER: Layer, HEADS: Heads}
+    return next((kind for start, kind in named.items() if name.startswith(start)), Tokens)
 
 
 def spelled(text: str) -> list[str]:

@@ -41,6 +41,7 @@ class TextClassification(TextTask):
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str | None] = "%"
     metric_law: ClassVar[str] = "percent"
+    prefix: ClassVar[int] = 1
 
     # ---- data -------------------------------------------------------------------------------------------------
 

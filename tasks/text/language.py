@@ -43,6 +43,7 @@ class LanguageModel(TextTask):
         {"single_label", "sample_id", "meta", "class_scores", "generates", "writes", "translates"}
     )
     higher_is_better: ClassVar[bool] = False
+    causal: ClassVar[bool] = True
     ends: ClassVar[bool] = True
     coloured: ClassVar[str] = "how surprised each model is by the word that stands there, in nats"
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from kdbench.configuration import config
+from kdbench.configuration.network import named_taps
+from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
 
 TEACHER = {"_target_": "tasks.classification.models.create", "model_name": "cifar_resnet8", "width": 16}
@@ -29,6 +31,29 @@ def test_a_named_network_keeps_nothing_that_the_pair_says_of_its_own(override):
     assert found["teacher"]["taps"]["stage3"] == "layer3[-1].act2"
     assert found["name"] == "cifar_resnet8_resnet18"
     assert "published" not in found
+
+
+def test_a_tap_with_a_star_is_one_of_each_layer():
+    taps = {"layer0": "embedding", "layer*": "blocks[*]", "heads*": "blocks[*].attention"}
+    expected = {"layer0": "embedding", "layer1": "blocks[0]", "layer2": "blocks[1]"}
+    expected |= {"heads1": "blocks[0].attention", "heads2": "blocks[1].attention"}
+    for option in ("layers", "depth"):
+        found = named_taps({"taps": taps, "architecture": {option: 2}})
+        assert list(found.items()) == list(expected.items())
+        assert named_taps({"taps": found, "architecture": {}}) == found
+    assert named_taps({"taps": taps, "architecture": {"layers": 0}}) == {"layer0": "embedding"}
+    assert named_taps({"taps": None}) == {}
+    with pytest.raises(KDBenchError, match=r"taps.layer\*=blocks\[\*\]: a star is each layer.*\(layers or depth\)"):
+        named_taps({"taps": taps, "architecture": {"width": 3}})
+
+
+def test_a_run_reads_as_many_layers_as_the_user_gives_it():
+    loaded = config.load(["task=text", "data=topics", "method=patient_kd", "student.layers=3"])
+    assert loaded["pair"]["student"]["taps"]["layer*"] == "blocks[*]"
+    resolved = resolve(loaded)
+    assert [*resolved.config["pair"]["student"]["taps"]][-4:] == ["layer3", "heads1", "heads2", "heads3"]
+    assert "layer3" not in resolved.config["pair"]["teacher"]["taps"]
+    assert resolve(resolved.config).config == resolved.config
 
 
 @pytest.mark.parametrize("override", ["teacher=timm/resnet18", "teacher.model_name=resnet18"])

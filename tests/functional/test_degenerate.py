@@ -21,6 +21,7 @@ N, C = 4, 6
 LABELS = torch.arange(N)
 Shape = tuple[int, ...]
 LOGITS, VECTORS, OTHER_VECTORS, GRID, WIDER = (N, C), (N, 8), (N, 5), (N, 5, 4, 4), (N, 7, 4, 4)
+SCORES = (N, 2, 3, 3)
 #: Sources and targets of edges between the rows, and the graph of each row.
 EDGES, GRAPHS = torch.tensor([[0, 1, 2, 3, 1, 0], [1, 0, 0, 2, 3, 0]]), torch.tensor([0, 0, 1, 1])
 REGIONS = torch.arange(N * 16).view(N, 4, 4) % 4 - 1
@@ -63,6 +64,14 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
     "reverse_kl_loss": (K.reverse_kl_loss, LOGITS, LOGITS),
     "skew_kl_loss": (K.skew_kl_loss, LOGITS, LOGITS),
     "skew_reverse_kl_loss": (K.skew_reverse_kl_loss, LOGITS, LOGITS),
+    "attention_score_loss": (K.attention_score_loss, SCORES, SCORES),
+    "relation_loss": (K.relation_loss, SCORES, SCORES),
+    "relation_loss:causal": (lambda s, t: K.relation_loss(s, t, torch.ones(1, 1, 3, 3).tril() > 0), SCORES, SCORES),
+    "patience_loss": (K.patience_loss, VECTORS, VECTORS),
+    "hidden_cosine_loss": (K.hidden_cosine_loss, VECTORS, VECTORS),
+    "feature_map_loss": (K.feature_map_loss, VECTORS, VECTORS),
+    "feature_map_loss:code": (lambda s, t: K.feature_map_loss(s, t, faithful="code"), VECTORS, VECTORS),
+    "mutual_information_loss": (K.mutual_information_loss, VECTORS, VECTORS),
     "activation_boundary_loss": (K.activation_boundary_loss, GRID, GRID),
     "angle_loss": (K.angle_loss, VECTORS, OTHER_VECTORS),
     "attention_transfer_loss": (K.attention_transfer_loss, GRID, WIDER),
@@ -206,7 +215,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
 }
 #: Grow with a power of the features, and so do their gradients.
 GROWS = {"activation_boundary_loss", "class_attention_loss:raw", "fsp_loss", "hierarchical_context_loss", "hint_loss"}
-GROWS |= {"graph_logits_loss"}
+GROWS |= {"graph_logits_loss", "attention_score_loss", "feature_map_loss", "feature_map_loss:code"}
 GROWS |= {"edge_prediction_loss", "focal_feature_losses", "imitation_loss"}
 GROWS |= {"local_graph_loss", "mgd_loss", "neighbour_product_loss", "partial_distance", "simkd_loss", "srrl_losses"}
 GROWS |= {"vae_losses", "vid_loss"}

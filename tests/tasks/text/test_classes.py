@@ -12,13 +12,16 @@ import torch
 from torch import nn
 
 from kdbench.base import rng
+from kdbench.configuration.network import named_taps
 from kdbench.errors import KDBenchError
-from kdbench.features import Logits, Tokens, Vector
+from kdbench.features import Heads, Layer, Logits, Tokens, Vector
+from kdbench.functional.tinybert import attention_scores
 from kdbench.predict import main as predict
 from kdbench.records.record import find_records, read_record
 from kdbench.roles.sources import Network
 from kdbench.task import Batch
 from tasks.text.classes import TextClassification
+from tasks.text.labelled import read
 from tasks.text.topics import Topics, chains, posterior
 from tasks.text.vocabulary import PAD, START
 from tests.cli import CommandLine
@@ -93,6 +96,27 @@ def test_features(made, batch, model):
     assert found["logits"].target is None
     whole: Any = made.mark(Logits(found["logits"].values), replace(batch, supervised=None))
     assert torch.equal(whole.row_target(), batch.targets.classes)
+
+
+def test_layers_and_heads(made, batch, model):
+    """What the heads of a layer say of a text is what its attention makes of it."""
+    side = {"taps": {"layer0": "embedding", **tiny.LAYER_TAPS}, "architecture": tiny.ENCODER}
+    kinds = {"layer0": Layer, "layer1": Layer, "layer2": Layer, "heads1": Heads, "heads2": Heads, "logits": Logits}
+    assert made.kinds(side) == kinds
+    short = batch.with_inputs(read(torch.where(torch.arange(9) < 6, batch.inputs.words[:, 1:], PAD)))
+    found: dict[str, Any] = dict(Network(made, model, named_taps(side)).answer(short).features)
+    assert (found["layer0"].prefix, found["heads1"].causal) == (1, False)
+    assert torch.equal(found["layer2"].mask, short.inputs.mask)
+    assert found["heads2"].values.shape == (4, 3, 2, 10, 4)
+    block = model.blocks[1]
+    queries, keys, values = found["heads2"].parts()
+    shut = ~found["heads2"].looks()
+    attention = attention_scores(queries, keys).masked_fill(shut, torch.finfo(torch.float32).min).softmax(-1)
+    mixed = block.attention.out((attention @ values).transpose(1, 2).flatten(2))
+    expected = block.attention(block.norm1(found["layer1"].values), there=short.inputs.mask)
+    torch.testing.assert_close(mixed[short.inputs.mask], expected[short.inputs.mask])
+    with pytest.raises(KDBenchError, match=r"tap 'heads1' has shape \(4, 10, 8\), expected heads \(4, 3, H, 10, D\)"):
+        made.describe(torch.zeros(4, 4), {"heads1": found["layer1"].values}, short)
 
 
 def test_scores_of_a_model_that_knows_the_law(made):

@@ -22,6 +22,8 @@ def task(folder: Path, **options: Any) -> Text:
 
 TOPICS = {"texts": 60, "test": 20, "length": 9, "topics": 4}
 ENCODER: dict[str, Any] = {"_target_": "tasks.text.models.Encoder", "width": 8, "layers": 2, "heads": 2, "dropout": 0.0}
+#: All layers of either network.
+LAYER_TAPS = {"layer*": "blocks[*]", "heads*": "blocks[*].attention.split"}
 ENCODER_TAPS = {"first": "blocks[0]", "last": "norm", "pooled": "head:input"}
 
 
