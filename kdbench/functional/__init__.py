@@ -54,6 +54,7 @@ from kdbench.functional.ld import localisation_loss, valuable_region
 from kdbench.functional.lsp import global_structure_loss, local_structure, local_structure_loss
 from kdbench.functional.mgd import mgd_loss, random_mask
 from kdbench.functional.mi_alpha import mutual_information_loss
+from kdbench.functional.minillm import later_rewards, long_term_loss
 from kdbench.functional.minilm import relation_heads, relation_loss
 from kdbench.functional.mlkd import gram_loss, least_confident, mlkd_losses
 from kdbench.functional.mobilebert import feature_map_loss
@@ -208,12 +209,14 @@ __all__ = [
     "knn",
     "label_channel",
     "label_free_divergence",
+    "later_rewards",
     "least_confident",
     "local_graph_loss",
     "local_structure",
     "local_structure_loss",
     "localisation_loss",
     "log_normalizer",
+    "long_term_loss",
     "low_frequency_loss",
     "mean_code_length",
     "memory_loss",
