@@ -22,7 +22,8 @@ from leaderboard.boards import Boards
 from leaderboard.groups import MINIMUM
 from leaderboard.pages import about, advice, claims, compatibility, coverage, group, method, overview, run, task
 from leaderboard.rows import Found
-from leaderboard.site import HERE, RUN_PAGES, Site
+from leaderboard.site import GROUP_PAGES, HERE, RUN_PAGES, Site
+from leaderboard.spread import finish
 
 #: Marks a folder as a site, which a later build may replace.
 MARKER = ".kdbench-site"
@@ -53,6 +54,7 @@ def build(
     cells: Sequence[Cell] | None = None,
     minimum: int = MINIMUM,
     run_pages: int = RUN_PAGES,
+    group_pages: int = GROUP_PAGES,
 ) -> Built:
     """Writes the whole site aside and puts it in place.
 
@@ -64,6 +66,7 @@ def build(
         cells: What :func:`kdbench.matrix.cells` returns; None leaves out the compatibility page.
         minimum: Seeds below which a row is grey.
         run_pages: Most pages of single runs.
+        group_pages: Most files of single specifications; the pages of the others are packed together.
 
     Raises:
         KDBenchError: ``out`` holds something else, or cannot be written.
@@ -75,11 +78,12 @@ def build(
     try:
         aside.mkdir(parents=True)
         shutil.copytree(HERE / "assets", aside / "assets")
-        site = Site(aside, found, boards, anchors, cells, minimum, run_pages)
+        site = Site(aside, found, boards, anchors, cells, minimum, run_pages, group_pages)
         for kind in (overview, task, method, advice, claims, group, run, coverage, about):
             kind.write(site)
         if cells is not None:
             compatibility.write(site, cells)
+        finish(site)
         site.write(MARKER, "")
         if out.exists():
             out.rename(old)

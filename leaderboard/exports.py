@@ -6,6 +6,8 @@ bytes equal these (tested in a browser), so a change here is a change there.
 
 from __future__ import annotations
 
+import functools
+import gzip
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,9 @@ from markupsafe import Markup
 
 #: What shows an absent value.
 NONE = "–"
+
+#: Rows from which a page carries the first :data:`PAGE` only and a script the others, packed.
+LARGE, PAGE = 500, 100
 
 #: Kinds of columns whose values have ends.
 ENDED = ("estimate", "range")
@@ -96,6 +101,7 @@ class Table:
         columns: Columns.
         lines: Rows, in the order that a reader first sees.
         initial: Filters that are set when the page opens, by column key.
+        digits: Significant digits of the numbers behind what is shown; None is all.
     """
 
     name: str
@@ -103,6 +109,21 @@ class Table:
     columns: Sequence[Column]
     lines: list[Line] = field(default_factory=list)
     initial: dict[str, str] = field(default_factory=dict)
+    digits: int | None = None
+
+    @property
+    def large(self) -> bool:
+        """Whether a page carries the first rows only."""
+        return len(self.lines) > LARGE
+
+    @property
+    def files(self) -> tuple[tuple[str, str], ...]:
+        """The endings of its files and what they are called; those of a large table are compressed."""
+        return _FILES_OF_LARGE if self.large else FILES
+
+    def number(self, value: float) -> str:
+        """Writes the number behind a cell."""
+        return number(value) if self.digits is None else format(value, f".{self.digits}g")
 
     def add(self, *cells: Cell, grey: bool = False) -> None:
         """Adds a row."""
@@ -116,37 +137,85 @@ def number(value: float) -> str:
     return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
 
 
-def to_html(table: Table, root: str) -> Markup:
+def to_html(table: Table, root: str, first: int | None = None) -> Markup:
     """Writes the rows of the table's body; a hundred thousand cells take a second, which templates do not.
 
     Args:
         table: The table.
         root: Path from the page to the folder of the site, put before links.
+        first: How many rows; all by default.
     """
     kinds = [_classes(column) for column in table.columns]
+    tags = [("td" if i else 'th scope="row"', "td" if i else "th") for i in range(len(kinds))]
     rows = []
-    for line in table.lines:
+    for line in table.lines[:first]:
         parts = ['<tr class="grey">' if line.grey else "<tr>"]
-        for i, (column, cell) in enumerate(zip(table.columns, line.cells, strict=True)):
-            tag = "td" if i else 'th scope="row"'
-            css = f"{kinds[i]} {cell.css}".strip() if cell.css else kinds[i]
+        for column, cell, css, (tag, end) in zip(table.columns, line.cells, kinds, tags, strict=True):
+            if cell.css:
+                css = f"{css} {cell.css}".strip()
             opening = f'{tag} class="{css}"' if css else tag
             if column.kind != "text":
                 order = cell.value if cell.order is None else cell.order
-                opening += f' data-order="{"" if order is None else number(order)}"'
+                opening += f' data-order="{"" if order is None else table.number(order)}"'
                 if cell.low is not None and cell.high is not None:
-                    opening += f' data-low="{number(cell.low)}" data-high="{number(cell.high)}"'
+                    opening += f' data-low="{table.number(cell.low)}" data-high="{table.number(cell.high)}"'
             if cell.note:
-                opening += f' title="{escape(cell.note)}"'
-            text = escape(cell.text)
+                opening += f' title="{_escape(cell.note)}"'
+            text = _escape(cell.text)
             if column.code:
                 text = f"<code>{text}</code>"
             if cell.href:
-                text = f'<a href="{escape(root + cell.href)}">{text}</a>'
-            parts.append(f"<{opening}>{text}</{tag[:2]}>")
+                text = f'<a href="{_escape(root + cell.href)}">{text}</a>'
+            parts.append(f"<{opening}>{text}</{end}>")
         parts.append("</tr>\n")
         rows.append("".join(parts))
     return Markup("".join(rows))
+
+
+def _escape(text: str) -> str:
+    """Escapes text; next to none needs it."""
+    return escape(text) if _SPECIAL.search(text) else text
+
+
+_SPECIAL = re.compile("[&<>\"']")
+
+
+@functools.lru_cache(256)
+def to_head(columns: tuple[Column, ...]) -> Markup:
+    """Writes the headings of a table; those of most pages are the same."""
+    cells = []
+    for c in columns:
+        short = ("n " if c.kind != "text" else "") + ("short" if len(c.heading) < 15 else "")
+        said = f'scope="col" class="{short}" data-key="{escape(c.key)}" data-kind="{c.kind}"'
+        said += f' data-better="{c.better}"' if c.better else ""
+        flags = ((not c.shown, "hidden"), (c.facet, "facet"), (c.code, "code"), (c.wrap, "wrap"))
+        said += "".join(f" data-{name}" for wanted, name in flags if wanted)
+        said += f' title="{escape(c.help)}"' if c.help else ""
+        cells.append(f"<th {said}>{escape(c.heading)}</th>\n")
+    return Markup("".join(cells))
+
+
+def to_packed(table: Table) -> dict[str, object]:
+    """Returns the rows as plain data, from which ``site.js`` makes the cells that :func:`to_html` writes.
+
+    A cell is its text, or a list: text, number behind it, its ends, remark, class, link, all texts.
+    """
+    rows = []
+    for line in table.lines:
+        cells: list[object] = []
+        for column, cell in zip(table.columns, line.cells, strict=True):
+            order = cell.value if cell.order is None else cell.order
+            numbers: list[str | None] = [None, None, None]
+            if column.kind != "text":
+                ends = cell.low is not None and cell.high is not None
+                values = (order, *((cell.low, cell.high) if ends else (None, None)))
+                numbers = [None if value is None else table.number(value) for value in values]
+            packed = [cell.text, *numbers, cell.note, cell.css or None, cell.href]
+            while packed and not packed[-1]:
+                packed.pop()
+            cells.append(packed if len(packed) > 1 else cell.text)
+        rows.append(cells)
+    return {"rows": rows, "grey": [i for i, line in enumerate(table.lines) if line.grey]}
 
 
 def _classes(column: Column) -> str:
@@ -222,7 +291,10 @@ def to_markdown(table: Table) -> str:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", re.sub(r"\s+", " ", text))
+    return _MARKED.sub(r"\\\1", _SPACE.sub(" ", text))
+
+
+_MARKED, _SPACE = re.compile(r"([\\`*_\[\]<>|#&~])"), re.compile(r"\s+")
 
 
 _LATEX = {
@@ -253,7 +325,10 @@ def latex(text: str) -> str:
     def escape(match: re.Match[str]) -> str:
         return _LATEX.get(match[0], "\\" + match[0])
 
-    return re.sub(r'[\\~^<>|"±−×Δ·↑↓≥–…µ&%$#_{}]', escape, re.sub(r"\s+", " ", text))
+    return _SET.sub(escape, _SPACE.sub(" ", text))
+
+
+_SET = re.compile(r'[\\~^<>|"±−×Δ·↑↓≥–…µ&%$#_{}]')
 
 
 def to_latex(table: Table) -> str:
@@ -266,3 +341,12 @@ def to_latex(table: Table) -> str:
 
 
 FORMATS = {"csv": to_csv, "json": to_json, "tex": to_latex, "md": to_markdown}
+FILES = (("csv", "CSV"), ("json", "JSON"), ("tex", "LaTeX"), ("md", "Markdown"))
+_FILES_OF_LARGE = (("csv.gz", "CSV"), ("json.gz", "JSON"))
+
+
+def to_file(table: Table, ending: str) -> bytes:
+    """Writes one of :attr:`Table.files`."""
+    suffix, _, packed = ending.partition(".")
+    content = FORMATS[suffix](table).encode()
+    return gzip.compress(content, 6, mtime=0) if packed else content

@@ -189,9 +189,12 @@ class Row:
 
         A student that rounds in floating point is stored as the converted one.
         """
-        models = (model, "converted") if model == "student" and name in _STORED else (model,)
-        found = (self.cost.get(name), *(size.get(name) for each in models if (size := self.models.get(each))))
-        return next((value for value in found if value is not None), None)
+        found = self.cost.get(name)
+        if found is None and (size := self.models.get(model)) is not None:
+            found = size.get(name)
+        if found is None and model == "student" and name in _STORED:
+            return self.figure(name, "converted")
+        return found
 
     @property
     def tried(self) -> dict[float, float]:

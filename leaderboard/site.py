@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic_core import to_json
 
 from kdbench.base.digest import digest
 from kdbench.matrix import Cell
 from leaderboard.across import Across, across
 from leaderboard.anchors import Anchor
 from leaderboard.boards import Board, Boards
-from leaderboard.exports import FORMATS, Table, to_html
+from leaderboard.exports import FILES, PAGE, Table, to_file, to_head, to_html, to_packed
 from leaderboard.groups import MINIMUM, Group
 from leaderboard.row import Row
 from leaderboard.rows import Found
@@ -24,7 +28,19 @@ from leaderboard.verified import Verification
 
 HERE = Path(__file__).resolve().parent
 #: Runs that get a page of their own; the others are rows of their group's page.
-RUN_PAGES = 2000
+RUN_PAGES = 1000
+#: Groups that have a file of their own; the others share :data:`ANY`, which a script fills from packed pages.
+GROUP_PAGES = 500
+ANY = "groups/any.html"
+#: Folders of packed pages and tables.
+PACKED, TABLES = "data/groups", "data/tables"
+
+
+class Job(NamedTuple):
+    """Pages to be written: what does it, and of what, by a name or a place that another process knows too."""
+
+    work: Callable[[Site, Any], None]
+    item: Any
 
 
 @dataclass
@@ -37,6 +53,9 @@ class Site:
         anchors: Reported numbers.
         cells: Compatibility of methods, augments and quants with tasks; None leaves its page out.
         minimum: Seeds below which a row is grey.
+        run_pages: Most pages of single runs; ``group_pages`` likewise of files of single groups.
+        pages: How many were written.
+        jobs: Pages that are still to be written, one by one and in any order (:mod:`leaderboard.spread`).
     """
 
     folder: Path
@@ -46,8 +65,10 @@ class Site:
     cells: Sequence[Cell] | None = None
     minimum: int = MINIMUM
     run_pages: int = RUN_PAGES
+    group_pages: int = GROUP_PAGES
     pages: int = 0
-    _taken: dict[str, set[str]] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+    _taken: dict[str, set[str]] = field(default_factory=lambda: {"groups": {Path(ANY).stem}})
 
     @cached_property
     def across(self) -> Across:
@@ -74,9 +95,17 @@ class Site:
         ]
 
     @cached_property
+    def by_method(self) -> Mapping[str, list[Group]]:
+        """Every group by its method, names sorted."""
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            found.setdefault(group.method, []).append(group)
+        return dict(sorted(found.items()))
+
+    @cached_property
     def methods(self) -> list[str]:
         """Names of all methods that have a record."""
-        return sorted({group.method for group in self.groups})
+        return list(self.by_method)
 
     @cached_property
     def task_names(self) -> list[str]:
@@ -94,8 +123,44 @@ class Site:
         return {name: self._place("methods", name) for name in self.methods}
 
     @cached_property
-    def _group_pages(self) -> Mapping[int, str]:
+    def board_of(self) -> Mapping[int, Board]:
+        """The board of each group that has one, by the id of the group."""
+        return {id(group): board for board in self.boards.boards for group in board.groups}
+
+    @cached_property
+    def _stems(self) -> dict[int, str]:
         return {id(g): self._place("groups", f"{g.method[:40]}-{g.spec_hash[:16]}") for g in self.groups}
+
+    def stem(self, group: Group) -> str:
+        """Returns what names the page and the files of a group."""
+        return self._stems[id(group)].removeprefix("groups/").removesuffix(".html")
+
+    @cached_property
+    def filed(self) -> list[Group]:
+        """The groups that have a file of their own: the newest."""
+        return sorted(self.groups, key=lambda g: (-g.newest.finished, g.newest.order))[: self.group_pages]
+
+    @cached_property
+    def shards(self) -> Mapping[str, list[Group]]:
+        """The other groups by the file that they are packed in: of one task and one first digit of the hash."""
+        own = {id(group) for group in self.filed}
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:  # board by board: neighbours have the same twins, which packs well
+            if id(group) not in own:
+                found.setdefault(self._shard(group), []).append(group)
+        return found
+
+    def _shard(self, group: Group) -> str:
+        return f"{Path(self.task_pages[group.setting.task]).stem}-{group.spec_hash[0]}"
+
+    @cached_property
+    def _group_pages(self) -> Mapping[int, str]:
+        found = {
+            id(group): f"{ANY}?s={quote(shard)}&g={quote(self.stem(group))}"
+            for shard, groups in self.shards.items()
+            for group in groups
+        }
+        return self._stems | found
 
     def group_page(self, group: Group) -> str:
         """Returns the page of a group."""
@@ -138,12 +203,15 @@ class Site:
             lstrip_blocks=True,
         )
         environment.filters["rows"] = to_html
+        environment.filters["head"] = lambda table: to_head(tuple(table.columns))
         navigation = [("Overview", "index.html"), ("Tasks", "tasks.html"), ("Methods", "methods.html")]
         navigation += [("Advice", "advice.html"), ("Claims", "claims.html"), ("Coverage", "coverage.html")]
         navigation += [("Compatibility", "compatibility.html")] if self.cells is not None else []
         environment.globals.update(
             navigation=[*navigation, ("About", "about.html")],
-            formats=[("csv", "CSV"), ("json", "JSON"), ("tex", "LaTeX"), ("md", "Markdown")],
+            formats=FILES,
+            first=PAGE,
+            packed=f"{TABLES}/",
             footer=self._footer(),
             minimum=self.minimum,
         )
@@ -156,6 +224,14 @@ class Site:
         newest = max(rows, key=lambda row: row.finished)
         return f"Built from {len(rows)} run records; the newest finished {newest.finished_utc} UTC."
 
+    def known(self) -> None:
+        """Works out where every page is, once for all processes that will ask."""
+        _ = self._templates, self._group_pages, self.run_page, self.board_of
+
+    def later(self, work: Callable[[Site, Any], None], items: Iterable[Any]) -> None:
+        """Leaves pages to be written when all else is known."""
+        self.jobs.extend(Job(work, item) for item in items)
+
     def page(self, path: str, template: str, *, title: str, tables: Iterable[Table] = (), **context: Any) -> None:
         """Writes a page, and the files of its tables.
 
@@ -166,13 +242,24 @@ class Site:
             tables: Those that are offered as files.
             context: What the template reads.
         """
-        root = "../" * path.count("/")
-        values = {"root": root, "here": path, "title": title, "crumbs": [], "rich": True} | context
-        self.write(path, self._templates.get_template(template).render(values))
+        self.write(path, self.render(path, template, title=title, **context))
         for table in tables:
-            for suffix, make in FORMATS.items():
-                self.write(f"data/{table.name}.{suffix}", make(table))
+            for ending, _ in table.files:
+                self.write(f"data/{table.name}.{ending}", to_file(table, ending))
+            if table.large:
+                self.pack(f"{TABLES}/{table.name}.js", to_packed(table))
         self.pages += 1
+
+    def render(self, path: str, template: str, *, title: str, bare: bool = False, **context: Any) -> str:
+        """Returns a page, or ``bare`` what is its own of it; the rest as in :meth:`page`."""
+        root = "../" * path.count("/")
+        values = {"root": root, "here": path, "title": title, "bare": bare, "crumbs": [], "rich": True} | context
+        return self._templates.get_template(template).render(values)
+
+    def pack(self, path: str, content: Any) -> None:
+        """Writes plain data as a script that a page can load from a file, compressed; ``site.js`` unpacks it."""
+        packed = b64encode(zlib.compress(to_json(content), 6)).decode()
+        self.write(path, f'kdbench.unpack("{Path(path).stem}", "{packed}");\n')
 
     def write(self, path: str, content: str | bytes) -> None:
         """Writes a file below the folder."""

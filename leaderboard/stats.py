@@ -437,7 +437,8 @@ def _dunnett_curve(contrasts: int, df: float) -> PchipInterpolator:
     from scipy.interpolate import PchipInterpolator  # half a second to import, and seldom needed
 
     t = np.append(np.linspace(0, 15, 301), np.geomspace(15.1, _FAR, 60))
-    return PchipInterpolator(t, [dunnett_cdf(value, contrasts, df) for value in t])
+    with np.errstate(over="ignore"):  # where the law is flat its slope is zero all the same
+        return PchipInterpolator(t, [dunnett_cdf(value, contrasts, df) for value in t])
 
 
 @functools.cache

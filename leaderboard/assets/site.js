@@ -83,27 +83,72 @@
   const ended = (column) => column.kind === "estimate" || column.kind === "range"; /* two more values, low and high */
   const tables = [];
 
-  function enhance(section) {
+  /* A cell as the build packed it (leaderboard/exports.py): its text, or a list of which what is absent was left off. */
+  const cellOf = (packed) => {
+    const [text, order, low, high, note, css, href] = Array.isArray(packed) ? packed : [packed];
+    return { text, order: order || "", low: low || "", high: high || "", note, css: css || "", href };
+  };
+  const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;" };
+  const escaped = (text) => text.replace(/[&<>"']/g, (c) => ESCAPES[c]);
+
+  /* How DataTables makes the cells of a column from packed ones, as to_html does. */
+  const made = (column, i, base) => ({
+    data: i, cellType: i ? "td" : "th", searchable: column.kind === "text",
+    render: (packed, purpose) => {
+      const cell = cellOf(packed);
+      if (purpose !== "display") return purpose === "sort" && column.kind !== "text" ? cell.order : cell.text;
+      const text = column.code ? "<code>" + escaped(cell.text) + "</code>" : escaped(cell.text);
+      return cell.href ? '<a href="' + escaped(base + cell.href) + '">' + text + "</a>" : text;
+    },
+    createdCell: (td, packed) => {
+      const cell = cellOf(packed);
+      td.className = [column.kind === "text" ? "" : "n", column.wrap ? "wrap" : "", cell.css].filter(Boolean).join(" ");
+      if (!i) td.scope = "row";
+      if (column.kind !== "text") td.dataset.order = cell.order;
+      if (cell.low) Object.assign(td.dataset, { low: cell.low, high: cell.high });
+      if (cell.note) td.title = cell.note;
+    },
+  });
+
+  function enhance(section, packed) {
     const element = section.querySelector("table");
     const name = element.id;
     const heads = [...element.tHead.rows[0].cells];
     const columns = heads.map((th) => ({
       key: th.dataset.key, kind: th.dataset.kind, better: th.dataset.better || "", head: th.textContent.trim(),
-      shown: !("hidden" in th.dataset), facet: "facet" in th.dataset,
+      shown: !("hidden" in th.dataset), facet: "facet" in th.dataset, code: "code" in th.dataset, wrap: "wrap" in th.dataset,
     }));
-    const rows = [...element.tBodies[0].rows];
-    const text = (row, column) => rows[row].cells[column].textContent.trim();
+    const rows = packed ? packed.rows : [...element.tBodies[0].rows];
+    const text = (row, column) => packed ? cellOf(rows[row][column]).text : rows[row].cells[column].textContent.trim();
     const facets = columns.map((column, i) => column.facet ? rows.map((_, row) => text(row, i)) : null);
     const chosen = {};
-    const api = new DataTable(element, {
+    const options = {
       paging: false, autoWidth: false, orderClasses: false, info: false, order: [],
       layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
-      columns: columns.map((column) => ({
+      columns: columns.map((column, i) => ({
         type: column.kind === "text" ? "words" : "measured", visible: column.shown, name: column.key,
         orderSequence: column.better === "high" ? ["desc", "asc"] : ["asc", "desc"],
+        ...(packed ? made(column, i, section.dataset.root) : {}),
       })),
       language: { emptyTable: "No rows", zeroRecords: "No row fits the filters" },
-    });
+    };
+    if (packed) {
+      const grey = new Set(packed.grey);
+      element.tBodies[0].replaceChildren();
+      Object.assign(options, {
+        data: rows, paging: true, pageLength: 100, layout: { ...options.layout, bottomStart: "paging" },
+        createdRow: (tr, _, index) => { if (grey.has(index)) tr.className = "grey"; },
+      });
+    }
+    const api = new DataTable(element, options);
+    if (packed) {
+      const paging = section.querySelector(".dt-paging");
+      const label = () => paging.querySelector("nav").setAttribute("aria-label", "Pages of: " + element.caption.textContent.trim());
+      section.querySelector(".rest").replaceWith(paging);
+      api.on("draw", label);
+      label();
+      api.on("page", () => element.closest(".scroll").scrollTo(0, 0));
+    }
     const search = section.querySelector("input[type=search]");
     const count = section.querySelector(".count");
     const selects = {};
@@ -169,6 +214,11 @@
       });
       draw();
     }
+    function read(row, i) {
+      if (packed) return cellOf(rows[row][i]);
+      const { dataset, textContent } = api.cell(row, i).node();
+      return { text: textContent.trim(), order: dataset.order || "", low: dataset.low || "", high: dataset.high || "" };
+    }
     function view() {
       const kept = columns.map((_, i) => i).filter((i) => api.column(i).visible());
       const order = api.rows({ search: "applied", order: "applied" }).indexes().toArray();
@@ -183,15 +233,14 @@
       out.rows = order.map((row) => {
         const line = { values: [], texts: [] };
         kept.forEach((i) => {
-          const cell = api.cell(row, i).node();
-          const shown = cell.textContent.trim();
-          const raw = cell.dataset.order || "";
+          const cell = read(row, i);
+          const shown = cell.text, raw = cell.order;
           line.texts.push(shown);
           if (columns[i].kind !== "range") {
             line.values.push(raw ? { text: raw, number: true } : { text: shown === NONE ? "" : shown, number: false });
           }
           if (ended(columns[i])) {
-            for (const end of ["low", "high"]) line.values.push({ text: cell.dataset[end] || "", number: !!cell.dataset[end] });
+            for (const end of ["low", "high"]) line.values.push({ text: cell[end], number: !!cell[end] });
           }
         });
         return line;
@@ -294,9 +343,40 @@
     if (chart.querySelector(":scope > * > title")) chart.after(said);
   }
 
-  document.addEventListener("DOMContentLoaded", () => {
-    themeButton();
-    document.querySelectorAll("button.copy").forEach((button) => {
+  /* ---- packed data: scripts, since a page that was opened from a file can load nothing else ---- */
+  const awaited = {};
+
+  function unpack(name, text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    awaited[name].resolve(new Response(plain).json());
+  }
+  function load(folder, name) {
+    return new Promise((resolve, reject) => {
+      if (!window.DecompressionStream) { reject(new Error("This browser is too old to unpack it.")); return; }
+      awaited[name] = { resolve };
+      const script = document.createElement("script");
+      script.src = folder + encodeURIComponent(name) + ".js";
+      script.addEventListener("error", () => reject(new Error("Its file is not there.")));
+      document.head.append(script);
+    });
+  }
+
+  /* The page of a specification that has no file of its own. */
+  async function fill(place) {
+    const asked = new URLSearchParams(location.search);
+    const name = asked.get("s") || "", key = asked.get("g") || "";
+    try {
+      const pages = /^[\w+=,-]+$/.test(name) ? await load(place.dataset.folder, name) : {};
+      if (!Object.hasOwn(pages, key)) throw new Error("There is no specification of this name.");
+      const [title, html] = pages[key];
+      document.title = title + " · kdbench";
+      document.getElementById("content").innerHTML = html; /* as the build wrote it, escaped there */
+    } catch (error) { place.textContent = error.message; }
+  }
+
+  async function start() {
+    document.querySelectorAll("#content button.copy").forEach((button) => {
       button.hidden = false;
       button.addEventListener("click", () =>
         copy(button.dataset.copy === "view" ? location.href : button.parentElement.querySelector("code").textContent, button));
@@ -305,12 +385,22 @@
     if (window.DataTable) {
       DataTable.type("measured", "order", { asc: compare(1), desc: compare(-1) });
       DataTable.type("words", "order", { pre: bare, asc: words(1), desc: words(-1) });
-      document.querySelectorAll(".table[data-rich]").forEach(enhance);
+      const sections = [...document.querySelectorAll(".table[data-rich]")];
+      const packed = await Promise.all(sections.map(({ dataset }, i) => dataset.packed && load(dataset.packed,
+        sections[i].querySelector("table").id).catch(() => null))); /* then the first rows stay alone */
+      sections.forEach((section, i) => enhance(section, packed[i]));
       restore();
       addEventListener("hashchange", () => { ready = false; restore(); ready = true; });
     }
     ready = true;
     root.classList.add("ready");
-    window.kdbench = { tables, formats: FORMATS };
+  }
+
+  window.kdbench = { tables, formats: FORMATS, unpack };
+  document.addEventListener("DOMContentLoaded", async () => {
+    themeButton();
+    const place = document.getElementById("any");
+    if (place) await fill(place);
+    start();
   });
 })();

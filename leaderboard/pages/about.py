@@ -36,6 +36,7 @@ def write(site: Site) -> None:
         machines=sorted(machines.items(), key=lambda item: (-item[1], item[0])),
         shown=[(b.setting.task, common.setting(b)) for b in headline(site.boards)],
         pages=len(site.paged),
+        packed_pages=len(site.groups) - len(site.filed),
         runs=len(site.found.rows),
         copies=site.found.copies,
     )

@@ -15,7 +15,7 @@ from leaderboard.foreign import foreign
 from leaderboard.groups import Group, summarise
 from leaderboard.pages import common
 from leaderboard.row import FIELDS, Row
-from leaderboard.site import Site
+from leaderboard.site import ANY, PACKED, Site
 
 RUNS = (
     Column("seed", "Seed", kind="number"),
@@ -36,32 +36,48 @@ RUNS = (
     Column("hardware", "Hardware", shown=False),
     Column("command", "Command", code=True),
 )
+#: Significant digits behind the means of metrics; the records have all.
+DIGITS = 7
 FLAT = tuple(name for name in FIELDS if name not in ("scores", "models", "cost", "tuning"))
 _flat = operator.attrgetter(*FLAT)
 
 
 def write(site: Site) -> None:
-    """Writes the page of every group."""
-    boards = {id(group): board for board in site.boards.boards for group in board.groups}
-    for group in site.groups:
-        _page(site, group, boards.get(id(group)))
+    """Writes the pages of the newest groups, and the others packed."""
+    if site.shards:
+        site.page(ANY, "any.html", title="Specification", folder=f"{PACKED}/")
+    site.later(_pack, site.shards)
+    site.later(_file, range(len(site.filed)))
 
 
-def _page(site: Site, group: Group, board: Any) -> None:
-    path = site.group_page(group)
-    stem = path.removeprefix("groups/").removesuffix(".html")
-    metrics = _metrics(group, board)
-    rows = [*group.rows, *group.superseded]
-    places = common.digits([group.score.mean if group.score else None])
+def _file(site: Site, place: int) -> None:
+    """Writes the page of a group that has a file of its own."""
+    group = site.filed[place]
     # The records themselves, flat, also of runs that have no page.
-    lines = b",\n".join(to_json(flat(row)) for row in rows)
-    site.write(f"data/runs-{stem}.json", b"[\n" + lines + b"\n]\n")
+    lines = b",\n".join(to_json(flat(row)) for row in (*group.rows, *group.superseded))
+    site.write(f"data/runs-{site.stem(group)}.json", b"[\n" + lines + b"\n]\n")
+    site.page(site.group_page(group), "group.html", **_values(site, group), filed=True)
+
+
+def _pack(site: Site, shard: str) -> None:
+    """Writes what is their own of the pages of a shard: title and content by the stem of the group."""
+    found = {}
+    for group in site.shards[shard]:
+        values = _values(site, group)
+        found[site.stem(group)] = values["title"], site.render(ANY, "group.html", bare=True, **values, filed=False)
+        site.pages += 1
+    site.pack(f"{PACKED}/{shard}.js", found)
+
+
+def _values(site: Site, group: Group) -> dict[str, Any]:
+    """Returns what the template of a group reads."""
+    stem, board = site.stem(group), site.board_of.get(id(group))
+    metrics = _metrics(group, board)
+    places = common.digits([group.score.mean if group.score else None])
     pairs = [(_called(row, group), row.score, row.of("scratch")) for row in group.scored[:40]]
     dots = [Dot(name, own - alone) for name, own, alone in pairs if own is not None and alone is not None]
     title = f"{group.primary}: student minus scratch, seed by seed"
-    site.page(
-        path,
-        "group.html",
+    return dict(
         title=f"{group.method} on {group.setting.task}",
         crumbs=[("Tasks", "tasks.html"), (group.setting.task, site.task_pages[group.setting.task])],
         group=group,
@@ -169,7 +185,7 @@ def _metrics(group: Group, board: Any) -> Table:
         Column("n", "Seeds", kind="number", shown=False),
     )
     stem = f"{group.method[:40]}-{group.spec_hash[:16]}"
-    table = Table(f"metrics-{stem}", "Every test metric after the last epoch", columns)
+    table = Table(f"metrics-{stem}", "Every test metric after the last epoch", columns, digits=DIGITS)
     scratch = summarise([row.scores.get("scratch") for row in group.scored], len(group.teachers))
     for name, found in group.metrics.items():
         places = common.digits([found.mean])

@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib.metadata
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,27 +137,29 @@ def write(site: Site) -> None:
     )
     table = Table("methods", "Methods", columns)
     overall = {method.name: method for method in site.across.methods}
-    by_method: dict[str, list[Group]] = {}
-    for group in site.groups:
-        by_method.setdefault(group.method, []).append(group)
-    for name in site.methods:
-        groups, known = by_method[name], facts(name)
-        fidelity = max((group.newest for group in groups), key=lambda row: row.finished).fidelity
+    for name, groups in site.by_method.items():
         method = overall.get(name)
         table.add(
             Cell(name, href=site.method_pages[name]),
-            Cell(known.title or NONE),
-            Cell(fidelity),
+            Cell(facts(name).title or NONE),
+            Cell(_fidelity(groups)),
             common.estimate(method.gap if method else None, 0, percent=True),
             common.count(len({g.setting.task for g in groups if g.seeds})),
             common.count(len(groups)),
             common.count(sum(len(g.rows) + len(g.superseded) for g in groups)),
         )
-        _page(site, name, groups, known, fidelity)
     site.page("methods.html", "methods.html", title="Methods", tables=[table], table=table)
+    site.later(_page, site.methods)
 
 
-def _page(site: Site, name: str, groups: list[Group], known: Facts, fidelity: str) -> None:
+def _fidelity(groups: Sequence[Group]) -> str:
+    """Returns what the newest record says."""
+    return max((group.newest for group in groups), key=lambda row: row.finished).fidelity
+
+
+def _page(site: Site, name: str) -> None:
+    groups, known = site.by_method[name], facts(name)
+    fidelity = _fidelity(groups)
     stem = site.method_pages[name].removeprefix("methods/").removesuffix(".html")
     table = _table(site, f"method-{stem}", name, groups)
     anchors = anchor_table(site, f"reports-{stem}", method=name)

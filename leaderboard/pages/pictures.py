@@ -24,6 +24,8 @@ from leaderboard.stats import Floats, columns, grid
 
 #: Settings whose charts a page draws.
 CHARTED = 4
+#: Points of a chart of quality over cost: the best for their cost, and the best.
+POINTS = 200
 #: Rows of a dot plot, and of a table of pairs.
 DOTS = 40
 #: Costs of a quantised student, which its settings differ in.
@@ -76,17 +78,28 @@ def _pareto(site: Site, prefix: str, boards: Sequence[Board]) -> list[object]:
         if len({p.x for p in points if p.kind != "teacher"}) < 2 and not any(p.kind == "teacher" for p in points):
             continue
         title = f"{boards[0].primary} over {label}"
+        shown = _fewer(points, boards[0].higher_is_better)
         chart = charts.pareto(
             f"{prefix}-{key}",
-            points,
+            shown,
             x_label=label,
             y_label=boards[0].primary,
             title=title,
             higher_is_better=boards[0].higher_is_better,
         )
         if chart:
-            drawn.append((chart, title))
+            drawn.append((chart, title + (f", {len(shown)} of {len(points)} points" if shown is not points else "")))
     return drawn
+
+
+def _fewer(points: list[Point], higher_is_better: bool) -> list[Point]:
+    """Leaves out what is neither among the best for their cost nor among the best, where there are too many."""
+    own = [p for p in points if p.kind in ("method", "grey")]
+    if len(own) <= POINTS:
+        return points
+    ahead = charts.front([p for p in own if p.kind == "method"], higher_is_better)
+    best = sorted(own, key=lambda p: (p.kind == "grey", -p.y if higher_is_better else p.y))[:POINTS]
+    return [*dict.fromkeys([*ahead, *best]), *(p for p in points if p.kind not in ("method", "grey"))]
 
 
 def _points(site: Site, board: Board, cost: Price, key: str, many: bool) -> list[Point]:

@@ -14,10 +14,8 @@ from kdbench.records.schema import Record, idle_terms
 from leaderboard import charts
 from leaderboard.exports import NONE, Cell, Column, Table
 from leaderboard.foreign import foreign
-from leaderboard.groups import Group
 from leaderboard.pages import common, curves
 from leaderboard.pages.curves import Epochs
-from leaderboard.row import Row
 from leaderboard.rows import full_record
 from leaderboard.site import Site
 
@@ -35,15 +33,15 @@ ROLES = (
 
 def write(site: Site) -> None:
     """Writes the pages of the newest runs."""
-    for group, row in site.paged:
-        try:
-            record = full_record(row)
-        except KDBenchError:
-            continue  # changed since it was read; its row of the group stays
-        _page(site, group, row, record)
+    site.later(_page, range(len(site.paged)))
 
 
-def _page(site: Site, group: Group, row: Row, record: Record) -> None:
+def _page(site: Site, place: int) -> None:
+    group, row = site.paged[place]
+    try:
+        record = full_record(row)
+    except KDBenchError:
+        return  # changed since it was read; its row of the group stays
     path = site.run_page[row.path]
     stem = path.removesuffix(".html")
     folder = Path(row.path).parent

@@ -62,12 +62,13 @@ def write(site: Site) -> None:
                 common.gap(best) if best else Cell(),
                 *counts,
             )
-        _page(site, name, boards)
     site.page("tasks.html", "tasks.html", title="Tasks", tables=[tasks], tasks=tasks)
+    site.later(_page, site.task_names)
 
 
-def _page(site: Site, name: str, boards: Sequence[Board]) -> None:
-    tables = []
+def _page(site: Site, name: str) -> None:
+    boards = site.tasks.get(name, [])
+    tables: list[Table] = []
     board_table = settings_table = None
     if boards:
         board_table = group_table(site, f"task-{_stem(site, name)}", name, boards)

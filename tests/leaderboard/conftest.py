@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 
 from kdbench.records.record import content_hash
 from kdbench.records.schema import Record
+from tests.leaderboard.browsing import CHROMIUM
 from tests.leaderboard.make_records import records, write
 from tests.records.test_record import fields
 
@@ -44,3 +45,15 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         return folder / "run.json"
 
     return save
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One browser for all tests that need one."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing (pip install -e '.[dev]')")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

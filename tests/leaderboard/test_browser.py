@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import itertools
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,17 +22,13 @@ from leaderboard.exports import FORMATS
 from leaderboard.pages.task import group_table
 from leaderboard.rows import Found, read
 from leaderboard.site import Site
+from tests.leaderboard.browsing import TABLE, Tab, axe, save
 from tests.leaderboard.make_records import records, write
 from tests.leaderboard.rows import in_order, scored
 from tests.leaderboard.rows import row as make_row
 from tests.leaderboard.test_site import CELLS
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install -e '.[dev]')")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)"),
-]
+pytestmark = pytest.mark.browser
 
 KINDS = (
     "index",
@@ -50,7 +44,6 @@ KINDS = (
     "advice",
     "claims",
 )
-TABLE = "#task-pointcloud"
 
 
 @pytest.fixture(scope="session")
@@ -88,45 +81,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return Site(folder / "site", found, boards)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-class Tab:
-    """A page that remembers what it asked for and complained about."""
-
-    def __init__(self, context: Any, folder: Path) -> None:
-        self.folder = folder
-        self.page = context.new_page()
-        self.foreign: list[str] = []
-        self.errors: list[str] = []
-        self.page.on("request", lambda r: self.foreign.append(r.url) if not r.url.startswith(("file:", "blob:")) else 0)
-        self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else 0)
-        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-
-    def open(self, path: str, hash: str = "") -> Any:
-        self.page.goto("about:blank")
-        self.page.goto(f"{(self.folder / path).as_uri()}{hash}")
-        self.page.wait_for_function("document.documentElement.classList.contains('ready')")
-        return self.page
-
-    def rows(self, table: str = TABLE) -> list[list[str]]:
-        return self.page.eval_on_selector_all(
-            f"{table} tbody tr", "rows => rows.map(r => [...r.cells].map(c => c.textContent.trim()))"
-        )
-
-    def heads(self, table: str = TABLE) -> list[str]:
-        return self.page.eval_on_selector_all(f"{table} thead th", "ths => ths.map(t => t.dataset.key)")
-
-    def column(self, key: str, table: str = TABLE) -> list[str]:
-        index = self.heads(table).index(key)
-        return [row[index] for row in self.rows(table)]
-
-
 @pytest.fixture
 def tab(browser: Any, site: Site) -> Iterator[Tab]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
@@ -145,16 +99,6 @@ def path_of(kind: str, site: Site) -> str:
         row = next(r for r in site.found.rows if Path(r.path).with_name("metrics.csv").exists())
         return f"runs/{row.run_id}.html"
     return sorted(p for p in (site.folder / folder).glob("*.html"))[-1].relative_to(site.folder).as_posix()
-
-
-def axe() -> str | None:
-    """The accessibility checker, from wherever a package brings it; the site does not."""
-    for module in ("axe_playwright_python", "axe_core_python"):
-        spec = importlib.util.find_spec(module)
-        if spec and spec.origin:
-            return (Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8")
-    file = os.environ.get("AXE_CORE")
-    return Path(file).read_text(encoding="utf-8") if file else None
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -298,12 +242,6 @@ def test_keys_of_any_letters_survive_in_the_address(browser: Any, tmp_path: Path
     assert page.evaluate("location.hash") == address
     context.close()
     assert tab.errors == []
-
-
-def save(page: Any, format: str) -> str:
-    with page.expect_download() as download:
-        page.locator(f".table button[data-format={format}]:not([data-to])").first.click()
-    return Path(download.value.path()).read_bytes().decode()
 
 
 def test_downloads_equal_what_is_shown(tab: Tab) -> None:
