@@ -214,12 +214,17 @@ class Task:
               name, one row a sample, among them ``tokens`` ``(N,)``, how many were written of each. With
               ``data.corpus=DIR``, where they lie as ``corpus.safetensors``, the task's training samples are these, all
               supervised; ``data.beside=true`` leaves its own beside them (``teacher.corpus``);
+            * ``forgets``: :meth:`ops` has ``forgotten(batch)``: ``(B,)`` bool, samples that are to be forgotten, by the
+              batch's targets alone; none of them is supervised;
             * ``translates``: :meth:`ops` has ``translate(batch, other)``: the batch of the same samples as another task
               of this kind, whose classes are called otherwise, reads them.
 
             Others are between a task and the plugins that know them.
         primary: Key of the primary metric in :meth:`metrics`.
         higher_is_better: Direction of the primary metric.
+        aim: Metric of :meth:`metrics` whose distance to that of the student trained alone is the primary one: others
+            are to equal that student, not to beat it (unlearning: it was trained without what is to be forgotten). Then
+            lower is better, and :attr:`selection` is a metric of :meth:`metrics`. Empty elsewhere.
         selection: Metric that picks epochs and factors on validation, of the same direction; the primary one by
             default. A task whose primary metric needs a large set names one that does not.
         unit: Of the primary metric: ``%`` where it goes to 100; None where it has none.
@@ -234,6 +239,7 @@ class Task:
     capabilities: ClassVar[frozenset[str]] = frozenset()
     primary: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    aim: ClassVar[str] = ""
     selection: ClassVar[str] = ""
     unit: ClassVar[str | None] = None
     metric_law: ClassVar[str] = ""

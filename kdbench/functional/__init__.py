@@ -16,6 +16,7 @@ from kdbench.functional.cirkd import cross_image_loss, draw_places, memory_loss,
 from kdbench.functional.crd import contrast_logits, draw_negatives, log_normalizer, momentum_update, nce_loss
 from kdbench.functional.crosskd import align_scale, box_overlap_loss, quality_focal_loss
 from kdbench.functional.cwd import channel_wise_loss, spatial_log_softmax
+from kdbench.functional.d2dgn import unlearning_feature_loss, unlearning_response_loss
 from kdbench.functional.dist import inter_class_loss, intra_class_loss, pearson_correlation
 from kdbench.functional.distilbert import hidden_cosine_loss
 from kdbench.functional.divergence import bernoulli_kl, categorical_kl, divergence
@@ -51,6 +52,7 @@ from kdbench.functional.kd import adversarial_temperature, cosine_ramp, kd_loss,
 from kdbench.functional.kdsvd import align, kdsvd_loss, right_singular_vectors
 from kdbench.functional.lad import class_codes, label_channel, path_consistency_loss
 from kdbench.functional.ld import localisation_loss, valuable_region
+from kdbench.functional.lighthgnn import high_order_loss, hyperedge_mean, reliability
 from kdbench.functional.lsp import global_structure_loss, local_structure, local_structure_loss
 from kdbench.functional.mgd import mgd_loss, random_mask
 from kdbench.functional.mi_alpha import mutual_information_loss
@@ -193,8 +195,10 @@ __all__ = [
     "hidden_cosine_loss",
     "hierarchical_context_loss",
     "high_frequency_loss",
+    "high_order_loss",
     "hint_loss",
     "huffman_lengths",
+    "hyperedge_mean",
     "imitated_anchors",
     "imitation_loss",
     "importance",
@@ -263,6 +267,7 @@ __all__ = [
     "relation_heads",
     "relation_loss",
     "relative_error",
+    "reliability",
     "residual_attention",
     "resize",
     "reverse_kl_loss",
@@ -303,6 +308,8 @@ __all__ = [
     "ttm_loss",
     "uniform_points",
     "universal_loss",
+    "unlearning_feature_loss",
+    "unlearning_response_loss",
     "unpack_bits",
     "vae_losses",
     "valuable_region",

@@ -450,6 +450,8 @@ def gap_closed(
     """
     if not {"teacher", "scratch", "student"} <= products.keys():
         return None, absent, []
+    if task.aim:
+        return None, "the aim is the student trained alone, not the teacher", []
     scores = {name: p.manifest["scores"]["test"][task.primary] for name, p in products.items()}
     sign = 1.0 if task.higher_is_better else -1.0
     gap = sign * (scores["teacher"] - scores["scratch"])

@@ -441,10 +441,31 @@ class Trainings:
         key = digest([recipe.key, made.manifest["created"], task.dataset().digest, code])
         product = self.store.product("scores", key, job, wait_message=f"the scores of the {recipe.name}")
         found, outcomes = product.manifest, product.path / OUTCOMES
-        scores = {**made.manifest["scores"], "test": found["test"], "best_on_val": found["best_on_val"]}
-        beside = {name: {**facts, "test": found["beside"][name]} for name, facts in made.manifest["beside"].items()}
+        aimed = functools.partial(self._aimed, found["test"] if recipe.key == self.scratch_recipe.key else None)
+        scores = {**made.manifest["scores"], **{key: aimed(found[key]) for key in ("test", "best_on_val")}}
+        left = {name: aimed(test) for name, test in found["beside"].items()}
+        beside = {name: {**facts, "test": left[name]} for name, facts in made.manifest["beside"].items()}
         kept = {"outcomes": outcomes} if outcomes.is_file() else {}
         return replace(made, manifest={**made.manifest, "scores": scores, "beside": beside, **kept})
+
+    def _aimed(self, aim: Mapping[str, float] | None, test: Mapping[str, float]) -> Mapping[str, float]:
+        """Returns scores with their distance to those of the student alone, where it is the aim (:attr:`Task.aim`).
+
+        Args:
+            aim: Its scores; None to ask for them.
+            test: What is scored.
+        """
+        name = self.task.aim
+        if not name:
+            return test
+        alone = self.scratch() if aim is None else None
+        if aim is None and alone is None:
+            raise KDBenchError(
+                f"{self.task.primary} is the distance to the student trained alone, which cannot be: {self.no_twin}"
+            )
+        reached = alone.manifest["scores"]["test"] if alone is not None else aim
+        assert reached is not None
+        return {**test, self.task.primary: abs(test[name] - reached[name])}
 
 
 def _with_sources(recipe: Recipe) -> Iterator[Recipe]:

@@ -456,6 +456,18 @@ def _writes(seen: Seen) -> str | None:
     return None
 
 
+def _forgets(seen: Seen) -> str | None:
+    forgotten, batch = seen.task.ops().get("forgotten"), seen.batch
+    if forgotten is None:
+        return "ops() has no 'forgotten'"
+    found = forgotten(batch)
+    if found.dtype != torch.bool or found.shape != (len(batch),):
+        return f"ops()['forgotten'] gives {_described(found)}, expected bool ({len(batch)},)"
+    if bool((found if batch.supervised is None else found & batch.supervised).any()):
+        return "ops()['forgotten'] names samples that are supervised"
+    return None
+
+
 def _first(outputs: Any) -> Tensor:
     """Returns the first tensor of raw outputs."""
     found: Tensor = next(x for x in tree_leaves(outputs) if isinstance(x, Tensor))
@@ -484,4 +496,5 @@ CHECKS: dict[str, Callable[[Seen], str | None]] = {
     "node_scores": _node_scores,
     "generates": _generates,
     "writes": _writes,
+    "forgets": _forgets,
 }

@@ -98,8 +98,9 @@ def score(
     left = load_artifacts(recipe, task, folder, batch, names=("student", *beside))
     main = left.pop("student")
     test = on_val = scored(main)
-    if task.primary not in test:
-        raise Diverged(f"{task.primary} is undefined: the test set holds nothing to score")
+    told = task.aim or task.primary
+    if told not in test:
+        raise Diverged(f"{told} is undefined: the test set holds nothing to score")
     if work is not None and task.metric_law:
         found = outcomes(task, main, data.test_dataloader(), torch.device(main.device or device))
         own = found.score("model")

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import scipy.sparse as sp
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tasks.graph.layout import Graph
 
@@ -41,7 +41,7 @@ class Citations:
         homophily: Probability that a citation goes to the own field.
         info: Share of the words of a paper that tell its field.
         blank: Share of the papers whose words tell nothing.
-        cites: Citations of a paper, in the mean.
+        cites: Citations of a paper that it tries, in the mean; one at least.
         per_class: Labelled papers of a field.
         newest: Share of the papers, the last ones, that are cold.
     """
@@ -52,7 +52,7 @@ class Citations:
     homophily: Share = 0.8
     info: Share = 0.35
     blank: Share = 0.15
-    cites: PositiveFloat = 3.0
+    cites: Annotated[float, Field(ge=1)] = 3.0
     per_class: PositiveInt = 15
     newest: Annotated[float, Field(gt=0, lt=1)] = 0.2
 

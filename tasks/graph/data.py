@@ -23,6 +23,7 @@ from kdbench.data import Batches, EpochSampler, Key
 from kdbench.errors import KDBenchError
 from kdbench.splits import limited
 from kdbench.task import Batch
+from tasks.graph.hyper import among, matrix, memberships
 from tasks.graph.layout import UNKNOWN, Graph
 from tasks.graph.models import PLACES
 from tasks.graph.operators import Sparse
@@ -51,10 +52,12 @@ class Targets(NamedTuple):
     Attributes:
         labels: ``(N,)`` classes; :data:`~tasks.graph.layout.UNKNOWN` for none that may be seen here.
         sets: ``(N,)`` bool by name: nodes of which a metric of that name counts.
+        members: ``(2, K)`` nodes and the hyperedges that they are in (:mod:`tasks.graph.hyper`).
     """
 
     labels: Tensor
     sets: Mapping[str, Tensor]
+    members: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class DataOptions:
         unlabelled: Whether nodes without a label that training sees are distilled too, or the labelled alone.
         normalise: Whether the features of a node are divided by their sum.
         directed: Of tables of one's own, whether an edge goes from its source to its target.
+        hyper: Whether networks may read hyperedges (the view ``hyper``), too.
+        self_hyperedges: Whether each node is a hyperedge by itself, too.
+        split: Of hypergraphs, which of the published training sets.
         steps: Times that an epoch sees the graph.
         citations: Of the embedded data, options of :class:`~tasks.graph.citations.Citations`.
     """
@@ -81,6 +87,9 @@ class DataOptions:
     unlabelled: bool = True
     normalise: bool = True
     directed: bool = False
+    hyper: bool = False
+    self_hyperedges: bool = True
+    split: NonNegativeInt = 0
     steps: PositiveInt = 20
     citations: dict[str, Any] = field(default_factory=dict)
 
@@ -114,8 +123,9 @@ class Opened:
         hidden = np.zeros(len(graph), bool)
         hidden[self.cold] = True
         self.seen = np.flatnonzero(~hidden)
-        self.features = _normalised(graph.words) if options.normalise else graph.words
-        self.views = VIEWS_DIRECTED if graph.directed else VIEWS_UNDIRECTED
+        self.features = normalised(graph.words) if options.normalise else graph.words
+        self.views = (VIEWS_DIRECTED if graph.directed else VIEWS_UNDIRECTED) + ((HYPER,) if options.hyper else ())
+        self.members = memberships(graph)
         bare = int((np.bincount(graph.edges.ravel(), minlength=len(graph)) == 0).sum())
         unlabelled = int((graph.labels == UNKNOWN).sum())
         self.notes = (
@@ -127,13 +137,14 @@ class Opened:
         inside = _inside(graph.edges, self.seen)
         self.learned = digest(
             [
-                *(_hash(x) for x in (graph.labels[self.train], graph.labels[self.val], inside)),
-                *(_hash(x) for x in (self.seen, self.train, self.val, *_arrays(self.features[self.seen]))),
-                [options.unlabelled, list(graph.classes), graph.directed],
+                *(hashed(x) for x in (graph.labels[self.train], graph.labels[self.val], inside)),
+                *(hashed(x) for x in (self.seen, self.train, self.val, *arrays(self.features[self.seen]))),
+                [options.unlabelled, list(graph.classes), graph.directed, options.hyper, options.self_hyperedges],
+                hashed(self.members[np.isin(self.members[:, 0], self.seen)]),
             ]
         )
-        everything = (graph.labels, graph.edges, self.cold, self.tran, *_arrays(self.features))
-        self.digest = digest([self.learned, *(_hash(x) for x in everything)])
+        everything = (graph.labels, graph.edges, self.cold, self.tran, *arrays(self.features))
+        self.digest = digest([self.learned, *(hashed(x) for x in everything)])
 
     def ids(self, nodes: np.ndarray) -> np.ndarray:
         """Returns the ids of nodes of the graph."""
@@ -163,7 +174,8 @@ class Opened:
         """Returns the whole graph with all its edges, then, where nodes are cold, without the edges of these."""
         graph, every = self.graph, np.arange(len(self.graph))
         scored = self.cold if len(self.cold) else self.tran
-        degree = np.bincount(graph.edges.ravel(), minlength=len(graph))
+        joined = self.members[:, 0] if self.options.hyper else graph.edges.ravel()
+        degree = np.bincount(joined, minlength=len(graph))
         sets = {"scored": scored, "isolated": scored[degree[scored] == 0]}
         if graph.blank is not None:
             sets["blank"] = scored[graph.blank[scored]]
@@ -187,16 +199,22 @@ class Opened:
             mask = np.zeros(len(nodes), bool)
             mask[place[members]] = True
             masks[name] = torch.from_numpy(mask)
+        members = among(self.members, place)
+        read = views(own, len(nodes), tuple(view for view in self.views if view != HYPER))
+        if self.options.hyper:
+            read[HYPER] = Sparse.of(matrix(members, len(nodes), self.options.self_hyperedges))
         where = places(nodes, edges, self.ids(np.arange(count)), len(self.seen))
         inputs = Inputs(
             Sparse.of(self.features[nodes]),
-            {**views(own, len(nodes), self.views), PLACES: Sparse.of(where)},
+            {**read, PLACES: Sparse.of(where)},
             torch.from_numpy(np.concatenate([own, own[:, ::-1]]).T.copy()),
         )
-        return Batch(inputs, Targets(torch.from_numpy(labels), masks), torch.from_numpy(self.ids(nodes)))
+        targets = Targets(torch.from_numpy(labels), masks, torch.from_numpy(members.T.copy()))
+        return Batch(inputs, targets, torch.from_numpy(self.ids(nodes)))
 
 
 VIEWS_UNDIRECTED = ("undirected", "neighbours")
+HYPER = "hyper"
 VIEWS_DIRECTED = (*VIEWS_UNDIRECTED, "cites", "cited")
 
 
@@ -266,17 +284,18 @@ def _both(edges: np.ndarray, nodes: np.ndarray, count: int) -> np.ndarray:
     return found
 
 
-def _normalised(words: sp.csr_matrix) -> sp.csr_matrix:
+def normalised(words: sp.csr_matrix) -> sp.csr_matrix:
     """Divides each row by the sum of its absolute values."""
     total = np.abs(words).sum(1).A1
     return sp.csr_matrix(sp.diags(1 / np.where(total > 0, total, 1)) @ words, dtype=np.float32)
 
 
-def _arrays(matrix: sp.csr_matrix) -> tuple[np.ndarray, ...]:
+def arrays(matrix: sp.csr_matrix) -> tuple[np.ndarray, ...]:
+    """Returns what a matrix is made of."""
     return matrix.indptr, matrix.indices, matrix.data
 
 
-def _hash(values: np.ndarray) -> str:
+def hashed(values: np.ndarray) -> str:
     """Digests an array by type, shape and content."""
     wide = np.ascontiguousarray(values.astype(np.int64) if values.dtype.kind in "iub" else values.astype(np.float64))
     return hashlib.sha256(repr(wide.shape).encode() + wide.tobytes()).hexdigest()[:16]
@@ -319,31 +338,45 @@ class GraphData(LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Returns as many looks at the graph as an epoch has steps.
-
-        Raises:
-            KDBenchError: Several processes train together.
-        """
-        if share()[1] > 1:
-            raise KDBenchError(
-                f"trainer.devices={share()[1]}: {self.opened.graph.name} is one graph, which processes cannot share: "
-                "leave out trainer=ddp"
-            )
-        return _loader([self.opened.training()], self.seed, self.opened.options.steps)
+        """Returns as many looks at the graph as an epoch has steps."""
+        alone(self.opened.graph.name)
+        return looks(Looks([self.opened.training()], self.opened.options.steps), self.seed, train=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the graph with its validation labels."""
-        return _loader([self.opened.validation()])
+        return looks([self.opened.validation()])
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Returns the graph with its test labels, with and without the edges of cold nodes."""
-        return _loader(self.opened.tests())
+        return looks(self.opened.tests())
 
 
-def _loader(batches: list[Batch], seed: int = 0, times: int | None = None) -> DataLoader[Batch]:
-    looks = Looks(batches, times or 1)
-    sampler = EpochSampler(len(looks), seed, train=times is not None)
-    return DataLoader(Batches(looks, None), 1, sampler=sampler, collate_fn=_only)
+def alone(name: str) -> None:
+    """Refuses several processes that train together.
+
+    Args:
+        name: Of the graph.
+
+    Raises:
+        KDBenchError: There are several.
+    """
+    if share()[1] > 1:
+        raise KDBenchError(
+            f"trainer.devices={share()[1]}: {name} is one graph, which processes cannot share: leave out trainer=ddp"
+        )
+
+
+def looks(found: Dataset[Batch] | list[Batch], seed: int = 0, train: bool = False) -> DataLoader[Batch]:
+    """Returns a loader of samples that are whole batches.
+
+    Args:
+        found: A data set of such, or they themselves.
+        seed: Of a run.
+        train: Whether they come in an order of their own in each epoch.
+    """
+    held = Looks(found) if isinstance(found, list) else found
+    sampler = EpochSampler(len(held), seed, train=train)  # type: ignore[arg-type]
+    return DataLoader(Batches(held, None), 1, sampler=sampler, collate_fn=_only)
 
 
 def _only(batch: Any) -> Any:
@@ -362,4 +395,4 @@ def open_graph(options: Mapping[str, Any], store: Store) -> Opened:
         KDBenchError: Options or files that are not as they should be.
     """
     given = DataOptions(**check("data", DataOptions, options))
-    return Opened(open_source(given.source, given.root, store, given.citations, given.directed), given)
+    return Opened(open_source(given.source, given.root, store, given.citations, given.directed, given.split), given)

@@ -41,6 +41,7 @@ class Graph:
         arrival: ``(N,)`` order in time, or None.
         blank: ``(N,)`` nodes whose features tell nothing of them, or None.
         law: ``(N, K)`` what a perfect reader knows of the class by the features alone, or None.
+        hyper: ``(K, 2)`` nodes and hyperedges that they are in, or None where these follow from the edges.
         embedded: Whether it comes without files.
         notes: What was put right while it was read.
     """
@@ -55,6 +56,7 @@ class Graph:
     arrival: np.ndarray | None = None
     blank: np.ndarray | None = None
     law: np.ndarray | None = None
+    hyper: np.ndarray | None = None
     embedded: bool = False
     notes: tuple[str, ...] = ()
 
@@ -142,7 +144,7 @@ def read(path: Path, name: str) -> Graph:
     labels = found["y"].astype(np.int64)
     if found["edges"].ndim != 2 or found["edges"].shape[1] != 2:
         raise KDBenchError(f"{where}: edges are {found['edges'].shape}, expected (E, 2)")
-    words = _words(found, where)
+    words = features(found, where)
     names = found.get("names")
     classes = tuple(map(str, names)) if names is not None else tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
     graph = Graph(
@@ -160,7 +162,8 @@ def read(path: Path, name: str) -> Graph:
     return checked(graph, where)
 
 
-def _words(found: Mapping[str, np.ndarray], where: str) -> sp.csr_matrix:
+def features(found: Mapping[str, np.ndarray], where: str) -> sp.csr_matrix:
+    """Returns the sparse features that ``indptr``, ``indices``, ``shape`` and ``values`` are."""
     indptr, indices = found["indptr"].astype(np.int64), found["indices"].astype(np.int64)
     rows, columns = map(int, found["shape"])
     values = found.get("values")

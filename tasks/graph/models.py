@@ -15,7 +15,7 @@ from kdbench.functional.numerics import upcast
 from tasks.graph.operators import Operator, Sparse, dropped, entries, product, row_softmax
 
 #: What networks may read of the edges (:func:`tasks.graph.data.views`).
-VIEWS = ("undirected", "neighbours", "cites", "cited")
+VIEWS = ("undirected", "neighbours", "cites", "cited", "hyper")
 #: Which rows of a table of positions each node reads (:func:`tasks.graph.positions.places`).
 PLACES = "places"
 Layer = TypeVar("Layer", bound=nn.Linear)
@@ -192,12 +192,18 @@ class GCN(Network):
 
     def forward(self, words: Sparse | Tensor, views: Views) -> Tensor:
         """Returns logits ``(N, classes)``; the view is the normalised matrix of edges, and of each node with itself."""
-        matrix = views["undirected"]
+        matrix = views[self.reads[0]]
         nodes = (product(matrix, self.words(words)) + self.bias).relu()
         for layer in self.layers:
             nodes = layer(self.drop(nodes), matrix).relu()
         found: Tensor = self.classify(self.drop(self.hidden(nodes)), matrix)
         return found
+
+
+class HGNN(GCN):
+    """Feng, You, Zhang, Ji, Gao: Hypergraph Neural Networks, AAAI 2019, eq. 10: a convolution over hyperedges."""
+
+    reads = ("hyper",)
 
 
 class SAGE(Network):
@@ -320,3 +326,37 @@ class GAT(Network):
             nodes = F.elu(around(layer(self.drop(nodes)), matrix))
         found: Tensor = self.last(self.classify(self.drop(self.hidden(nodes))), matrix)
         return found
+
+
+class LinkGCN(GCN):
+    """A graph convolutional network that scores pairs of nodes by the product of what it holds of both.
+
+    After Kipf, Welling: Variational Graph Auto-Encoders, 2016, the non-probabilistic form.
+
+    Args:
+        features: Of a node.
+        width: Of the hidden layers.
+        out: Of what is held of a node.
+        layers: Convolutions in all.
+        dropout: Of features and hidden values.
+
+    Attributes:
+        ends: What is held of both ends of each pair, ``(P, 2 out)``; a tap.
+    """
+
+    def __init__(
+        self,
+        features: PositiveInt,
+        width: PositiveInt = 64,
+        out: PositiveInt = 32,
+        layers: Annotated[int, Field(ge=2)] = 2,
+        dropout: Dropout = 0.5,
+    ) -> None:
+        super().__init__(features, out, width, layers, dropout)
+        self.ends = nn.Identity()
+
+    def forward(self, words: Sparse | Tensor, views: Views, pairs: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns scores ``(P,)`` of pairs ``(2, P)``."""
+        nodes = super().forward(words, views)
+        first, second = self.ends(torch.cat([nodes[pairs[0]], nodes[pairs[1]]], 1)).chunk(2, 1)
+        return (first * second).sum(1)

@@ -11,7 +11,7 @@ from kdbench.base.digest import digest, source_digest
 from kdbench.base.instantiate import check
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError, nearest, reading
-from tasks.graph import layout, planetoid, tables
+from tasks.graph import hyper, layout, planetoid, tables
 from tasks.graph.citations import Citations, make
 from tasks.graph.layout import Graph
 
@@ -20,12 +20,17 @@ HOLDS = {
     "citations": "",
     "cora": "cora.npz, or Planetoid's ind.cora.x, .y, .tx, .ty, .allx, .ally, .graph, .test.index",
     "citeseer": "citeseer.npz, or Planetoid's ind.citeseer.x and its siblings",
+    "coauthorship": "hyper_cora_coauthorship.npz",
+    "cocitation": "hyper_cora_cocitation.npz",
     "owngraph": "graph.npz in the layout of tasks.graph.layout, or nodes.csv and edges.csv",
 }
 FILE = "graph.npz"
+HYPER = ("coauthorship", "cocitation")
 
 
-def open_source(name: str, root: str | None, store: Store, citations: Mapping[str, Any], directed: bool) -> Graph:
+def open_source(
+    name: str, root: str | None, store: Store, citations: Mapping[str, Any], directed: bool, split: int = 0
+) -> Graph:
     """Reads a graph, which is made first where it is made up.
 
     Args:
@@ -34,12 +39,15 @@ def open_source(name: str, root: str | None, store: Store, citations: Mapping[st
         store: Where what was made lies.
         citations: Options of the made-up one, :class:`~tasks.graph.citations.Citations`.
         directed: Of tables, whether edges have a direction.
+        split: Of hypergraphs, which of the published training sets.
 
     Raises:
         KDBenchError: An unknown name, a root that is missing or not wanted, or files that are not as they should be.
     """
     if name not in HOLDS:
         raise KDBenchError(f"data.source={name}: there is no such source: {nearest(name, HOLDS)}")
+    if split and name not in HYPER:
+        raise KDBenchError(f"data.split={split}: {name} has one cut alone: leave it out")
     if name == "citations":
         if root is not None:
             raise KDBenchError(f"data.root={root}: {name} is made up and reads no files; choose data=cora or owngraph")
@@ -55,6 +63,8 @@ def open_source(name: str, root: str | None, store: Store, citations: Mapping[st
     if name == "owngraph":
         path = folder / FILE
         return layout.read(path, name) if path.is_file() else tables.read(folder, name, directed)
+    if name in HYPER:
+        return hyper.read(folder / HOLDS[name], name, split)
     path = folder / f"{name}.npz"
     return layout.read(path, name) if path.is_file() else planetoid.read(folder, name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,8 @@ from kdbench.features import Feature, Kind, Logits, Nodes, Vector
 from kdbench.functional.numerics import upcast
 from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task
 from tasks.graph import layout
-from tasks.graph.data import GraphData, Inputs, Opened, Targets, open_graph, views
+from tasks.graph.data import HYPER, GraphData, Inputs, Opened, Targets, open_graph, views
+from tasks.graph.hyper import matrix, memberships
 from tasks.graph.layout import UNKNOWN
 from tasks.graph.metrics import Scores, structure_map
 from tasks.graph.models import PLACES, Network, PositionMLP
@@ -35,6 +36,8 @@ from tasks.graph.picture import render
 
 #: Keys of ``data`` that the engine and the presets read.
 ENGINE = ("name", "task", "protocol")
+#: What makes a view that is not always there.
+MADE = {"cites": "data.directed=true reads tables with directions", HYPER: "data.hyper=true makes it"}
 #: Taps of this name are one vector a node, others nodes of the graph.
 VECTOR = "pooled"
 
@@ -49,7 +52,7 @@ class GraphTask(Task):
     """
 
     name: ClassVar[str] = "graph"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"single_label", "sample_id", "node_scores"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"single_label", "sample_id", "node_scores", "hyperedges"})
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str | None] = "%"
     metric_law: ClassVar[str] = "percent"
@@ -97,6 +100,12 @@ class GraphTask(Task):
         """What networks may read of the edges."""
         return self.opened.views if self.restored is None else tuple(self.restored.inputs["views"])
 
+    @property
+    def self_hyperedges(self) -> bool:
+        """Whether each node is a hyperedge by itself."""
+        given = None if self.restored is None else self.restored.inputs.get("self_hyperedges", True)
+        return self.opened.options.self_hyperedges if given is None else bool(given)
+
     def dataset(self) -> DatasetInfo:
         """Returns what a record says of the graph. Its training samples are all nodes that training sees."""
         if self.restored is not None:
@@ -118,6 +127,7 @@ class GraphTask(Task):
                 "features": graph.words.shape[1],
                 "normalise": bool(self.options.get("normalise", True)),
                 "views": list(opened.views),
+                **({"self_hyperedges": opened.options.self_hyperedges} if opened.options.hyper else {}),
                 "labelled": len(opened.train),
                 **known,
             },
@@ -130,17 +140,21 @@ class GraphTask(Task):
 
     def example(self) -> Batch:
         """Returns a graph of one node without words, which has no edge."""
-        none = sp.csr_matrix((1, self.features), dtype=np.float32)
-        return self._whole(none, np.empty((0, 2), np.int64))
+        none, pairs = sp.csr_matrix((1, self.features), dtype=np.float32), np.empty((0, 2), np.int64)
+        return self._whole(none, pairs, pairs)
 
-    def _whole(self, words: sp.csr_matrix, edges: np.ndarray) -> Batch:
+    def _whole(self, words: sp.csr_matrix, edges: np.ndarray, members: np.ndarray) -> Batch:
         """Returns a graph without labels."""
         count = words.shape[0]
         both = torch.from_numpy(np.concatenate([edges, edges[:, ::-1]]).T.copy())
-        seen = views(edges, count, self.views)
+        seen = views(edges, count, tuple(view for view in self.views if view != HYPER))
+        if HYPER in self.views:
+            seen[HYPER] = Sparse.of(matrix(members, count, self.self_hyperedges))
         seen[PLACES] = Sparse.of(sp.csr_matrix((count, self.seen), dtype=np.float32))  # nodes that training did not see
         inputs = Inputs(Sparse.of(words), seen, both)
-        return Batch(inputs, Targets(torch.full((count,), UNKNOWN), {}), torch.arange(count))
+        return Batch(
+            inputs, Targets(torch.full((count,), UNKNOWN), {}, torch.from_numpy(members.T.copy())), torch.arange(count)
+        )
 
     def counts(self) -> Mapping[str, Counts]:
         """Returns the labelled nodes by split and class."""
@@ -163,6 +177,10 @@ class GraphTask(Task):
     def augmented(self) -> bool:
         """A graph is seen as it is."""
         return False
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        """Returns the hyperedges of a batch, and how it is with noise on its features."""
+        return {"hyperedges": lambda batch: batch.targets.members, "noised": _noised}
 
     # ---- models -----------------------------------------------------------------------------------------------
 
@@ -187,8 +205,8 @@ class GraphTask(Task):
         absent = next((view for view in wanted if view not in (*self.views, PLACES)), None)
         if absent is not None:
             raise KDBenchError(
-                f"{type(model).__name__} reads the view {absent!r}, which an undirected graph does not have: "
-                f"{nearest(absent, self.views)}; data.directed=true reads tables with directions"
+                f"{type(model).__name__} reads the view {absent!r}, which these data do not have: "
+                f"{nearest(absent, self.views)}; {MADE.get(absent, MADE['cites'])}"
             )
         return wanted
 
@@ -333,7 +351,7 @@ class GraphTask(Task):
         normal = self.opened.options.normalise if self.restored is None else bool(self.restored.inputs["normalise"])
         total = np.abs(graph.words).sum(1).A1
         words = sp.diags(1 / np.where(total > 0, total, 1)) @ graph.words if normal else graph.words
-        return self._whole(sp.csr_matrix(words, dtype=np.float32), graph.edges)
+        return self._whole(sp.csr_matrix(words, dtype=np.float32), graph.edges, memberships(graph))
 
     @torch.no_grad()
     def show(self, batch: Batch, model: nn.Module, name: str) -> Image:
@@ -353,6 +371,13 @@ class GraphTask(Task):
             {"node": node, "class": self.classes[c], "probability": round(p, 4)}
             for node, (c, p) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         ]
+
+
+def _noised(batch: Batch, generator: torch.Generator) -> Batch:
+    """Returns a batch each of whose features is multiplied by a number of mean and deviation one."""
+    words = batch.inputs.words
+    factor = 1 + torch.randn(words.values.shape, generator=generator).to(words.values)
+    return batch.with_inputs(batch.inputs._replace(words=words._replace(values=words.values * factor)))
 
 
 class Alone(nn.Module):

@@ -19,6 +19,7 @@ from kdbench.signals import total
 
 N, C = 4, 6
 LABELS = torch.arange(N)
+HALF = LABELS % 2 == 1
 Shape = tuple[int, ...]
 LOGITS, VECTORS, OTHER_VECTORS, GRID, WIDER = (N, C), (N, 8), (N, 5), (N, 5, 4, 4), (N, 7, 4, 4)
 SCORES = (N, 2, 3, 3)
@@ -150,6 +151,14 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
     "label_free_divergence": (lambda s, t: K.label_free_divergence(s, t).sum(), LOGITS, LOGITS),
     "label_free_divergence:symmetric": (
         lambda s, t: K.label_free_divergence(s, t, "symmetric_kl", "bernoulli").sum(),
+        LOGITS,
+        LOGITS,
+    ),
+    "unlearning_response_loss": (lambda s, t: K.unlearning_response_loss(s, t, -t, HALF), LOGITS, LOGITS),
+    "unlearning_feature_loss": (lambda s, t: K.unlearning_feature_loss(s, t, -t, HALF) / HUGE, VECTORS, VECTORS),
+    "high_order_loss": (lambda s, t: K.high_order_loss(s, t, EDGES[:, :4], LABELS < 3), LOGITS, LOGITS),
+    "high_order_loss:code": (
+        lambda s, t: K.high_order_loss(s, t, EDGES[:, :4], LABELS < 3, faithful="code"),
         LOGITS,
         LOGITS,
     ),

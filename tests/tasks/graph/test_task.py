@@ -109,7 +109,7 @@ def test_a_network_is_given_the_edges_that_it_reads_alone(made, batch):
     with pytest.raises(AssertionError):
         made.forward(Curious(), batch.inputs)
     Curious.reads = ("kin",)
-    with pytest.raises(KDBenchError, match="Curious reads the view 'kin', which an undirected graph does not have"):
+    with pytest.raises(KDBenchError, match="Curious reads the view 'kin', which these data do not have"):
         made.forward(Curious(), batch.inputs)
 
     class Echo(nn.Module):
@@ -124,7 +124,7 @@ def test_an_undirected_graph_has_no_directions(tmp_path):
     np.savez(tmp_path / "graph.npz", **_undirected())
     options = {"source": "owngraph", "root": str(tmp_path), "cold": 0.5}
     task = tiny.task(tmp_path / "cache", options)
-    with pytest.raises(KDBenchError, match="SAGE reads the view 'cites', which an undirected graph does not have"):
+    with pytest.raises(KDBenchError, match="SAGE reads the view 'cites', which these data do not have"):
         task.build(tiny.SAGE)
     task.build({**tiny.SAGE, "views": ["neighbours"]})
 
