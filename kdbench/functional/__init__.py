@@ -99,6 +99,7 @@ from kdbench.functional.sp import similarity_matrix, similarity_preserving_loss
 from kdbench.functional.srrl import srrl_losses
 from kdbench.functional.sskd import contrast_loss, contrast_similarities, contrast_transfer_loss, select_transfer
 from kdbench.functional.ssld import label_free_divergence, surest
+from kdbench.functional.swing import private_loss
 from kdbench.functional.taid import interpolated_loss, next_share
 from kdbench.functional.tf_kd import self_training_loss, virtual_teacher, virtual_teacher_loss
 from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
@@ -256,6 +257,7 @@ __all__ = [
     "pixel_similarity_loss",
     "pkt_loss",
     "pool_to_smaller",
+    "private_loss",
     "project_edges",
     "pruned_loss",
     "quality_focal_loss",

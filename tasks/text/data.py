@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import NonNegativeInt
@@ -24,6 +24,8 @@ from tasks.text.options import Options
 from tasks.text.sequences import Said, joined
 
 FILES = ("learn.npy", "test.npy")
+#: Probability, about, of each word that is none of the grammar's: no divergence is infinite.
+SELDOM = 1e-9
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,16 @@ class Texts:
         digest: Of content and cuts.
         learned: Of what is not test.
         notes: What a record says of texts that a model wrote.
+        further: Words behind those of the grammar, which it does not say.
     """
+
+    further: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: DataOptions, store: Store) -> None:
         self.options = options
         self.grammar = Grammar(**check("data.grammar", Grammar, options.grammar))
         order = shuffled(options.shuffle)
-        self.words: tuple[str, ...] = tuple(WORDS[place] for place in order)
+        self.words: tuple[str, ...] = (*(WORDS[place] for place in order), *self.further)
         self.length = self.grammar.length
         if options.prompt >= self.length:
             raise KDBenchError(
@@ -77,7 +82,7 @@ class Texts:
         found = cuts(options, [f"{place:06d}" for place in range(len(learn))])
         val = learn[found.val]
         test = test[limited([f"{place:06d}" for place in range(len(test))], options.test, "test")]
-        self.train = Said(learn[found.train], 0, found.supervised)
+        self.train = Said(self.told(learn[found.train]), 0, found.supervised)
         self.notes: tuple[str, ...] = ()
         if options.corpus is not None:
             written = corpus.read(Path(options.corpus), len(self.words), self.length)
@@ -88,6 +93,10 @@ class Texts:
         known += [] if self.train.given is None else self.train.given.tolist()
         self.learned = digest([content(self.train.texts), known, content(val), content(self.law.emission)])
         self.digest = digest([self.learned, content(test)])
+
+    def told(self, texts: np.ndarray) -> np.ndarray:
+        """Returns training texts ``(N, L)`` with what else is said in them; here nothing."""
+        return texts
 
     def _with(self, written: corpus.Corpus) -> Said:
         own = self.train if self.options.beside else None
@@ -108,8 +117,10 @@ def shuffled(seed: int | None) -> np.ndarray:
 
 
 def named(law: Chain, words: Sequence[str]) -> Chain:
-    """Returns the law of texts whose words are numbered in another order."""
-    return Chain(law.start, law.transition, law.emission[:, [WORDS.index(word) for word in words]])
+    """Returns the law of texts whose words are numbered in another order, and of words that are hardly ever said."""
+    columns = [WORDS.index(word) if word in WORDS else -1 for word in words]
+    says = np.where(np.array(columns) < 0, SELDOM, law.emission[:, columns])
+    return Chain(law.start, law.transition, says / says.sum(1, keepdims=True) if min(columns) < 0 else says)
 
 
 def _made(grammar: Grammar, store: Store) -> tuple[np.ndarray, np.ndarray]:

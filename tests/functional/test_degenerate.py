@@ -67,6 +67,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
     "skew_reverse_kl_loss": (K.skew_reverse_kl_loss, LOGITS, LOGITS),
     "attention_score_loss": (K.attention_score_loss, SCORES, SCORES),
     "long_term_loss": (lambda s, t: K.long_term_loss(s, t, torch.ones(N, C) > 0), LOGITS, LOGITS),
+    "private_loss": (lambda s, t: K.private_loss(s, t, torch.linspace(1, 16, N)), LOGITS, LOGITS),
     "relation_loss": (K.relation_loss, SCORES, SCORES),
     "relation_loss:causal": (lambda s, t: K.relation_loss(s, t, torch.ones(1, 1, 3, 3).tril() > 0), SCORES, SCORES),
     "patience_loss": (K.patience_loss, VECTORS, VECTORS),

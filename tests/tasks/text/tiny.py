@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.base.store import Store
+from tasks.text.canaries import CanaryText
 from tasks.text.classes import TextClassification
 from tasks.text.task import Text
 
@@ -31,3 +32,10 @@ def classification(folder: Path, **options: Any) -> TextClassification:
     """The task on texts about topics."""
     given = {"name": "topics", "task": "text", "source": "topics", "topics": TOPICS, "batch_size": 4}
     return TextClassification({**given, **options}, Store(folder), None)
+
+
+def canaries(folder: Path, **options: Any) -> CanaryText:
+    """The task on texts that hold secrets."""
+    secrets = {"digits": 2, "times": [1, 5]}
+    given = {"name": "canaries", "task": "text", "source": "canaries", "grammar": GRAMMAR, "canaries": secrets}
+    return CanaryText({**given, "batch_size": 4, **options}, Store(folder))
