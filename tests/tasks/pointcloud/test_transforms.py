@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,11 @@ from tasks.pointcloud.transforms import (
 CLASSES = ["Car", "Pedestrian", "Cyclist"]
 PLAIN = Transforms(flip=0.0, rotation=(0.0, 0.0), scale=(1.0, 1.0))
 SIZES = {"Car": (3.9, 1.6, 1.5), "Pedestrian": (0.8, 0.6, 1.7), "Cyclist": (1.8, 0.6, 1.7)}
-seeds = settings(max_examples=40, deadline=None, derandomize=True)(given(seed=st.integers(0, 2**32 - 1)))
+
+
+def seeds(test: Any) -> Any:
+    """Runs a test for forty seeds, the same each time, however long it takes."""
+    return settings(max_examples=40, deadline=None, derandomize=True)(given(seed=st.integers(0, 2**32 - 1))(test))
 
 
 def polygons(boxes: np.ndarray) -> np.ndarray:
