@@ -42,7 +42,8 @@ def product(score: float) -> Product:
 
 def gap(teacher: float, scratch: float, student: float, noise: float | None = 0.0, higher: bool = True) -> Any:
     products = {"teacher": product(teacher), "scratch": product(scratch), "student": product(student)}
-    task: Any = SimpleNamespace(primary="m", higher_is_better=higher, standard_error=lambda first, second: 0.1 * first)
+    facts = {"primary": "m", "aim": "", "higher_is_better": higher}
+    task: Any = SimpleNamespace(**facts, standard_error=lambda first, second: 0.1 * first)
     return gap_closed(products, task, noise)
 
 
