@@ -23,7 +23,7 @@ from kdbench.errors import KDBenchError
 from kdbench.records.record import find_records, read_record
 from tests.cli import EXAMPLE, PLUGINS, ROOT, install, run
 from tests.tasks.classification import layouts
-from tests.tasks.graph.tiny import write_cora
+from tests.tasks.graph.tiny import write_cora, write_hypergraph
 from tests.tasks.hoi.tiny import released, write_released
 from tests.tasks.pointcloud import tiny
 from tests.tasks.pointcloud.tiny import RANGE
@@ -251,6 +251,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layouts.mnist(folder / "mnist", train=200, test=60)
     write_released(folder / "cad120", **released(videos=48))
     write_cora(folder)
+    write_hypergraph(folder / "hyper_cora_coauthorship.npz", nodes=800)
     (folder / "texts").mkdir()
     lines = "".join(f"text {'abcd'[n % 4]} of {n},{'xy'[n % 2]}\n" for n in range(400))
     (folder / "texts" / "train.csv").write_text(f"text,label\n{lines}")
@@ -276,7 +277,8 @@ def test_a_command_runs(arguments, shelf, tmp_path, monkeypatch, capsys):
         few = [f"data.root={shelf}/cad120"] if composed["data"]["name"] == "cad120" else ["data.kitchen.videos=40"]
         small = [*small[:3], "data.batch_size=2", *few]
     elif composed["task"]["name"] == "graph":
-        few = [f"data.root={shelf}"] if composed["data"]["name"].startswith("cora") else ["data.citations.papers=250"]
+        given_in_files = composed["data"]["name"].startswith(("cora", "coauthorship"))
+        few = [f"data.root={shelf}"] if given_in_files else ["data.citations.papers=250"]
         small = [*small[:3], *few]
     elif composed["task"]["name"] == "text":
         texts = {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -83,24 +80,9 @@ def test_a_network_reads_hyperedges_where_the_data_make_them(tmp_path):
         tiny.task(tmp_path).build(HGNN)
 
 
-def write(path: Path, **changes: Any) -> None:
-    draw = np.random.default_rng(0)
-    sizes = draw.integers(2, 5, size=30)
-    arrays = {
-        "indptr": np.arange(61),
-        "indices": np.arange(60) % 7,
-        "shape": np.array([60, 7]),
-        "y": np.arange(60) % 3,
-        "edge_ptr": np.concatenate([[0], sizes.cumsum()]),
-        "members": np.concatenate([draw.choice(60, n, replace=False) for n in sizes]),
-        "train": np.arange(24).reshape(2, 12),
-    }
-    np.savez(path, **{**arrays, **changes})
-
-
 def test_a_file_of_a_hypergraph(tmp_path, monkeypatch):
     monkeypatch.setattr(hyper, "HELD", 20)
-    write(tmp_path / "hyper_cora_cocitation.npz")
+    tiny.write_hypergraph(tmp_path / "hyper_cora_cocitation.npz")
     given = {"source": "cocitation", "root": str(tmp_path), "hyper": True, "cold": 0.0, "split": 1}
     made: GraphTask = tiny.task(tmp_path / "cache", given)
     assert made.dataset().sizes == {"train": 60, "val": 20, "test": 28}
@@ -109,7 +91,7 @@ def test_a_file_of_a_hypergraph(tmp_path, monkeypatch):
     (batch,) = made.data(0).test_dataloader()
     isolated = np.setdiff1d(np.arange(60), made.opened.members[:, 0])
     assert int(batch.targets.sets["isolated"].sum()) == len(np.intersect1d(isolated, made.opened.tran))
-    write(tmp_path / "hyper_cora_cocitation.npz", edge_ptr=np.array([0, 3]))
+    tiny.write_hypergraph(tmp_path / "hyper_cora_cocitation.npz", edge_ptr=np.array([0, 3]))
     for changes, line in (({}, "edge_ptr does not cut members"), ({"split": 5}, "has 2 training sets")):
         with pytest.raises(KDBenchError, match=line):
             _ = tiny.task(tmp_path / "cache", {**given, **changes}).opened

@@ -38,3 +38,19 @@ def write_cora(folder: Path) -> None:
     splits = {"train": parts[:50], "val": parts[50:80], "test": parts[80:]}
     folder.mkdir(parents=True, exist_ok=True)
     layout.write(folder / "cora.npz", replace(made, splits=splits, directed=False))
+
+
+def write_hypergraph(path: Path, nodes: int = 60, **changes: Any) -> None:
+    """Writes a file of a made-up hypergraph with two training sets; ``changes`` are other arrays."""
+    draw = np.random.default_rng(0)
+    sizes = draw.integers(2, 5, size=nodes // 2)
+    arrays = {
+        "indptr": np.arange(nodes + 1),
+        "indices": np.arange(nodes) % 7,
+        "shape": np.array([nodes, 7]),
+        "y": np.arange(nodes) % 3,
+        "edge_ptr": np.concatenate([[0], sizes.cumsum()]),
+        "members": np.concatenate([draw.choice(nodes, n, replace=False) for n in sizes]),
+        "train": np.arange(24).reshape(2, 12),
+    }
+    np.savez(path, **{**arrays, **changes})
