@@ -41,7 +41,7 @@ def outside(*arguments: str, folder: Path, python: tuple[str, ...] = ("-m", "kdb
     ("arguments", "line"),
     [
         (("task=tou",), "task=tou: there is no such task: did you mean 'toy'?"),
-        (("method=fitnets",), "method=fitnets: there is no such method: did you mean 'fitnet'"),
+        (("method=fitnets",), "method=fitnets: there is no such method: did you mean 'fitnet' or 'tinybert'?"),
         (("pair=toi",), "pair=toi: there is no such pair: did you mean 'toy'?"),
         (("preset=smok",), "preset=smok: there is no such preset: did you mean 'smoke'?"),
         (("data=toyy",), "data=toyy: there is no such data: did you mean 'toy'?"),

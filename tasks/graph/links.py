@@ -31,9 +31,9 @@ from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task
 from tasks.graph import layout
 from tasks.graph.data import VIEWS_UNDIRECTED, normalised, views
 from tasks.graph.models import Network
-from tasks.graph.operators import Edges, Sparse
+from tasks.graph.operators import Sparse
 from tasks.graph.pairs import PairData, PairInputs, Pairs, PairTargets, open_pairs
-from tasks.graph.task import ENGINE
+from tasks.graph.task import ENGINE, Around
 
 #: Sets whose laws are drawn, and what they are called.
 DRAWN = {"edges": "edges never seen", "forgotten": "edges to be forgotten", "others": "no edges"}
@@ -301,21 +301,10 @@ def _whole(words: sp.csr_matrix, edges: np.ndarray, pairs: np.ndarray) -> Batch:
     return Batch(inputs, PairTargets(torch.zeros(count), sets), torch.arange(count))
 
 
-class OnePair(nn.Module):
-    """A model as what is exported: for the first two of some nodes, whose edges are given one by one.
-
-    Args:
-        model: It.
-        reads: Its views, in the order of the inputs.
-    """
-
-    def __init__(self, model: nn.Module, reads: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self.reads = reads
+class OnePair(Around):
+    """A model as what is exported: for the first two of some nodes, whose edges are given one by one."""
 
     def forward(self, words: Tensor, *parts: Tensor) -> Tensor:
         """Returns the score ``(1,)``, given dense features ``(N, V)`` and, by view, source, target and weight."""
-        given = {view: Edges(*parts[3 * i : 3 * i + 3]) for i, view in enumerate(self.reads)}
-        found: Tensor = self.model(words, given, torch.tensor([[0], [1]], device=words.device))
+        found: Tensor = self.model(words, self.given(parts), torch.tensor([[0], [1]], device=words.device))
         return found

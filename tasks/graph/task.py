@@ -412,6 +412,9 @@ class Around(nn.Module):
 
     def forward(self, words: Tensor, *parts: Tensor) -> Tensor:
         """Returns logits ``(1, classes)`` of dense features ``(N, V)`` and, by view, source, target and weight."""
-        given = {view: Edges(*parts[3 * i : 3 * i + 3]) for i, view in enumerate(self.reads)}
-        found: Tensor = self.model(words, given)
+        found: Tensor = self.model(words, self.given(parts))
         return found[:1]
+
+    def given(self, parts: tuple[Tensor, ...]) -> dict[str, Edges]:
+        """Returns the edges by view."""
+        return {view: Edges(*parts[3 * i : 3 * i + 3]) for i, view in enumerate(self.reads)}

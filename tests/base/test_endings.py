@@ -31,7 +31,7 @@ class Slow(toy.Patterns):
 class Data(toy.Data):
     def _loader(self, split, size):
         train = split in ("train", "meta")
-        return SeededLoader(Slow(size, split), 16, self.seed, toy.collate, train=train, workers=1)
+        return SeededLoader(Slow(size, split), 16, self.seed, toy.collate, train=train, workers=2)
 
 class Toy(CliToy):
     def data(self, seed):
@@ -84,7 +84,7 @@ def test_a_signal_to_the_group_is_one_line_and_no_record(tmp_path, number, sweep
     run = start(tmp_path, "method=none", "role=student", *sweep)
     wait(lambda: "epoch 2/1000" in (tmp_path / "out").read_text())
     workers = children(run.pid)
-    assert workers
+    assert len(workers) >= 2
     os.killpg(run.pid, number)
     assert run.wait(30) == 128 + number
     word = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}[number]
@@ -100,7 +100,7 @@ def test_workers_of_joblib_and_their_loaders_end_with_the_sweep(tmp_path):
     sweep = start(tmp_path, "-m", *jobs)
     wait(lambda: (tmp_path / "out").read_text().count("epoch 2/1000") == 2)
     workers = children(sweep.pid)
-    assert len(workers) >= 2 + 2
+    assert len(workers) >= 2 + 2 * 2
     sweep.kill()
     sweep.wait()
     wait(lambda: gone(workers), 10)
