@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import PositiveInt
+from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
 
@@ -15,16 +17,20 @@ class ConvNet(nn.Module):
         num_classes: Of the classifier.
         in_chans: Channels of the images.
         width: Channels of the first convolution; twice and four times as many follow.
+        pool: ``max`` takes every second maximum, another one after a shift of one pixel; ``blur`` low-passes them
+            first (Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019).
     """
 
-    def __init__(self, num_classes: int, in_chans: int, width: PositiveInt = 16) -> None:
+    def __init__(
+        self, num_classes: int, in_chans: int, width: PositiveInt = 16, pool: Literal["max", "blur"] = "max"
+    ) -> None:
         super().__init__()
         widths = (in_chans, width, 2 * width, 4 * width)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
             for before, after in zip(widths, widths[1:], strict=False)
         )
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.MaxPool2d(2) if pool == "max" else nn.Sequential(nn.MaxPool2d(2, 1), BlurPool2d())
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -95,6 +95,18 @@ def test_the_convolutional_network_does_not_see_where_a_digit_is():
     assert sum(p.numel() for p in ConvNet(10, 1).parameters()) < 30_000
 
 
+def test_blurred_pooling_hardly_sees_a_shift_of_one_pixel():
+    image = torch.zeros(1, 1, 40, 40)
+    image[..., 12:24, 12:24] = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    apart = {}
+    for pool in ("max", "blur"):
+        torch.manual_seed(0)
+        network = ConvNet(10, 1, 4, pool).eval()
+        with torch.no_grad():
+            apart[pool] = float((network(image) - network(image.roll((1, 1), (2, 3)))).norm())
+    assert apart["blur"] < apart["max"] / 2
+
+
 def test_the_other_one_has_the_layers_of_the_toy():
     network = Perceptron(10, 1, (40, 40))
     assert [layer.in_features for layer in network if hasattr(layer, "in_features")] == [1600, 256, 128]
