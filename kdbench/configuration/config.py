@@ -206,7 +206,10 @@ def _changed(overrides: Sequence[str]) -> DictConfig | None:
     found = copy.deepcopy(_chosen(tuple(choices)))
     try:
         for override in keys:
-            OmegaConf.update(found, override.key_or_group, override.value(), force_add=override.is_force_add())
+            value = override.value()
+            if type(value) is int and isinstance(OmegaConf.select(found, override.key_or_group), float):
+                value = float(value)  # 4 and 4.0 are one specification
+            OmegaConf.update(found, override.key_or_group, value, force_add=override.is_force_add())
     except OmegaConfBaseException:  # in Hydra's words
         return None
     # Where jobs have folders of their own, named by their overrides, Hydra composes each of them itself.

@@ -7,6 +7,7 @@ from kdbench.base.store import Store
 from kdbench.configuration import config
 from kdbench.configuration.resolved import resolve
 from kdbench.errors import KDBenchError
+from kdbench.records.record import spec_hash
 from tests.cli import install
 
 
@@ -59,6 +60,13 @@ def test_a_role_changes_the_optimizer_that_both_share():
     other = load("student.trainer.optimizer={_target_: torch.optim.Adam, lr: 1}")["student"]["trainer"]
     assert other == {"optimizer": {"_target_": "torch.optim.Adam", "lr": 1}}
     assert load()["teacher"]["trainer"] == {}
+
+
+def test_a_whole_number_is_a_float_where_one_stood():
+    given = {key: load("method=kd", f"method.temperature={key}", "trainer.epochs=7") for key in ("3", "3.0", "3.5")}
+    assert spec_hash(given["3"]) == spec_hash(given["3.0"]) != spec_hash(given["3.5"])
+    assert type(given["3"]["method"]["temperature"]) is float
+    assert type(given["3"]["trainer"]["epochs"]) is int
 
 
 def test_keys_that_only_a_signature_knows_need_no_plus():
