@@ -43,6 +43,7 @@ class Plugin(nn.Module):
         fidelity: ``equations`` or ``approximate``.
         over_batch: Whether a term relates rows to each other, so is no mean over rows of their own losses: then every
             process of a training is given the features of the whole batch.
+        raw: Whether it reads raw outputs of its frozen networks, not features alone, so cannot do with stored ones.
         renames: Whether its terms hold where teacher and student call classes otherwise (models of other vocabularies).
         corpus: Whether it learns from what the teacher writes before the student is trained (``teacher.corpus``).
         built: Whether :meth:`build` has run; the engine sets it.
@@ -59,6 +60,7 @@ class Plugin(nn.Module):
     no_twin: ClassVar[str] = ""
     fidelity: ClassVar[Literal["equations", "approximate"]] = "equations"
     over_batch: ClassVar[bool] = False
+    raw: ClassVar[bool] = False
     renames: ClassVar[bool] = False
     corpus: ClassVar[bool] = False
     built: bool = False

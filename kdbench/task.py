@@ -205,6 +205,9 @@ class Task:
               kind ``Nodes``, in their order, whose edges count all rows;
             * ``assigned``: :meth:`ops` has ``assigned(model, batch, boxes)``: for each row of such a feature the true
               box that the detector's own assigner gives it, ``(B, A)`` integers into the M of ``boxes``, -1 for none.
+            * ``objects``: :meth:`ops` has ``objects(model, outputs)``, what a detector finds, one row each: ``labels``,
+              ``scores``, ``batch``, …; ``true_objects(batch)``, too; ``with_objects(batch, objects)``, its inverse;
+            * ``peaks``: :meth:`ops` has ``peaks(batch, count)``: how near an object's centre each row of scores is;
             * ``generates``: :meth:`ops` has ``generate(model, batch, generator, temperature=1.0)``: the batch whose
               samples the model writes itself behind what is given of each, drawn from a generator; none of them is
               supervised, and its memo says under ``tokens`` how many were written. A plugin calls it by

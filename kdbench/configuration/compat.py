@@ -108,6 +108,8 @@ def no_replay(plugin: type[Plugin]) -> str:
     for name, role in frozen.items():
         if role.grad != "none":
             return f"it takes gradients through the {name}"
+        if plugin.raw:
+            return f"it reads what the {name} says itself, of which features alone are stored"
         called = next((part.name for part in plugin.parts if name in part.roles), None)
         if called is not None:
             return f"it calls the {called} of the {name}"

@@ -50,6 +50,7 @@ from kdbench.functional.ifvd import class_centres, class_similarity, class_varia
 from kdbench.functional.jsd import jsd_loss
 from kdbench.functional.kd import adversarial_temperature, cosine_ramp, kd_loss, std_rescale, z_score
 from kdbench.functional.kdsvd import align, kdsvd_loss, right_singular_vectors
+from kdbench.functional.label_kd import confident, join_labels
 from kdbench.functional.lad import class_codes, label_channel, path_consistency_loss
 from kdbench.functional.ld import localisation_loss, valuable_region
 from kdbench.functional.lighthgnn import high_order_loss, hyperedge_mean, reliability
@@ -66,6 +67,7 @@ from kdbench.functional.nst import nst_loss
 from kdbench.functional.ofa import ofa_loss
 from kdbench.functional.ofd import gaussian_margin, partial_distance
 from kdbench.functional.patient_kd import patience_loss
+from kdbench.functional.pivotal_kd import pivotal_logit_loss, pivotal_positions
 from kdbench.functional.pkd import pearson_feature_loss
 from kdbench.functional.pkt import neighbour_probabilities, pkt_loss
 from kdbench.functional.pointdistiller import importance, local_graph_loss, reweight, select, weigh_distances
@@ -154,6 +156,7 @@ __all__ = [
     "code_loss",
     "code_perplexity",
     "color_affine",
+    "confident",
     "contrast_logits",
     "contrast_loss",
     "contrast_similarities",
@@ -208,6 +211,7 @@ __all__ = [
     "inter_class_loss",
     "interpolated_loss",
     "intra_class_loss",
+    "join_labels",
     "jsd_loss",
     "kd_loss",
     "kdsvd_loss",
@@ -254,6 +258,8 @@ __all__ = [
     "patience_loss",
     "pearson_correlation",
     "pearson_feature_loss",
+    "pivotal_logit_loss",
+    "pivotal_positions",
     "pixel_similarity_loss",
     "pkt_loss",
     "pool_to_smaller",

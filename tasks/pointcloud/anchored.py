@@ -15,6 +15,7 @@ from tasks.pointcloud.detector import PillarOutputs
 from tasks.pointcloud.head import balanced
 from tasks.pointcloud.loss import detection_loss
 from tasks.pointcloud.motion import Pose, carry_map
+from tasks.pointcloud.peaks import gaussian_peaks
 from tasks.pointcloud.second import VoxelOutputs
 
 
@@ -34,6 +35,13 @@ class AnchoredHead:
     def mark(self, scores: Logits, batch: Batch) -> Logits:
         """Gives class scores (B, A, C) mask and weight: anchors on objects and all others weigh the same in sum."""
         return balanced(scores, self._matched(batch) >= 0, batch)
+
+    def peaks(self, batch: Batch, count: int) -> Tensor:
+        """Returns Gaussians around the centres of objects, the same for all anchors of a cell, (B, count)."""
+        where, targets = self.anchors, batch.targets
+        given = targets["boxes"], targets["batch"], len(batch)
+        drawn = gaussian_peaks(*given, where.low, where.cell, where.grid).flatten(1)
+        return drawn.repeat_interleave(count // drawn.shape[1], 1)
 
     def carry(self, scores: Logits, pose: Pose) -> Logits:
         """Carries scores from cell to cell; a cell's two yaws stay, which suits turns of much less than a quarter."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,12 @@ class Collate:
 
     def _inside(self, values: np.ndarray) -> np.ndarray:
         return within(values, self.low, self.high)
+
+
+def with_objects(batch: Batch, objects: Mapping[str, torch.Tensor]) -> Batch:
+    """Returns a batch with other true objects; what was worked out of its own is forgotten."""
+    names = {key: value for key, value in batch.memo.items() if key == "names"}
+    return replace(batch, targets=dict(objects), memo=names)
 
 
 def _index(parts: Sequence[np.ndarray]) -> torch.Tensor:

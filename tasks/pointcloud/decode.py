@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,14 @@ class Detections(NamedTuple):
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+
+
+def joined(detections: Sequence[Detections]) -> dict[str, Tensor]:
+    """Joins the detections of a batch, sample after sample: tensors by name, ``batch`` says whose each is."""
+    sample = torch.arange(len(detections), device=detections[0].boxes.device if detections else None)
+    counts = torch.tensor([len(found.scores) for found in detections], device=sample.device)
+    columns = {name: torch.cat([getattr(f, name) for f in detections]) for name in Detections._fields}
+    return {**columns, "batch": sample.repeat_interleave(counts)}
 
 
 @torch.no_grad()

@@ -36,6 +36,10 @@ class Head(Protocol):
         """Returns the detections of each sample."""
         ...
 
+    def peaks(self, batch: Batch, count: int) -> Tensor:
+        """Returns how near each of ``count`` rows of class scores is to the centre of an object, (B, count)."""
+        ...
+
     def carry(self, scores: Logits, pose: Pose) -> Logits:
         """Takes class scores of scenes as they were to where they are after a pose has moved them."""
         ...

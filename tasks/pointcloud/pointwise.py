@@ -52,6 +52,10 @@ class PointwiseHead:
         """Gives class scores (B, N, C) mask and weight: points in objects and all others weigh the same in sum."""
         return balanced(scores, self._matched(batch, scores.values.shape[1]) >= 0, batch)
 
+    def peaks(self, batch: Batch, count: int) -> Tensor:
+        """Returns one for points in an object, zero for others, (B, count)."""
+        return (self._matched(batch, count) >= 0).float()
+
     def carry(self, scores: Logits, pose: Pose) -> Logits:
         """Leaves scores as they are: they move with their points, whose order stays."""
         return scores

@@ -30,8 +30,8 @@ from tasks.pointcloud import example, export, kitti, picture
 from tasks.pointcloud.anchored import AnchoredHead
 from tasks.pointcloud.anchors import Anchors, anchor_table
 from tasks.pointcloud.counts import count
-from tasks.pointcloud.data import Collate, KittiData, Split, transforms_of
-from tasks.pointcloud.decode import Detections
+from tasks.pointcloud.data import Collate, KittiData, Split, transforms_of, with_objects
+from tasks.pointcloud.decode import Detections, joined
 from tasks.pointcloud.detector import grid_shape
 from tasks.pointcloud.frames import Frame, Frames, Sensors, content_digests, prepare, within
 from tasks.pointcloud.head import Head
@@ -122,7 +122,7 @@ class PointCloud(Task):
     """
 
     name: ClassVar[str] = "pointcloud"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id", "meta", "warp", "sectors"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"sample_id", "meta", "warp", "sectors", "objects", "peaks"})
     primary: ClassVar[str] = "map_3d_moderate_r40"
     #: With n < 41 objects even a perfect detector gets (n - 1) / 40 at 40 recall positions.
     selection: ClassVar[str] = "map_3d_moderate_all"
@@ -451,11 +451,15 @@ class PointCloud(Task):
         return {"object3d": picture.media(**self._look(batch, models), classes=self.classes)}
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
-        """``warp``: a rigid pose and a scale; ``swap_sectors`` and ``paste_instances`` mix scans."""
+        """``warp``: a rigid pose and a scale; ``swap_sectors`` and ``paste_instances`` mix scans; objects and peaks."""
         return {
             "warp": rigid_warp(self.point_range, self.head.carry),
             "swap_sectors": swap_sectors,
             "paste_instances": paste_instances(self.point_range),
+            "objects": lambda model, outputs: joined(self.decode(model, outputs)),
+            "true_objects": lambda batch: dict(batch.targets),
+            "with_objects": with_objects,
+            "peaks": self.head.peaks,
         }
 
     def read(self, path: Path) -> Batch:

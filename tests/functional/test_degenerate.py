@@ -201,6 +201,12 @@ CASES: dict[str, tuple[Callable[..., Tensor], Shape, Shape]] = {
     "partial_distance": (lambda s, t: K.partial_distance(s, t, -torch.ones(5)), GRID, GRID),
     "path_consistency_loss": (K.path_consistency_loss, GRID, GRID),
     "pearson_feature_loss": (K.pearson_feature_loss, GRID, GRID),
+    "pivotal_logit_loss": (lambda s, t: K.pivotal_logit_loss(s, t, torch.ones(N)), LOGITS, LOGITS),
+    "pivotal_logit_loss:categorical": (
+        lambda s, t: K.pivotal_logit_loss(s, t, torch.ones(N), law="categorical"),
+        LOGITS,
+        LOGITS,
+    ),
     "pixel_similarity_loss": (first_and_flipped(K.pixel_similarity_loss), GRID, WIDER),
     "pkt_loss": (K.pkt_loss, VECTORS, OTHER_VECTORS),
     "pkt_loss:paper": (lambda s, t: K.pkt_loss(s, t, faithful="paper"), VECTORS, OTHER_VECTORS),
