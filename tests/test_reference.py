@@ -82,7 +82,7 @@ def test_help_explains_what_is_chosen():
     said = reference.help_text(["task=classification", "method=kd", "method.temperature=3"]).splitlines()
     explained = {line.partition("=")[0]: line.partition("  # ")[2] for line in said}
     assert explained["method.temperature"] == "adversarial: learned against the student (CTKD)"
-    assert "method.temperature=3 " in "\n".join(said)
+    assert "method.temperature=3.0" in "\n".join(said)
     assert explained["trainer.clip"] == "largest gradient norm of an update"
     assert explained["data.labels"].startswith("few labels")
     assert "method.neighbours" not in explained
