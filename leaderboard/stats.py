@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,17 +14,14 @@ from scipy import special
 
 from leaderboard.crossed import Draws, Variance, covariance, variance
 
-if TYPE_CHECKING:
-    from scipy.interpolate import PchipInterpolator
-
 #: Confidence of every interval.
 LEVEL = 0.95
 RESAMPLES = 2000
 #: Below these a critical difference says nothing: methods, and cells (tasks, pairs) that all of them have.
 MIN_METHODS, MIN_CELLS = 3, 8
 
-#: Contrasts from which their law is interpolated, and a t beyond which there is nothing.
-MANY, _FAR = 100, 1e6
+#: A t beyond which there is nothing.
+_FAR = 1e6
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -387,7 +384,7 @@ class Blocks:
         """Compares two methods, corrected for the differences of all to the control."""
         mean = float(self.means[method] - self.means[control])
         t = abs(mean) / self.error if self.error else math.inf * abs(mean or 1.0)
-        p = max(0.0, 1 - _dunnett(t, len(self.means) - 1, self.df))
+        p = max(0.0, 1 - dunnett_cdf(t, len(self.means) - 1, self.df))
         return Contrast(mean, mean - self.half, mean + self.half, p)
 
 
@@ -415,35 +412,33 @@ def dunnett_cdf(t: float, contrasts: int, df: float) -> float:
     """Returns the probability that the largest of several |t| that share a control stays below ``t``.
 
     Means of equal size are compared, so that any two contrasts correlate by one half; the error has ``df`` degrees of
-    freedom. Given the control's mean and the error the contrasts are independent: a double integral.
+    freedom. Given the control's mean and the error the contrasts are independent: a double integral, whose inner one
+    (over the control) is of one variable and does not know the error.
     """
-    nodes, weights = _nodes()
-    half = len(nodes) // 2  # the integrand is even in the control's mean
-    z = 8 * nodes[half:]
-    z_weights = 16 * weights[half:] * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    spread = np.sqrt(special.chdtri(df, (1 - nodes) / 2) / df)
-    reach = math.sqrt(2) * min(t, 1e6) * spread[:, None]
-    inside = special.ndtr(z + reach) - special.ndtr(z - reach)
-    return float((weights / 2) @ (inside**contrasts @ z_weights))
-
-
-def _dunnett(t: float, contrasts: int, df: float) -> float:
-    """Returns :func:`dunnett_cdf`; of many contrasts, which all ask for it, between values that are worked out once."""
-    return float(_dunnett_curve(contrasts, df)(min(t, _FAR))) if contrasts > MANY else dunnett_cdf(t, contrasts, df)
+    spread, weights = _spread(df)
+    return float(weights @ np.interp(math.sqrt(2) * min(t, _FAR) * spread, *_within(contrasts)))
 
 
 @functools.lru_cache(256)
-def _dunnett_curve(contrasts: int, df: float) -> PchipInterpolator:
-    from scipy.interpolate import PchipInterpolator  # half a second to import, and seldom needed
+def _spread(df: float) -> tuple[Floats, Floats]:
+    """Returns estimates of a standard deviation of one, and how probable they are."""
+    nodes, weights = _nodes(192)
+    return np.sqrt(special.chdtri(df, (1 - nodes) / 2) / df), weights / 2
 
-    t = np.append(np.linspace(0, 15, 301), np.geomspace(15.1, _FAR, 60))
-    with np.errstate(over="ignore"):  # where the law is flat its slope is zero all the same
-        return PchipInterpolator(t, [dunnett_cdf(value, contrasts, df) for value in t])
+
+@functools.lru_cache(256)
+def _within(contrasts: int) -> tuple[Floats, Floats]:
+    """Returns reaches, in standard deviations of a mean, and how probably all means are so near to the control's."""
+    z, weights = _nodes(96)
+    z, weights = 8 * z[48:], 16 * weights[48:]  # the integrand is even in the control's mean
+    reach = np.linspace(0, 14, 2801, dtype=np.float64)[:, None]
+    inside = special.ndtr(z + reach) - special.ndtr(z - reach)
+    return reach[:, 0], inside**contrasts @ (weights * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
 
 
 @functools.cache
-def _nodes() -> tuple[Floats, Floats]:
-    return np.polynomial.legendre.leggauss(96)
+def _nodes(count: int) -> tuple[Floats, Floats]:
+    return np.polynomial.legendre.leggauss(count)
 
 
 @functools.cache
