@@ -286,6 +286,7 @@ def test_a_command_runs(arguments, shelf, tmp_path, monkeypatch, capsys):
             "owntext": [f"data.root={shelf}/texts"],
             "ownlabels": [f"data.root={shelf}/texts", "data.labels=64", "data.unlabelled=rest"],
             "canaries": ["data.grammar.length=16", "data.canaries.times=[1,16]"],
+            "kgqa": ["data.kgqa={people: 8, relations: 2, questions: [20, 30], test: [5, 10]}"],
             "topics": ["data.topics.texts=2400", "data.topics.test=40", "data.labels=64"],
         }
         small = [*small[:3], "data.batch_size=64", *texts[composed["data"]["name"]]]

@@ -102,6 +102,7 @@ from kdbench.functional.srrl import srrl_losses
 from kdbench.functional.sskd import contrast_loss, contrast_similarities, contrast_transfer_loss, select_transfer
 from kdbench.functional.ssld import label_free_divergence, surest
 from kdbench.functional.swing import private_loss
+from kdbench.functional.symbolic import accepted
 from kdbench.functional.taid import interpolated_loss, next_share
 from kdbench.functional.tf_kd import self_training_loss, virtual_teacher, virtual_teacher_loss
 from kdbench.functional.tgeo import class_sums, fused_loss, trilateral_state
@@ -120,6 +121,7 @@ from kdbench.functional.vqgraph import (
 from kdbench.functional.wsld import soft_label_weight, wsld_loss
 
 __all__ = [
+    "accepted",
     "activation_boundary_loss",
     "adaptive_kl_loss",
     "adversarial_temperature",

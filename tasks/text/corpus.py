@@ -11,6 +11,7 @@ import numpy as np
 from kdbench.base.store import MANIFEST
 from kdbench.base.weights import read_weights
 from kdbench.errors import KDBenchError
+from tasks.text.sequences import NONE
 
 FILE = "corpus.safetensors"
 
@@ -20,7 +21,7 @@ class Corpus:
     """Texts that a model wrote.
 
     Attributes:
-        texts: ``(N, L)`` int64 words.
+        texts: ``(N, L)`` int64 words, :data:`~tasks.text.sequences.NONE` behind their ends.
         given: ``(N,)`` int64, words of each that the model was given.
         note: Who wrote how many, as a flag of a record.
     """
@@ -51,7 +52,9 @@ def read(folder: Path, words: int, length: int) -> Corpus:
     if texts.shape[1] != length:
         raise KDBenchError(f"{path}: found texts of {texts.shape[1]} words, expected {length}: written for other data")
     low, high = (int(texts.min()), int(texts.max())) if texts.size else (0, 0)
-    if not 0 <= low <= high < words:
+    there = texts != NONE
+    ended = bool(there[:, :1].all() and (there[:, :-1] >= there[:, 1:]).all())  # nothing stands behind an end
+    if not (NONE if ended else 0) <= low <= high < words:
         raise KDBenchError(f"{path}: found words {low} to {high}, expected 0 to {words - 1}: written for other data")
     given = held["given"].long().numpy() if "given" in held else np.zeros(len(texts), dtype=np.int64)
     return Corpus(texts, given, f"corpus:{len(texts)} texts{_who(folder)}")

@@ -289,12 +289,17 @@ class LanguageModel(TextTask):
         *_, last = found.values()
         other = [*found.values()][-2] if len(found) > 1 else torch.zeros_like(last)
         order = (other - last).abs().mean(1).argsort(descending=True)[:SHOWN].tolist()
+        titles, names = self.captions(batch, models)
         texts = []
         for row in order:
             words = batch.targets.words[row][there[row]].tolist()
-            apart = {name: values[row][there[row]].numpy() for name, values in found.items()}
-            texts.append(Read(f"text {int(batch.ids[row])}", self.spelled(words), apart))
+            apart = {names[name][row]: values[row][there[row]].numpy() for name, values in found.items()}
+            texts.append(Read(titles[row], self.spelled(words), apart))
         return render(texts, self.coloured)
+
+    def captions(self, batch: Batch, models: Mapping[str, nn.Module]) -> tuple[list[str], dict[str, list[str]]]:
+        """Returns what a picture calls the texts of a batch, and each model beside each of them."""
+        return [f"text {number}" for number in batch.ids.tolist()], {name: [name] * len(batch) for name in models}
 
     def prompt(self, numbers: list[int]) -> Batch:
         """Returns words that a model continues as a batch of one.

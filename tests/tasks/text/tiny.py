@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.base.store import Store
+from tasks.text.answers import QuestionAnswering
 from tasks.text.canaries import CanaryText
 from tasks.text.classes import TextClassification
 from tasks.text.task import Text
@@ -39,3 +40,12 @@ def canaries(folder: Path, **options: Any) -> CanaryText:
     secrets = {"digits": 2, "times": [1, 5]}
     given = {"name": "canaries", "task": "text", "source": "canaries", "grammar": GRAMMAR, "canaries": secrets}
     return CanaryText({**given, "batch_size": 4, **options}, Store(folder))
+
+
+KGQA: dict[str, Any] = {"people": 6, "relations": 2, "questions": [12, 24], "test": [10, 10]}
+
+
+def questions(folder: Path, **options: Any) -> QuestionAnswering:
+    """The task on questions over a graph."""
+    given = {"name": "kgqa", "task": "text", "source": "kgqa", "kgqa": KGQA, "batch_size": 8}
+    return QuestionAnswering({**given, **options}, Store(folder), None)
