@@ -64,7 +64,7 @@ def outside(*arguments: str, folder: Path, python: tuple[str, ...] = ("-m", "kdb
         (("trainer.epochs=true",), "trainer.epochs=True: input should be a valid integer"),
         (("trainer.clip=inf",), "trainer.clip=inf: input should be a finite number"),
         (("teacher.tolerance=nan",), "teacher.tolerance=nan: input should be"),
-        (("task.noise=-1",), "task.noise=-1: input should be greater than or equal to 0"),
+        (("task.noise=-1",), "task.noise=-1.0: input should be greater than or equal to 0"),
         (("task.noise=true",), "task.noise=True: input should be a valid number"),
         (("method.name='my method'",), "method.name=my method: string should match pattern"),
         (("pair.name=3",), "pair.name=3: input should be a valid string"),

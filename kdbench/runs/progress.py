@@ -21,15 +21,13 @@ class Bar(Callback):
 
     Args:
         stage: Shown in front.
-        epochs: Epochs in all.
         metric: Name of the validation metric shown.
         console: Where to draw.
         interval: Seconds between redraws of the loss, which waits for the device.
     """
 
-    def __init__(self, stage: str, epochs: int, metric: str, console: Console, interval: float = 1.0) -> None:
+    def __init__(self, stage: str, metric: str, console: Console, interval: float = 1.0) -> None:
         self.stage = stage
-        self.epochs = epochs
         self.metric = metric
         self.console = console
         self.interval = interval
@@ -50,7 +48,7 @@ class Bar(Callback):
             disable=not self.console.is_terminal,
         )
         self._bar.start()
-        steps = int(trainer.num_training_batches) * self.epochs
+        steps = int(trainer.num_training_batches) * int(trainer.max_epochs or 1)
         done = trainer.current_epoch * int(trainer.num_training_batches)
         self._row = self._bar.add_task(self.stage, total=steps, completed=done, status="")
 
@@ -68,7 +66,7 @@ class Bar(Callback):
         distiller: Distiller = module  # type: ignore[assignment]
         means = distiller.term_means()
         terms = " ".join(f"{name} {value:.3g}" for name, value in means.items())
-        return f"epoch {trainer.current_epoch + 1}/{self.epochs} · {terms}{self._value}"
+        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} · {terms}{self._value}"
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert self._bar is not None

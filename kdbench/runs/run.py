@@ -142,13 +142,13 @@ class Run:
         path = write_record(Path(self.config["results"]), record, files, replace=True)
         return Outcome("ok", path, record)
 
-    def _follow(self, name: str, epochs: int) -> tuple[list[Any], list[Any]]:
+    def _follow(self, name: str) -> tuple[list[Any], list[Any]]:
         from kdbench.runs.progress import Bar
 
         main = self.config["role"] or "student"
         if main == "student" and not self.trainings.distils:
             main = "scratch"
-        return [Bar(self.label + name, epochs, self.task.selection, self.console)], self.loggers if name == main else []
+        return [Bar(self.label + name, self.task.selection, self.console)], self.loggers if name == main else []
 
     @contextlib.contextmanager
     def _logging(self, run_id: str) -> Iterator[None]:

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from kdbench.plugin import Plugin
     from kdbench.task import Task
 
-#: ``(name of a training, epochs)`` -> callbacks and loggers that follow it.
-Followers = Callable[[str, int], tuple[list[Any], list[Any]]]
+#: Name of a training -> callbacks and loggers that follow it.
+Followers = Callable[[str], tuple[list[Any], list[Any]]]
 
 
 #: Why a run with ``teacher.answers`` has no score of its teacher.
 NO_NETWORK = "the teacher is a table of stored answers"
 
 
-def unfollowed(name: str, epochs: int) -> tuple[list[Any], list[Any]]:
+def unfollowed(name: str) -> tuple[list[Any], list[Any]]:
     """Follows no training."""
     return [], []
 
@@ -415,7 +415,7 @@ class Trainings:
                     folder = stored.corpus(self.store, self.task, source, self._weights, recipe)
                     products[role] = folder
                     task = stored.reading(recipe.config, self.store, folder, recipe.beside)
-            callbacks, loggers = self.follow(recipe.name, int(recipe.trainer["epochs"]))
+            callbacks, loggers = self.follow(recipe.name)
             return train(recipe, task, work, products, callbacks, loggers, self.foreign_to(recipe))
 
         message = f"the {recipe.name} of {self.config['task']['name']}"
