@@ -61,7 +61,13 @@ def detectors(rounds: int = 5, repeats: int = 3, points: int = 9_000) -> Iterato
             said = (*outputs[:2], *model.refine(outputs, model.propose(outputs, TRAIN_OVERLAP)))
         sum(value.float().mean() for value in said).backward()
 
-    for pair in ("pointpillars_16x", "second_16x", "pointrcnn_16x"):
+    for pair in (
+        "pointpillars_16x",
+        "second_16x",
+        "centerpoint_pillars_16x",
+        "centerpoint_second_16x",
+        "pointrcnn_16x",
+    ):
         config = load(["task=pointcloud", "preset=quick", f"pair={pair}"])
         task = resolve(config).task
         made = {side: task.build(config["pair"][side]["architecture"]).train() for side in ("teacher", "student")}

@@ -59,15 +59,29 @@ def decode(
     Returns:
         The detections of each of the B samples.
     """
-    batch_size, _, classes = outputs.cls.shape
     best = outputs.cls.float().amax(2)
     top = best.topk(min(top_k, best.shape[1])).indices
-    rows = torch.arange(batch_size, device=top.device)[:, None]
+    rows = torch.arange(len(top), device=top.device)[:, None]
 
     scores = outputs.cls[rows, top].float().sigmoid()
     boxes = coding.decode(outputs.box[rows, top].float(), anchors.boxes[top])
     boxes[..., 6] = coding.with_heading(boxes[..., 6], outputs.direction[rows, top].argmax(-1))
 
+    return suppress(boxes, scores, score_threshold, nms, max_keep)
+
+
+@torch.no_grad()
+def suppress(boxes: Tensor, scores: Tensor, score_threshold: float, nms: float, max_keep: int) -> list[Detections]:
+    """Returns the detections of each of B samples among K candidates of each.
+
+    Args:
+        boxes: (B, K, 7), metres and radians.
+        scores: By class, (B, K, C), in [0, 1].
+        score_threshold: Only scores above it count.
+        nms: Rotated BEV IoU above which a detection suppresses a worse one of its class.
+        max_keep: Detections that a sample keeps at most.
+    """
+    batch_size, _, classes = scores.shape
     sample, rank, label = (scores > score_threshold).nonzero(as_tuple=True)
     found, score = boxes[sample, rank], scores[sample, rank, label]
     kept = rotated_nms(to_bev(found), score, nms, labels=sample * classes + label)

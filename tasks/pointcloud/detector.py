@@ -27,7 +27,8 @@ class PillarOutputs(NamedTuple):
     """What the network says about a batch of B samples, and the sparse pillars that it read.
 
     The A anchors of a sample run over y, x, class and yaw, the last fastest: ``A = H * W * classes * 2`` over the cells
-    of the head, the order of ``anchors.Anchors.boxes``.
+    of the head, the order of ``anchors.Anchors.boxes``. Those of a head without anchors are the cells; see
+    ``centerpoint.CenterPillars``.
 
     Attributes:
         cls: Class logits, (B, A, C).
@@ -315,8 +316,12 @@ class PointPillars(nn.Module):
         self.scatter = PillarScatter(self.grid)
         self.backbone = Backbone(channels[0], channels)
         self.neck = Neck(channels, neck_channels)
-        self.head = AnchorHead(neck_channels * len(channels), len(self.classes))
+        self.head = self.make_head(neck_channels * len(channels), width)
         remember(self, norm_momentum)
+
+    def make_head(self, channels: int, width: float) -> nn.Module:
+        """Creates the head for a map of so many channels."""
+        return AnchorHead(channels, len(self.classes))
 
     def forward(self, points: Tensor, batch: Tensor, batch_size: int) -> PillarOutputs:
         """Runs the network on the points of a whole batch.

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from kdbench.task import ExportPlan
 from tasks.pointcloud import anchors as coding
+from tasks.pointcloud.anchored import AnchoredHead
 from tasks.pointcloud.anchors import Anchors
+from tasks.pointcloud.centerpoint import Peaks
+from tasks.pointcloud.centred import MAX_KEEP, NMS, TOP_K, CentredHead
 from tasks.pointcloud.decode import decode
 from tasks.pointcloud.detector import PillarOutputs, PointPillars
 from tasks.pointcloud.pointnet2 import RADII, Level
@@ -50,12 +53,12 @@ class Scan(nn.Module):
 
     Args:
         model: Whose weights it shares.
-        anchors: Of its head.
+        decoder: Of its outputs.
     """
 
-    def __init__(self, model: PointPillars, anchors: Anchors) -> None:
+    def __init__(self, model: PointPillars, decoder: nn.Module) -> None:
         super().__init__()
-        self.encoder, self.dense, self.decoder = model.encoder, model.dense_part(), Boxes(anchors)
+        self.encoder, self.dense, self.decoder = model.encoder, model.dense_part(), decoder
 
     def forward(self, points: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Returns boxes (A, 7) and scores (A, classes).
@@ -79,12 +82,12 @@ class Whole(nn.Module):
 
     Args:
         model: Called as ``model(points, batch, size)``.
-        anchors: Of its head.
+        decoder: Of its outputs.
     """
 
-    def __init__(self, model: nn.Module, anchors: Anchors) -> None:
+    def __init__(self, model: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
-        self.model, self.decoder = model, Boxes(anchors)
+        self.model, self.decoder = model, decoder
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Returns boxes (A, 7) and scores (A, classes) for points (P, columns)."""
@@ -98,12 +101,12 @@ class Canvas(nn.Module):
 
     Args:
         model: Whose weights it shares.
-        anchors: Of its head.
+        decoder: Of its outputs.
     """
 
-    def __init__(self, model: SECOND, anchors: Anchors) -> None:
+    def __init__(self, model: SECOND, decoder: nn.Module) -> None:
         super().__init__()
-        self.dense, self.decoder = model.dense_part(), Boxes(anchors)
+        self.dense, self.decoder = model.dense_part(), decoder
 
     def forward(self, canvas: Tensor) -> tuple[Tensor, Tensor]:
         """Returns boxes (A, 7) and scores (A, classes) for a canvas (1, channels, y, x)."""
@@ -187,35 +190,41 @@ def of_points(model: PointRCNN, points: np.ndarray) -> ExportPlan:
 
 
 def plan(
-    model: nn.Module, anchors: Anchors, points: np.ndarray, inputs: Mapping[str, Any], score_threshold: float
+    model: nn.Module, head: AnchoredHead | CentredHead, points: np.ndarray, inputs: Mapping[str, Any]
 ) -> ExportPlan:
-    """Plans the export of a detector with anchors.
+    """Plans the export of a detector whose outputs are over the cells of a bird's-eye view.
 
     Args:
         model: From the described points of a scan on for a ``PointPillars``, from the canvas on for a ``SECOND``, else
             whole.
-        anchors: Of its head.
+        head: What its outputs mean.
         points: Of an example, (P, columns).
         inputs: How a record says that scans are read.
-        score_threshold: Detections at or below it are dropped.
     """
     device = next(model.parameters()).device
-    anchors = copy.deepcopy(anchors).to(device)
-    chosen = inspect.signature(decode).parameters
-    facts: dict[str, Any] = {name: chosen[name].default for name in ("top_k", "nms", "max_keep")}
-    facts |= {"score_threshold": score_threshold, "outputs": "box and class scores of every anchor"}
+    decoder: nn.Module
+    if isinstance(head, CentredHead):
+        decoder = Peaks(head.cells)
+        facts: dict[str, Any] = {"top_k": TOP_K, "nms": NMS, "max_keep": MAX_KEEP}
+        facts["outputs"] = "box and class scores of every cell, scores 0 where a neighbour surpasses it"
+    else:
+        decoder = Boxes(copy.deepcopy(head.anchors).to(device))
+        chosen = inspect.signature(decode).parameters
+        facts = {name: chosen[name].default for name in ("top_k", "nms", "max_keep")}
+        facts["outputs"] = "box and class scores of every anchor"
+    facts["score_threshold"] = head.score_threshold
     if isinstance(model, SECOND):
         facts |= {
             "grid": list(model.grid),
             "canvas": "what tasks.pointcloud.sparse.flatten makes of the last sparse grid",
         }
         example = (_canvas(model, device),)
-        return ExportPlan(Canvas(model, anchors).eval(), example, ("canvas",), ("boxes", "scores"), facts=facts)
-    module: nn.Module = Whole(model, anchors)
+        return ExportPlan(Canvas(model, decoder).eval(), example, ("canvas",), ("boxes", "scores"), facts=facts)
+    module: nn.Module = Whole(model, decoder)
     given = {"points": points}
     if isinstance(model, PointPillars):
         facts |= {"grid": list(model.grid), "max_points": model.encoder.max_points, "legacy": model.encoder.legacy}
-        module, given = Scan(model, anchors), pillarise(points, {**facts, "inputs": inputs})
+        module, given = Scan(model, decoder), pillarise(points, {**facts, "inputs": inputs})
     return ExportPlan(
         module.eval(),
         tuple(torch.from_numpy(value).to(device) for value in given.values()),

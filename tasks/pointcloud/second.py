@@ -157,8 +157,12 @@ class SECOND(nn.Module):
         neck = round(width * NECK_CHANNELS)
         self.backbone = Backbone(self.canvas_channels, blocks, BLOCK_DEPTHS, strides=(1, 2))
         self.neck = Neck(blocks, neck)
-        self.head = AnchorHead(neck * len(blocks), len(self.classes))
+        self.head = self.make_head(neck * len(blocks), width)
         remember(self, norm_momentum)
+
+    def make_head(self, channels: int, width: float) -> nn.Module:
+        """Creates the head for a map of so many channels."""
+        return AnchorHead(channels, len(self.classes))
 
     @property
     def grid(self) -> tuple[int, int]:

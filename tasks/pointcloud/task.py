@@ -29,6 +29,8 @@ from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan, Task
 from tasks.pointcloud import example, export, kitti, picture
 from tasks.pointcloud.anchored import AnchoredHead
 from tasks.pointcloud.anchors import Anchors, anchor_table
+from tasks.pointcloud.centerpoint import Cells, CenterVoxels
+from tasks.pointcloud.centred import CentredHead
 from tasks.pointcloud.counts import count
 from tasks.pointcloud.data import Collate, KittiData, Split, transforms_of, with_objects
 from tasks.pointcloud.decode import Detections, joined
@@ -59,8 +61,11 @@ SCAN = 18_000
 #: Keys of ``data`` that the engine reads.
 _ENGINE = ("name", "task")
 #: What of a detector's input has features, and what its taps are, where these are not pillars and maps.
-_SPARSE: dict[type, tuple[str, Kind]] = {SECOND: ("voxels", Grid), PointRCNN: ("points", Tokens)}
-_TERMS = sorted({*AnchoredHead.terms, *PointwiseHead.terms})
+_SPARSE: dict[type, tuple[str, Kind]] = {
+    **dict.fromkeys((SECOND, CenterVoxels), ("voxels", Grid)),
+    PointRCNN: ("points", Tokens),
+}
+_TERMS = sorted({*AnchoredHead.terms, *CentredHead.terms, *PointwiseHead.terms})
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class PointCloud(Task):
         pillar: Size of a pillar along x and y, metres.
         classes: Detected classes, in the order of the logits.
         loss_weights: Weight of the terms of the head's loss, by name; 1 where absent.
-        head: What the outputs of the pair's detectors are of: ``anchors`` or ``points``.
+        head: What the outputs of the pair's detectors are of: ``anchors``, ``centres`` or ``points``.
         points: Points of a scan that are read (:func:`~tasks.pointcloud.data.fewer`); None for all.
         max_points: Points of a pillar or voxel that are read; None for what the detector says itself.
         score_threshold: Detections at or below it are dropped.
@@ -138,7 +143,7 @@ class PointCloud(Task):
         pillar: Sequence[float],
         classes: Sequence[str],
         loss_weights: dict[str, float],
-        head: Literal["anchors", "points"] = "anchors",
+        head: Literal["anchors", "centres", "points"] = "anchors",
         points: PositiveInt | None = None,
         max_points: PositiveInt | None = None,
         score_threshold: float = 0.1,
@@ -164,11 +169,13 @@ class PointCloud(Task):
                 raise KDBenchError(f"task.loss_weights.{name}: there is no such term: {nearest(name, _TERMS)}")
         self._grid = grid_shape(self.point_range, self.pillar)
         table = anchor_table(thresholds or {})
+        sites = self._grid[0] // 2, self._grid[1] // 2
         self.head: Head
         if head == "points":
             self.head = PointwiseHead(self.classes, score_threshold)
+        elif head == "centres":
+            self.head = CentredHead(Cells.of(self.point_range, sites), len(self.classes), score_threshold)
         else:
-            sites = self._grid[0] // 2, self._grid[1] // 2
             self.head = AnchoredHead(Anchors(self.point_range, sites, self.classes, table), score_threshold)
 
     @property
@@ -414,7 +421,8 @@ class PointCloud(Task):
         points = self.example().inputs["points"].numpy()
         if isinstance(model, PointRCNN):
             return export.of_points(model, points)
-        return export.plan(model, self.anchors, points, self._inputs(), self.score_threshold)
+        assert isinstance(self.head, AnchoredHead | CentredHead)
+        return export.plan(model, self.head, points, self._inputs())
 
     def measured(self, model: nn.Module) -> ExportPlan:
         """What is timed; see :func:`tasks.pointcloud.export.measured`."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -69,7 +71,8 @@ def test_anchors_of_the_outputs_run_over_y_x_class_yaw():
     maps = model.neck(model.backbone(model.scatter(outputs.pillars, outputs.coords, 1)))
     y, x, kind, yaw = 5, 9, 2, 1
     row = ((y * 20 + x) * 3 + kind) * 2 + yaw
-    for values, conv in ((outputs.cls, model.head.cls), (outputs.box, model.head.box)):
+    head: Any = model.head
+    for values, conv in ((outputs.cls, head.cls), (outputs.box, head.box)):
         width = values.shape[2]
         channel = (kind * 2 + yaw) * width
         torch.testing.assert_close(values[0, row], conv(maps)[0, channel : channel + width, y, x])
@@ -192,7 +195,7 @@ def test_dense_part_exports_and_shares_its_modules():
 
 def test_initial_head():
     with rng.scope(0, "detector"):
-        head = PointPillars(1.0, RANGE).head
+        head: Any = PointPillars(1.0, RANGE).head
     assert torch.allclose(head.state_dict()["cls.bias"].sigmoid(), torch.tensor(0.01))
     assert head.box.weight.std().item() == pytest.approx(0.01, rel=0.05)
 
