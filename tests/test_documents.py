@@ -25,6 +25,7 @@ from tests.cli import EXAMPLE, PLUGINS, ROOT, install, run
 from tests.tasks.classification import layouts
 from tests.tasks.graph.tiny import write_cora, write_hypergraph
 from tests.tasks.hoi.tiny import released, write_released
+from tests.tasks.pointcloud import test_layouts as test_scans
 from tests.tasks.pointcloud import tiny
 from tests.tasks.pointcloud.tiny import RANGE
 from tests.tasks.segmentation import test_layouts
@@ -140,6 +141,7 @@ def contexts(keys: list[str]) -> list[list[str]]:
         ["task=hoi"],
         ["task=graph"],
         ["task=detection"],
+        ["task=pointcloud", "data=nuscenes"],
         ["task=text"],
         ["task=diabetes"],
         ["logger=wandb"],
@@ -248,6 +250,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, seed in (("train", 0), ("test", 1)):
         layouts.cifar_binary(folder / "cifar-100-binary", part, layouts.images(200, seed), labels, coarse=True)
     tiny.write(folder / "kitti", train=5, test=1)
+    test_scans.nuscenes(folder / "nuscenes")
+    test_scans.own(folder / "own")
     layouts.mnist(folder / "mnist", train=200, test=60)
     write_released(folder / "cad120", **released(videos=48))
     write_cora(folder)
@@ -272,7 +276,8 @@ def test_a_command_runs(arguments, shelf, tmp_path, monkeypatch, capsys):
     small = ["trainer.epochs=1", "trainer.val_every=1", "trainer.threads=1", "data.batch_size=16", "data.workers=0"]
     if composed["task"]["name"] == "pointcloud":
         widths = [f"pair.{side}.architecture.width={w}" for side, w in (("teacher", 0.25), ("student", 0.125))]
-        small = [*small[:3], "data.batch_size=2", f"data.root={shelf}/kitti", f"task.point_range={RANGE}", *widths]
+        held = {"kitti": "kitti", "nuscenes": "nuscenes", "kitti_like": "own"}[composed["data"]["name"]]
+        small = [*small[:3], "data.batch_size=2", f"data.root={shelf}/{held}", f"task.point_range={RANGE}", *widths]
     elif composed["task"]["name"] == "hoi":
         few = [f"data.root={shelf}/cad120"] if composed["data"]["name"] == "cad120" else ["data.kitchen.videos=40"]
         small = [*small[:3], "data.batch_size=2", *few]

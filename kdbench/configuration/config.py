@@ -53,6 +53,7 @@ _OPEN = (
     "trainer.optimizers",
     "data.transforms",
     "data.simulator",
+    "data.names",
     "task.thresholds",
     "*.bind",
 )

@@ -343,6 +343,16 @@ class PointPillars(nn.Module):
         return part
 
 
+def check_space(point_range: Sequence[float], pillar: Sequence[float]) -> None:
+    """Refuses a range that is none, and pillars without a size."""
+    expected = "expected x, y, z minimum, then the greater x, y, z maximum, finite and in metres"
+    ordered = len(point_range) == 6 and all(a < b for a, b in zip(point_range[:3], point_range[3:], strict=True))
+    if not ordered or not all(map(math.isfinite, point_range)):
+        raise KDBenchError(f"task.point_range is {list(point_range)}; {expected}")
+    if len(pillar) != 2 or not all(0 < side < math.inf for side in pillar):
+        raise KDBenchError(f"task.pillar is {list(pillar)}; expected two sizes above 0, along x and y, in metres")
+
+
 def grid_shape(point_range: Sequence[float], pillar: Sequence[float]) -> tuple[int, int]:
     """Returns the cells (y, x) that pillars of a size make of a range.
 

@@ -34,10 +34,11 @@ from tasks.pointcloud.centred import CentredHead
 from tasks.pointcloud.counts import count
 from tasks.pointcloud.data import Collate, KittiData, Split, transforms_of, with_objects
 from tasks.pointcloud.decode import Detections, joined
-from tasks.pointcloud.detector import grid_shape
+from tasks.pointcloud.detector import check_space, grid_shape
 from tasks.pointcloud.frames import Frame, Frames, Sensors, content_digests, prepare, within
 from tasks.pointcloud.head import Head
 from tasks.pointcloud.kitti_ap import METRICS
+from tasks.pointcloud.layouts import EXPECTED, Layout, check_layout, in_kitti_layout
 from tasks.pointcloud.metrics import KittiAP
 from tasks.pointcloud.mixing import paste_instances, swap_sectors
 from tasks.pointcloud.motion import rigid_warp
@@ -59,7 +60,7 @@ _IN_SPACE = ("3d", "bev")
 #: Points of a scan in the camera's view, about.
 SCAN = 18_000
 #: Keys of ``data`` that the engine reads.
-_ENGINE = ("name", "task")
+_ENGINE = ("name", "task", "protocol")
 #: What of a detector's input has features, and what its taps are, where these are not pillars and maps.
 _SPARSE: dict[type, tuple[str, Kind]] = {
     **dict.fromkeys((SECOND, CenterVoxels), ("voxels", Grid)),
@@ -84,6 +85,7 @@ class DataOptions:
         camera: False for data without a camera: scans are not cropped, and scored in BEV and 3-D by the points of each
             object (:func:`~tasks.pointcloud.frames.by_points`), which is not KITTI's official figure.
         image_size: Width and height of images that are absent, pixels; null for KITTI's.
+        layout, names, sweeps: Of other layouts than KITTI's; see :func:`~tasks.pointcloud.layouts.in_kitti_layout`.
     """
 
     root: str | None
@@ -96,15 +98,9 @@ class DataOptions:
     scan: dict[str, Any] = field(default_factory=dict)
     camera: bool = True
     image_size: tuple[PositiveInt, PositiveInt] | None = None
-
-
-def _check_space(point_range: Sequence[float], pillar: Sequence[float]) -> None:
-    expected = "expected x, y, z minimum, then the greater x, y, z maximum, finite and in metres"
-    ordered = len(point_range) == 6 and all(a < b for a, b in zip(point_range[:3], point_range[3:], strict=True))
-    if not ordered or not np.isfinite(point_range).all():
-        raise KDBenchError(f"task.point_range is {list(point_range)}; {expected}")
-    if len(pillar) != 2 or not all(0 < side < np.inf for side in pillar):
-        raise KDBenchError(f"task.pillar is {list(pillar)}; expected two sizes above 0, along x and y, in metres")
+    layout: Layout = "kitti"
+    names: dict[str, str] = field(default_factory=dict)
+    sweeps: NonNegativeInt = 0
 
 
 class PointCloud(Task):
@@ -153,6 +149,7 @@ class PointCloud(Task):
         self.options = DataOptions(**check("data", DataOptions, {k: v for k, v in data.items() if k not in _ENGINE}))
         layout = ScanLayout(**check("data.scan", ScanLayout, self.options.scan))
         self.sensors = Sensors(layout, self.options.camera, self.options.image_size)
+        check_layout(self.options.layout, self.options.root, self.options.camera)
         self.store = store
         self.point_range = tuple(point_range)
         self.pillar = tuple(pillar)
@@ -161,7 +158,7 @@ class PointCloud(Task):
         self.points, self.max_points = points, max_points
         self.score_threshold = score_threshold
         self._restored: DatasetInfo | None = None
-        _check_space(self.point_range, self.pillar)
+        check_space(self.point_range, self.pillar)
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise KDBenchError(f"task.classes is {list(self.classes)}; expected at least one class, each once")
         for name in self.weights:
@@ -207,9 +204,12 @@ class PointCloud(Task):
         else:
             root = Path(options.root).expanduser()
             if not root.is_dir():
-                expected = "expected KITTI's layout (training/, ImageSets/)"
-                raise KDBenchError(f"data.root={root}: there is no such folder, {expected}")
-        sensors = replace(self.sensors, scan=ScanLayout()) if options.root is None else self.sensors
+                raise KDBenchError(f"data.root={root}: there is no such folder, expected {EXPECTED[options.layout]}")
+            if options.layout != "kitti":
+                more = self.sensors.scan, self.classes, options.names, options.sweeps
+                root = in_kitti_layout(options.layout, root, self.store, *more)
+        rewritten = options.root is None or options.layout == "nuscenes"
+        sensors = replace(self.sensors, scan=ScanLayout()) if rewritten else self.sensors
         split = Split.of(root, options.train, options.test, sensors.camera)
         names = sorted({*split.train, *split.val, *split.test})
         read = [asdict(sensors)] if sensors != Sensors() else []  # KITTI's own way is not named
@@ -288,9 +288,10 @@ class PointCloud(Task):
         if self._restored is not None:
             return self._restored
         _, _, split, identity, learned = self._source
-        embedded = self.options.root is None
+        embedded, layout = self.options.root is None, self.options.layout
+        kitti_name = ("kitti-simulated" if embedded else "kitti") + ("" if self.options.camera else "-no-camera")
         return DatasetInfo(
-            ("kitti-simulated" if embedded else "kitti") + ("" if self.options.camera else "-no-camera"),
+            kitti_name if layout == "kitti" else layout,
             embedded,
             identity,
             {"train": len(split.train), "val": len(split.val), "test": len(split.test)},

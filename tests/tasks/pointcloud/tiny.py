@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,15 @@ def write(root: Path, train: int = 6, test: int = 3) -> Path:
     return root
 
 
+@functools.cache
+def _spec() -> dict[str, Any]:
+    found: dict[str, Any] = config.load(["task=pointcloud", "preset=quick"])
+    return found
+
+
 def task(root: Path | None, cache: Path, data: Mapping[str, Any] | None = None, **options: Any) -> PointCloud:
     """The task of ``conf/`` on a small grid."""
-    spec = config.load(["task=pointcloud", "preset=quick"])
+    spec = _spec()
     own = {k: v for k, v in spec["task"].items() if k not in ("name", "_target_")} | {
         "point_range": RANGE,
         "pillar": PILLAR,
