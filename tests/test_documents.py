@@ -23,7 +23,7 @@ from kdbench.errors import KDBenchError
 from kdbench.records.record import find_records, read_record
 from tests.cli import EXAMPLE, PLUGINS, ROOT, install, run
 from tests.tasks.classification import layouts
-from tests.tasks.graph.tiny import write_cora, write_hypergraph
+from tests.tasks.graph.tiny import write_cora, write_hypergraph, write_ratings
 from tests.tasks.hoi.tiny import released, write_released
 from tests.tasks.pointcloud import test_layouts as test_scans
 from tests.tasks.pointcloud import tiny
@@ -255,6 +255,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layouts.mnist(folder / "mnist", train=200, test=60)
     write_released(folder / "cad120", **released(videos=48))
     write_cora(folder)
+    write_ratings(folder)
     write_hypergraph(folder / "hyper_cora_coauthorship.npz", nodes=800)
     (folder / "texts").mkdir()
     lines = "".join(f"text {'abcd'[n % 4]} of {n},{'xy'[n % 2]}\n" for n in range(400))
@@ -263,6 +264,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test_layouts.camvid(folder / "camvid")
     test_layouts.cityscapes(folder / "cityscapes")
     return folder
+
+
+def few_nodes(data: str, shelf: Path) -> list[str]:
+    """A small graph, made up or from the shelf."""
+    if data.startswith(("cora", "coauthorship", "movielens")):
+        return [f"data.root={shelf}"]
+    return ["data.made={users: 40, items: 60}"] if data == "interactions" else ["data.citations.papers=250"]
 
 
 @pytest.mark.slow
@@ -282,9 +290,7 @@ def test_a_command_runs(arguments, shelf, tmp_path, monkeypatch, capsys):
         few = [f"data.root={shelf}/cad120"] if composed["data"]["name"] == "cad120" else ["data.kitchen.videos=40"]
         small = [*small[:3], "data.batch_size=2", *few]
     elif composed["task"]["name"] == "graph":
-        given_in_files = composed["data"]["name"].startswith(("cora", "coauthorship"))
-        few = [f"data.root={shelf}"] if given_in_files else ["data.citations.papers=250"]
-        small = [*small[:3], *few]
+        small = [*small[:3], *few_nodes(composed["data"]["name"], shelf)]
     elif composed["task"]["name"] == "text":
         texts = {
             "grammar": ["data.grammar.texts=2400", "data.grammar.test=8", "data.grammar.length=12", "data.labels=64"],

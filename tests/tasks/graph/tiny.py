@@ -54,3 +54,10 @@ def write_hypergraph(path: Path, nodes: int = 60, **changes: Any) -> None:
         "train": np.arange(24).reshape(2, 12),
     }
     np.savez(path, **{**arrays, **changes})
+
+
+def write_ratings(folder: Path) -> None:
+    """Writes ``u.data`` of twelve users with thirty ratings each."""
+    draw = np.random.default_rng(0)
+    rows = [(u + 1, i + 1, draw.integers(1, 6), t) for u in range(12) for t, i in enumerate(draw.permutation(40)[:30])]
+    (folder / "u.data").write_text("\n".join("\t".join(map(str, row)) for row in rows))
