@@ -140,9 +140,11 @@ def contexts(keys: list[str]) -> list[list[str]]:
         ["task=segmentation"],
         ["task=hoi"],
         ["task=graph"],
+        ["task=graph", "data=interactions"],
         ["task=detection"],
         ["task=pointcloud", "data=nuscenes"],
         ["task=text"],
+        ["task=text", "data=kgqa"],
         ["task=diabetes"],
         ["logger=wandb"],
     ]

@@ -28,6 +28,7 @@ def accepted(scores: Tensor, checked: Tensor, right: Tensor, recall: float) -> T
         KDBenchError: The recall is none.
 
     Example:
+        >>> import torch
         >>> accepted(torch.tensor([0.1, 0.9, 0.5, 0.7]), torch.tensor([1, 2]), torch.tensor([True, True]), 0.5)
         tensor([False,  True, False, False])
     """
