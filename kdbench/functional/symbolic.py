@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from kdbench.errors import KDBenchError
@@ -36,5 +37,5 @@ def accepted(scores: Tensor, checked: Tensor, right: Tensor, recall: float) -> T
         raise KDBenchError(f"accepted: found recall={recall:g}, expected above 0 and at most 1")
     own = scores[checked][right].sort(descending=True).values
     if not len(own):
-        return scores != scores
+        return torch.zeros_like(scores, dtype=torch.bool)
     return scores >= own[math.ceil(recall * len(own)) - 1]

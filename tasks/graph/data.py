@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -318,6 +318,29 @@ class Looks(Dataset[Batch]):
 
     def __getitem__(self, key: Key) -> Batch:
         return self.batches[key.sample % len(self.batches)]
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        """Fetches the batch of the only key."""
+        return self[keys[0]]
+
+
+class Drawn(Dataset[Batch]):
+    """Looks that are drawn, each anew.
+
+    Args:
+        draw: Returns the look of a key.
+        steps: How many an epoch has.
+    """
+
+    def __init__(self, draw: Callable[[Key], Batch], steps: int) -> None:
+        self.draw = draw
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, key: Key) -> Batch:
+        return self.draw(key)
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Fetches the batch of the only key."""

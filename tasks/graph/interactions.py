@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from lightning import LightningDataModule
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kdbench.base import rng
 from kdbench.base.digest import digest
@@ -25,7 +26,7 @@ from kdbench.base.instantiate import check
 from kdbench.data import Key
 from kdbench.errors import KDBenchError, nearest, printable, reading
 from kdbench.task import Batch
-from tasks.graph.data import alone, hashed, looks
+from tasks.graph.data import Drawn, alone, hashed, looks
 
 #: What is in the folder of a source; the embedded one has none.
 HOLDS = {"interactions": "", "movielens": "u.data of MovieLens 100k: user, item, rating and time, between tabs"}
@@ -184,6 +185,11 @@ class Interactions:
         self.learned = digest([*(hashed(x) for x in (self.train, self.val)), [self.users, self.items]])
         self.digest = digest([self.learned, hashed(self.test)])
 
+    @cached_property
+    def _known(self) -> np.ndarray:
+        """``(K,)`` numbers of the pairs of user and item in training, sorted."""
+        return np.sort(self.train[:, 0] * self.items + self.train[:, 1])
+
     def training(self, key: Key) -> Batch:
         """Returns every training interaction beside an item that its user has not had, drawn anew, and as many others.
 
@@ -192,7 +198,7 @@ class Interactions:
         """
         draw = rng.numpy(key.seed, "others", key.epoch, key.sample)
         user, liked = self.train.T
-        known = np.sort(user * self.items + liked)
+        known = self._known
         other: np.ndarray = draw.integers(self.items, size=len(user))
         for _ in range(100):
             asked = user * self.items + other
@@ -218,27 +224,6 @@ class Interactions:
         return Batch(inputs, wanted, torch.arange(len(inputs.user)))
 
 
-class Drawn(Dataset[Batch]):
-    """Looks at all interactions, each beside other items.
-
-    Args:
-        found: The interactions.
-    """
-
-    def __init__(self, found: Interactions) -> None:
-        self.found = found
-
-    def __len__(self) -> int:
-        return self.found.options.steps
-
-    def __getitem__(self, key: Key) -> Batch:
-        return self.found.training(key)
-
-    def __getitems__(self, keys: list[Key]) -> Batch:
-        """Fetches the batch of the only key."""
-        return self[keys[0]]
-
-
 class InteractionData(LightningDataModule):
     """Loaders of opened interactions.
 
@@ -255,7 +240,7 @@ class InteractionData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns as many looks as an epoch has steps."""
         alone(self.found.name)
-        return looks(Drawn(self.found), self.seed, train=True)
+        return looks(Drawn(self.found.training, self.found.options.steps), self.seed, train=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns what comes next."""

@@ -11,7 +11,7 @@ import torch
 from lightning import LightningDataModule
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kdbench.base import rng
 from kdbench.base.digest import digest
@@ -21,7 +21,7 @@ from kdbench.data import Key
 from kdbench.errors import KDBenchError
 from kdbench.splits import limited
 from kdbench.task import Batch
-from tasks.graph.data import VIEWS_UNDIRECTED, alone, arrays, hashed, looks, normalised, views
+from tasks.graph.data import VIEWS_UNDIRECTED, Drawn, alone, arrays, hashed, looks, normalised, views
 from tasks.graph.layout import Graph
 from tasks.graph.operators import Sparse
 from tasks.graph.sources import open_source
@@ -170,27 +170,6 @@ class Pairs:
         return Batch(PairInputs(self.words, self.seen, pairs), targets, ids, known, distilled=kept)
 
 
-class Drawn(Dataset[Batch]):
-    """Looks at the graph, each with other pairs.
-
-    Args:
-        pairs: The graph.
-    """
-
-    def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return self.pairs.options.steps
-
-    def __getitem__(self, key: Key) -> Batch:
-        return self.pairs.training(key)
-
-    def __getitems__(self, keys: list[Key]) -> Batch:
-        """Fetches the batch of the only key."""
-        return self[keys[0]]
-
-
 class PairData(LightningDataModule):
     """Loaders of an opened graph.
 
@@ -207,7 +186,7 @@ class PairData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns as many looks at the graph as an epoch has steps."""
         alone(self.pairs.graph.name)
-        return looks(Drawn(self.pairs), self.seed, train=True)
+        return looks(Drawn(self.pairs.training, self.pairs.options.steps), self.seed, train=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns validation edges and other pairs."""

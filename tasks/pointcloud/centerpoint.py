@@ -129,24 +129,26 @@ def _block(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
-class CenterPillars(PointPillars):
+class _Centred:
+    """Gives a detector a ``CenterHead`` of 64 channels times the width."""
+
+    classes: tuple[str, ...]
+
+    def make_head(self, channels: int, width: float) -> nn.Module:
+        """Creates the head for a map of so many channels."""
+        return CenterHead(channels, round(width * HEAD_CHANNELS), len(self.classes))
+
+
+class CenterPillars(_Centred, PointPillars):
     """CenterPoint on pillars: ``PointPillars`` with a ``CenterHead`` of 64 channels times the width.
 
     Its outputs are over cells: class logits (B, A, C), ``box`` the first six values of :func:`encode` (B, A, 6) and
     ``direction`` its last two (B, A, 2), with ``A = H * W``.
     """
 
-    def make_head(self, channels: int, width: float) -> nn.Module:
-        """Creates the head for a map of so many channels."""
-        return CenterHead(channels, round(width * HEAD_CHANNELS), len(self.classes))
 
-
-class CenterVoxels(SECOND):
+class CenterVoxels(_Centred, SECOND):
     """CenterPoint on voxels: ``SECOND`` with a ``CenterHead`` of 64 channels times the width; see ``CenterPillars``."""
-
-    def make_head(self, channels: int, width: float) -> nn.Module:
-        """Creates the head for a map of so many channels."""
-        return CenterHead(channels, round(width * HEAD_CHANNELS), len(self.classes))
 
 
 class Peaks(nn.Module):

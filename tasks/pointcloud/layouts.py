@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from kdbench.base.digest import digest, hash_files, source_digest
 from kdbench.base.store import Store
@@ -13,6 +13,7 @@ from kdbench.splits import cut
 from tasks.pointcloud.nuscenes import NuScenes
 from tasks.pointcloud.own import OwnFrames
 from tasks.pointcloud.scans import ScanLayout
+from tasks.pointcloud.source import Source
 
 Layout = Literal["kitti", "nuscenes", "kitti_like"]
 TEST_SHARE = 0.2  # of what is not split
@@ -36,24 +37,7 @@ def check_layout(layout: Layout, root: str | None, camera: bool) -> None:
         raise KDBenchError(f"data={layout} has no camera: leave data.camera=false")
 
 
-class Source(Protocol):
-    """A folder in another layout."""
-
-    def files(self) -> list[Path]:
-        """Returns all that is read."""
-        ...
-
-    def write(self, training: Path) -> tuple[Sequence[str], Sequence[str], Mapping[str, str]]:
-        """Writes scans and labels as KITTI has them.
-
-        Returns:
-            Names of the frames for training and for test; where no split is known all for training, and what each
-            belongs to that is not to be cut apart.
-        """
-        ...
-
-
-_SOURCES: dict[str, Callable[..., Source]] = {"nuscenes": NuScenes, "kitti_like": OwnFrames}
+_SOURCES: dict[str, type[Source]] = {"nuscenes": NuScenes, "kitti_like": OwnFrames}
 
 
 def in_kitti_layout(

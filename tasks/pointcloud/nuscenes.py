@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import numpy as np
 from kdbench.base.files import read_text, reason
 from kdbench.errors import KDBenchError, nearest
 from tasks.pointcloud import kitti
-from tasks.pointcloud.scans import ScanLayout, read_points, write_points
+from tasks.pointcloud.scans import read_points, write_points
+from tasks.pointcloud.source import Source
 
 SENSOR = "LIDAR_TOP"
 TABLES = (
@@ -50,15 +50,8 @@ OWN_CAR = 1.0  # m around the LiDAR, where an earlier sweep sees the car itself
 Record = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class NuScenes:
-    """A folder of nuScenes; see :func:`~tasks.pointcloud.layouts.in_kitti_layout`."""
-
-    root: Path
-    scan: ScanLayout
-    classes: tuple[str, ...]
-    names: Mapping[str, str]
-    sweeps: int = 0
+class NuScenes(Source):
+    """A folder of nuScenes."""
 
     @cached_property
     def _folder(self) -> Path:
@@ -167,8 +160,9 @@ class NuScenes:
 
     def _objects(self, rows: Sequence[Record], place: np.ndarray) -> kitti.Objects:
         boxes, types = np.zeros((len(rows), 7)), []
+        inverse = np.linalg.inv(place)
         for i, row in enumerate(rows):
-            local = np.linalg.inv(place) @ self._matrix(row)
+            local = inverse @ self._matrix(row)
             width, length, height = self._value(row, "size")
             boxes[i] = [*local[:3, 3], length, width, height, np.arctan2(local[1, 0], local[0, 0])]
             category = self._value(self._of("category", self._of("instance", row)), "name")

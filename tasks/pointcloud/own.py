@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,14 @@ import numpy as np
 from kdbench.base.files import listed, read_text, reason
 from kdbench.errors import KDBenchError, nearest
 from tasks.pointcloud import kitti
-from tasks.pointcloud.scans import ScanLayout
+from tasks.pointcloud.source import Source
 
 #: Columns of a label in the frame of the LiDAR.
 PLAIN = ("class", "x", "y", "z", "length", "width", "height", "yaw")
 
 
-@dataclass(frozen=True)
-class OwnFrames:
-    """A folder of people's own frames; see :func:`~tasks.pointcloud.layouts.in_kitti_layout`."""
-
-    root: Path
-    scan: ScanLayout
-    classes: tuple[str, ...]
-    names: Mapping[str, str]
-    sweeps: int = 0
+class OwnFrames(Source):
+    """A folder of people's own frames."""
 
     def _folders(self) -> tuple[Path, Path]:
         base = self.root / "training" if (self.root / "training").is_dir() else self.root

@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from kdbench.base import rng
 from kdbench.errors import KDBenchError
-from kdbench.task import Batch, DatasetInfo, move
+from kdbench.task import Batch, move
 from tasks.text.base import spelled
 from tasks.text.kgqa import ASKED, HOPS, Graph, Questions, opened, said
 from tasks.text.language import LanguageModel
@@ -103,23 +103,6 @@ class QuestionAnswering(LanguageModel):
     def graph(self) -> Graph:
         """What the questions are about."""
         return self.texts.graph
-
-    def dataset(self) -> DatasetInfo:
-        """Returns what a record says of the data set."""
-        if self.restored is not None:
-            return self.restored
-        texts = self.texts
-        sizes = {"train": len(texts.train), "val": len(texts.val), "test": len(texts.test)}
-        return DatasetInfo(
-            "kgqa",
-            True,
-            texts.digest,
-            sizes,
-            learned=texts.learned,
-            classes=texts.words,
-            inputs={"length": texts.length},
-            notes=texts.notes,
-        )
 
     # ---- scores -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -25,7 +25,7 @@ from kdbench.base.instantiate import check
 from kdbench.base.store import Store
 from kdbench.errors import KDBenchError
 from kdbench.functional.numerics import upcast
-from kdbench.task import Batch, DatasetInfo
+from kdbench.task import Batch
 from tasks.text.data import DataOptions, Texts
 from tasks.text.grammar import STOP, TOPICS
 from tasks.text.sequences import Inputs
@@ -78,6 +78,7 @@ class CanaryTexts(Texts):
         secrets: What is to be kept.
     """
 
+    name = "canaries"
     further = (CODE, *DIGITS)
 
     def __init__(self, options: CanaryOptions, store: Store) -> None:
@@ -129,11 +130,6 @@ class CanaryText(Text):
     def texts(self) -> CanaryTexts:
         """The data set."""
         return CanaryTexts(CanaryOptions(**check("data", CanaryOptions, self.options)), self.store)
-
-    def dataset(self) -> DatasetInfo:
-        """Returns what a record says of the data set."""
-        info = super().dataset()
-        return info if self.restored is not None else replace(info, name="canaries")
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Also ``private``: how probable it is that each next word is private, ``(B, L)``; digits are."""

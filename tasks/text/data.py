@@ -53,6 +53,7 @@ class Texts:
     """An opened data set. Ids count through train (those with labels first), validation and test.
 
     Attributes:
+        name: Of the data set.
         grammar: Options of the law of the texts.
         words: The vocabulary; the first is the full stop, in front of every text.
         length: Words of the longest text.
@@ -65,6 +66,7 @@ class Texts:
         further: Words behind those of the grammar, which it does not say.
     """
 
+    name: ClassVar[str] = "grammar"
     further: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: DataOptions, store: Store) -> None:

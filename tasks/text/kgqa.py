@@ -160,6 +160,7 @@ class Questions:
     """Questions and answers. Ids count through train (every edge, then those with labels), validation and test.
 
     Attributes:
+        name: Of the data set.
         graph: What they are about.
         words: The vocabulary; the first is the full stop, in front of every text and behind it.
         length: Words of the longest text with a trace.
@@ -170,6 +171,8 @@ class Questions:
         learned: Of what is not test.
         notes: What a record says of texts that a model wrote.
     """
+
+    name: ClassVar[str] = "kgqa"
 
     def __init__(self, options: QuestionOptions) -> None:
         self.options = options

@@ -18,7 +18,7 @@ from kdbench.base.collectives import normalizer
 from kdbench.errors import KDBenchError, nearest
 from kdbench.features import Feature, Logits
 from kdbench.functional.numerics import upcast
-from kdbench.task import Batch, Counts, ExportPlan
+from kdbench.task import Batch, Counts, DatasetInfo, ExportPlan
 from tasks.text.base import TextTask
 from tasks.text.generate import generate
 from tasks.text.metrics import NextWord, Proxy
@@ -35,6 +35,7 @@ class LanguageModel(TextTask):
     """Predicts the next word.
 
     Attributes:
+        embedded: Whether the data set needs no files.
         ends: Whether the word in front of every text also ends it.
         coloured: What the colours of a picture mean.
     """
@@ -44,6 +45,7 @@ class LanguageModel(TextTask):
     )
     higher_is_better: ClassVar[bool] = False
     causal: ClassVar[bool] = True
+    embedded: ClassVar[bool] = True
     ends: ClassVar[bool] = True
     coloured: ClassVar[str] = "how surprised each model is by the word that stands there, in nats"
 
@@ -58,6 +60,22 @@ class LanguageModel(TextTask):
     def length(self) -> int:
         """Most words of a text."""
         return self.texts.length if self.restored is None else int(self.restored.inputs["length"])
+
+    def dataset(self) -> DatasetInfo:
+        """Returns what a record says of the data set."""
+        if self.restored is not None:
+            return self.restored
+        texts = self.texts
+        return DatasetInfo(
+            texts.name,
+            self.embedded,
+            texts.digest,
+            {"train": len(texts.train), "val": len(texts.val), "test": len(texts.test)},
+            learned=texts.learned,
+            classes=texts.words,
+            inputs={"length": texts.length},
+            notes=texts.notes,
+        )
 
     @property
     def front(self) -> int:

@@ -21,7 +21,7 @@ from kdbench.base.instantiate import check
 from kdbench.errors import KDBenchError
 from kdbench.functional.numerics import upcast
 from kdbench.splits import limited
-from kdbench.task import Batch, DatasetInfo
+from kdbench.task import Batch
 from tasks.text import corpus, files
 from tasks.text.language import LanguageModel
 from tasks.text.loading import TextData, content, cuts
@@ -125,6 +125,7 @@ class OwnText(LanguageModel):
     """Predicts the next byte; the options of ``data`` are those of :class:`OwnOptions`."""
 
     primary: ClassVar[str] = "bits_per_byte"
+    embedded: ClassVar[bool] = False
     unit: ClassVar[str | None] = "bits"
     metric_law: ClassVar[str] = "mean"
 
@@ -133,23 +134,6 @@ class OwnText(LanguageModel):
         """The data set."""
         return OwnTexts(
             OwnOptions(**check("data", OwnOptions, {k: v for k, v in self.options.items() if k != "source"}))
-        )
-
-    def dataset(self) -> DatasetInfo:
-        """Returns what a record says of the data set."""
-        if self.restored is not None:
-            return self.restored
-        texts = self.texts
-        sizes = {"train": len(texts.train), "val": len(texts.val), "test": len(texts.test)}
-        return DatasetInfo(
-            texts.name,
-            False,
-            texts.digest,
-            sizes,
-            learned=texts.learned,
-            classes=texts.words,
-            inputs={"length": texts.length},
-            notes=texts.notes,
         )
 
     def metrics(self, split: str) -> MetricCollection:

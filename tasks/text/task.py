@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -48,20 +49,11 @@ class Text(LanguageModel):
         return named(chain(Grammar(**self.restored.inputs["grammar"])), self.words)
 
     def dataset(self) -> DatasetInfo:
-        """Returns what a record says of the data set."""
+        """Returns what a record says of the data set, the options of its law among it."""
+        info = super().dataset()
         if self.restored is not None:
-            return self.restored
-        texts = self.texts
-        return DatasetInfo(
-            "grammar",
-            True,
-            texts.digest,
-            {"train": len(texts.train), "val": len(texts.val), "test": len(texts.test)},
-            learned=texts.learned,
-            classes=texts.words,
-            inputs={"length": texts.length, "grammar": vars(texts.grammar)},
-            notes=texts.notes,
-        )
+            return info
+        return replace(info, inputs={**info.inputs, "grammar": vars(self.texts.grammar)})
 
     def restore(self, info: DatasetInfo) -> None:
         """Takes words, length and law of a record."""

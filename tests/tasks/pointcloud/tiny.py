@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kdbench.base import rng
 from kdbench.base.store import Store
@@ -141,3 +142,16 @@ def scored(task: PointCloud, model: Any, monkeypatch: pytest.MonkeyPatch, drop: 
             patch.setattr(task, "decode", lambda *_, batch=batch: perfect(task, batch, drop))
             task.score(metrics, model, NOTHING, batch)
     return scalars(metrics)
+
+
+def losses(task: PointCloud, net: nn.Module, batch: Batch, steps: int = 15) -> list[float]:
+    """Trains a detector on one batch and returns its loss before each step."""
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+    found = []
+    for _ in range(steps):
+        loss = torch.stack([*task.loss(net, task.forward(net, batch.inputs), batch).values()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
